@@ -1,0 +1,28 @@
+# The version number is written in idempotency.control, nowhere else.
+EXTENSION = idempotency
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(EXTENSION).control)
+
+MODULE_big = idempotency
+OBJS = $(patsubst %,src/%.o,idempotency claim fingerprint grant guc key lock pending sha256 store ttl)
+DATA = $(EXTENSION)--$(EXTVERSION).sql
+PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
+
+# PostgreSQL's own headers are not clean under these parts of -Wextra.
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
+
+# "make installcheck" tests against a running server, as PGXS does; with
+# TEMP_INSTANCE=folder it makes and removes a server of its own there.
+REGRESS =
+ISOLATION =
+TAP_TESTS = 1
+PROVE_TESTS = t/010_docs.pl
+
+ifdef TEMP_INSTANCE
+REGRESS_OPTS += --temp-instance=$(TEMP_INSTANCE) --temp-config=$(srcdir)/test/temp.conf
+ISOLATION_OPTS += --temp-instance=$(TEMP_INSTANCE) --temp-config=$(srcdir)/test/temp.conf
+endif
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+srcdir ?= .
+include $(PGXS)

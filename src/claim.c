@@ -1,0 +1,646 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.c
+ *	  The SQL face of claims: arguments checked, a state decided, a row out.
+ *
+ * What a claim is made of is elsewhere: the key's advisory lock (lock.h), the
+ * transaction's memory of it (pending.h), the row (store.h).  The order that
+ * every path keeps is lock, then probe, then write.  "Busy" is what the lock
+ * and an uncommitted row say; "duplicate" is what only a committed row says.
+ * So a busy lock never answers by itself: the probe has the last word.
+ *
+ * The functions are not STRICT and check their NULLs here: an optional
+ * argument that is NULL is one that was not given.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "errors.h"
+#include "fingerprint.h"
+#include "guc.h"
+#include "key.h"
+#include "lock.h"
+#include "pending.h"
+#include "store.h"
+#include "ttl.h"
+
+PG_FUNCTION_INFO_V1(idem_begin);
+PG_FUNCTION_INFO_V1(idem_finish);
+PG_FUNCTION_INFO_V1(idem_release);
+PG_FUNCTION_INFO_V1(idem_claim);
+PG_FUNCTION_INFO_V1(idem_claim_many);
+PG_FUNCTION_INFO_V1(idem_lookup);
+PG_FUNCTION_INFO_V1(idem_forget);
+PG_FUNCTION_INFO_V1(idem_forget_scope);
+
+/* What the caller asks for. */
+typedef struct Request
+{
+	IdemKey key;
+	Interval ttl;
+	TimestampTz now; /* wall clock, taken as the call begins */
+	bool has_fingerprint;
+	uint8 fingerprint[FINGERPRINT_BYTES];
+} Request;
+
+/* ------------------------------------------------------------------------
+ * Arguments
+ * ------------------------------------------------------------------------
+ */
+
+static text *
+arg_text(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : PG_GETARG_TEXT_PP(n);
+}
+
+static void
+arg_ttl(FunctionCallInfo fcinfo, int n, Request *request)
+{
+	request->now = GetCurrentTimestamp();
+	if (PG_ARGISNULL(n))
+		ttl_default(&request->ttl);
+	else
+		request->ttl = *PG_GETARG_INTERVAL_P(n);
+}
+
+static void
+arg_fingerprint(FunctionCallInfo fcinfo, int n, Request *request)
+{
+	request->has_fingerprint = !PG_ARGISNULL(n);
+	if (request->has_fingerprint)
+		fingerprint_jsonb(PG_GETARG_JSONB_P(n), request->fingerprint);
+}
+
+/* key, ttl, scope, request: as idem_begin and idem_claim take them */
+static void
+get_request(FunctionCallInfo fcinfo, Request *request)
+{
+	key_make(&request->key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
+	arg_ttl(fcinfo, 1, request);
+	(void) ttl_after(request->now, &request->ttl, "ttl", &request->key);
+	arg_fingerprint(fcinfo, 3, request);
+}
+
+static const uint8 *
+request_fingerprint(const Request *request)
+{
+	return request->has_fingerprint ? request->fingerprint : NULL;
+}
+
+/* Compared only where both sides gave one. */
+static bool
+is_mismatch(const Request *request, const StoreRow *row)
+{
+	return request->has_fingerprint && row->has_fingerprint &&
+		memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) != 0;
+}
+
+/* ------------------------------------------------------------------------
+ * idem_begin
+ * ------------------------------------------------------------------------
+ */
+
+typedef enum BeginState
+{
+	BEGIN_STARTED,
+	BEGIN_REPLAYED,
+	BEGIN_IN_PROGRESS,
+	BEGIN_MISMATCH
+} BeginState;
+
+static const char *const begin_states[] = {
+	[BEGIN_STARTED] = "started",
+	[BEGIN_REPLAYED] = "replayed",
+	[BEGIN_IN_PROGRESS] = "in_progress",
+	[BEGIN_MISMATCH] = "mismatch",
+};
+
+/*
+ * Decide a begin.  Fills "row" when the answer comes from one.  On started
+ * the claim is remembered and the lock kept; on anything else no lock stays.
+ */
+static BeginState
+begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row)
+{
+	const IdemKey *key = &request->key;
+	PendingClaim *mine = pending_find(key);
+
+	/* one claim, one begin: waiting for ourselves would be for ever */
+	if (mine != NULL && mine->state == PENDING_OPEN)
+		return BEGIN_IN_PROGRESS;
+
+	for (;;)
+	{
+		bool locked = lock_try(key);
+
+		CHECK_FOR_INTERRUPTS();
+		store_probe(key, row);
+
+		if (locked && (row->life == STORE_ABSENT || row->life == STORE_EXPIRED))
+		{
+			if (XactReadOnly)
+				error_read_only(key, "claim");
+			pending_begin(key, &request->ttl, request->now, request_fingerprint(request),
+						  row->life == STORE_EXPIRED);
+			return BEGIN_STARTED;
+		}
+		if (locked)
+			lock_release(key);
+
+		if (row->life == STORE_FINISHED)
+			return is_mismatch(request, row) ? BEGIN_MISMATCH : BEGIN_REPLAYED;
+
+		if (row->life == STORE_HELD ? !store_wait(key, row, wait_until)
+									: !lock_wait_free(key, wait_until))
+			return BEGIN_IN_PROGRESS;
+	}
+}
+
+/* Columns of idem_begin's row, in the order of the install script. */
+enum
+{
+	BEGIN_COL_STATE,
+	BEGIN_COL_RESULT,
+	BEGIN_COL_RETRY_AFTER,
+	BEGIN_COL_FENCE,
+	BEGIN_COL_ATTEMPT,
+	BEGIN_COL_PHASE,
+	BEGIN_COL_PROGRESS,
+	BEGIN_COL_CREATED_AT,
+	BEGIN_COL_FINISHED_AT,
+	BEGIN_COL_EXPIRES_AT,
+	BEGIN_NCOLS
+};
+
+/*
+ * The row type, made once a session: it consists of built-in types only and
+ * released signatures never change, so it cannot go stale, and looking it up
+ * in the catalog would cost a tenth of a claim.
+ */
+static TupleDesc
+begin_row_type(void)
+{
+	static TupleDesc desc = NULL;
+	static const struct
+	{
+		const char *name;
+		Oid type;
+	} cols[BEGIN_NCOLS] = {
+		[BEGIN_COL_STATE] = {"state", TEXTOID},
+		[BEGIN_COL_RESULT] = {"result", JSONBOID},
+		[BEGIN_COL_RETRY_AFTER] = {"retry_after", FLOAT8OID},
+		[BEGIN_COL_FENCE] = {"fence", INT8OID},
+		[BEGIN_COL_ATTEMPT] = {"attempt", INT4OID},
+		[BEGIN_COL_PHASE] = {"phase", TEXTOID},
+		[BEGIN_COL_PROGRESS] = {"progress", JSONBOID},
+		[BEGIN_COL_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
+		[BEGIN_COL_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID},
+		[BEGIN_COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
+	};
+
+	if (desc == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+		TupleDesc made = CreateTemplateTupleDesc(BEGIN_NCOLS);
+
+		for (int i = 0; i < BEGIN_NCOLS; i++)
+			TupleDescInitEntry(made, i + 1, cols[i].name, cols[i].type, -1, 0);
+		desc = BlessTupleDesc(made);
+		MemoryContextSwitchTo(old);
+	}
+	return desc;
+}
+
+static Datum
+begin_row(const Request *request, BeginState state, const StoreRow *row)
+{
+	Datum values[BEGIN_NCOLS] = {0};
+	bool isnull[BEGIN_NCOLS];
+
+#define SET(col, datum) (values[col] = (datum), isnull[col] = false)
+	memset(isnull, true, sizeof(isnull));
+	SET(BEGIN_COL_STATE, CStringGetTextDatum(begin_states[state]));
+	switch (state)
+	{
+		case BEGIN_STARTED:
+			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(1));
+			SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(request->now));
+			break;
+		case BEGIN_IN_PROGRESS:
+			SET(BEGIN_COL_RETRY_AFTER, Float8GetDatum(idem_retry_after / 1000.0));
+			break;
+		case BEGIN_REPLAYED:
+			if (row->has_result)
+				SET(BEGIN_COL_RESULT, row->result);
+			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(row->attempt));
+			/* FALLTHROUGH */
+		case BEGIN_MISMATCH:
+			/* somebody else's request: when, but nothing of what */
+			SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(row->created_at));
+			SET(BEGIN_COL_FINISHED_AT, TimestampTzGetDatum(row->finished_at));
+			SET(BEGIN_COL_EXPIRES_AT, TimestampTzGetDatum(row->expires_at));
+			break;
+	}
+#undef SET
+
+	return HeapTupleGetDatum(heap_form_tuple(begin_row_type(), values, isnull));
+}
+
+/*
+ * idem_begin(key text, ttl interval, scope text, request jsonb,
+ *			  lease interval, wait interval) RETURNS record
+ */
+Datum
+idem_begin(PG_FUNCTION_ARGS)
+{
+	Request request;
+	StoreRow row;
+	TimestampTz wait_until;
+	BeginState state;
+
+	get_request(fcinfo, &request);
+	if (!PG_ARGISNULL(4))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("leased claims are not supported yet"),
+				 errhint("Leave out the lease: the claim then lives in this transaction.")));
+	wait_until = PG_ARGISNULL(5)
+		? request.now
+		: ttl_wait_until(request.now, PG_GETARG_INTERVAL_P(5), &request.key);
+
+	state = begin_claim(&request, wait_until, &row);
+	return begin_row(&request, state, &row);
+}
+
+/* ------------------------------------------------------------------------
+ * idem_finish, idem_release
+ * ------------------------------------------------------------------------
+ */
+
+/* There is no claim to end: say why. */
+static void
+error_nothing_open(const IdemKey *key, const PendingClaim *mine)
+{
+	StoreRow row;
+
+	if (mine == NULL)
+		store_probe(key, &row);
+	if (mine != NULL || row.life == STORE_FINISHED)
+		error_finished(key);
+	error_no_claim(key);
+}
+
+static void
+refuse_fence(FunctionCallInfo fcinfo, int n, const IdemKey *key)
+{
+	if (!PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_NO_CLAIM),
+				 errmsg("idempotency key \"%s\" has no leased claim", key_display(key)),
+				 errhint("Leave out the fence: it belongs to leased claims.")));
+}
+
+/*
+ * idem_finish(key text, result jsonb, scope text, fence bigint) RETURNS jsonb
+ */
+Datum
+idem_finish(PG_FUNCTION_ARGS)
+{
+	IdemKey key;
+	PendingClaim *claim;
+	StoreWrite write = {0};
+
+	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
+	refuse_fence(fcinfo, 3, &key);
+	claim = pending_find(&key);
+	if (claim == NULL || claim->state != PENDING_OPEN)
+		error_nothing_open(&key, claim);
+	if (XactReadOnly)
+		error_read_only(&key, "finish");
+
+	if (!PG_ARGISNULL(1))
+	{
+		Size size = toast_raw_datum_size(PG_GETARG_DATUM(1)) - VARHDRSZ;
+
+		if (size > (Size) idem_max_result_size)
+			error_too_large(&key, "result", size, idem_max_result_size);
+		write.has_result = true;
+		write.result = PG_GETARG_DATUM(1);
+	}
+	write.fingerprint = claim->has_fingerprint ? claim->fingerprint : NULL;
+	write.created_at = claim->begun_at;
+	write.finished_at = GetCurrentTimestamp();
+	write.expires_at = ttl_after(write.finished_at, &claim->ttl, "ttl", &key);
+
+	store_finish(&key, &write, claim->replaces);
+	pending_finish(claim, write.expires_at);
+
+	if (PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(PG_GETARG_DATUM(1));
+}
+
+/*
+ * idem_release(key text, scope text, fence bigint) RETURNS boolean
+ *
+ * The lock stays: where a savepoint is rolled back, the claim is open again.
+ */
+Datum
+idem_release(PG_FUNCTION_ARGS)
+{
+	IdemKey key;
+	PendingClaim *claim;
+
+	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), true);
+	refuse_fence(fcinfo, 2, &key);
+	claim = pending_find(&key);
+	if (claim == NULL)
+		error_no_claim(&key);
+	if (claim->state == PENDING_FINISHED)
+		PG_RETURN_BOOL(false);
+
+	if (pending_has_written(claim))
+		ereport(
+			WARNING,
+			(errmsg("transaction has written since idempotency key \"%s\" was claimed",
+					key_display(&key)),
+			 errdetail(
+				 "If it commits, what it has written stays, and a repeated request runs again."),
+			 errhint("Roll back instead of releasing the claim.")));
+	pending_release(claim);
+	PG_RETURN_BOOL(true);
+}
+
+/* ------------------------------------------------------------------------
+ * idem_claim, idem_claim_many
+ * ------------------------------------------------------------------------
+ */
+
+static StoreWrite
+claim_write(const Request *request)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return (StoreWrite){
+		.fingerprint = request_fingerprint(request),
+		.created_at = now,
+		.finished_at = now,
+		.expires_at = ttl_after(now, &request->ttl, "ttl", &request->key),
+	};
+}
+
+/*
+ * Write the key's finished row unless one is there; waits for concurrent
+ * holders.  "lock": a concurrent begin holds its key by the lock alone, so a
+ * single claim takes it and waits for the outcome.  A batch takes none, as it
+ * would fill the lock table; there the begin's finish finds the row (40001).
+ */
+static bool
+claim_key(const Request *request, bool lock)
+{
+	const IdemKey *key = &request->key;
+	PendingClaim *mine = pending_find(key);
+	StoreRow row;
+
+	if (mine != NULL && mine->state == PENDING_OPEN)
+		error_own_claim(key);
+
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (lock)
+			lock_wait(key);
+		store_probe(key, &row);
+
+		if (row.life == STORE_ABSENT || row.life == STORE_EXPIRED)
+		{
+			StoreWrite write;
+
+			if (XactReadOnly)
+				error_read_only(key, "claim");
+			write = claim_write(request);
+			if (store_claim(key, &write, &row))
+			{
+				pending_written(key, write.expires_at);
+				return true;
+			}
+		}
+
+		/* held or finished, or it became so just now: not our lock to keep */
+		if (lock)
+			lock_release(key);
+		if (row.life == STORE_FINISHED)
+		{
+			if (is_mismatch(request, &row))
+				error_mismatch(key);
+			return false;
+		}
+		if (row.life == STORE_HELD)
+			(void) store_wait(key, &row, DT_NOEND);
+	}
+}
+
+/*
+ * idem_claim(key text, ttl interval, scope text, request jsonb) RETURNS boolean
+ */
+Datum
+idem_claim(PG_FUNCTION_ARGS)
+{
+	Request request;
+
+	get_request(fcinfo, &request);
+	PG_RETURN_BOOL(claim_key(&request, true));
+}
+
+typedef struct BatchKey
+{
+	IdemKey key;
+	int position; /* in the caller's array */
+	bool claimed;
+} BatchKey;
+
+static int
+by_digest(const void *a, const void *b)
+{
+	const BatchKey *x = a;
+	const BatchKey *y = b;
+	int c = key_cmp(&x->key, &y->key);
+
+	if (c != 0)
+		return c;
+	return x->position < y->position ? -1 : 1;
+}
+
+static int
+by_position(const void *a, const void *b)
+{
+	const BatchKey *x = a;
+	const BatchKey *y = b;
+
+	return x->position < y->position ? -1 : 1;
+}
+
+/* All keys of the array, checked before any is claimed. */
+static BatchKey *
+get_batch(ArrayType *array, text *scope, int *nkeys)
+{
+	BatchKey *batch;
+	Datum *elems;
+	bool *isnull;
+
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("idempotency keys must be a one-dimensional array"),
+				 errdetail("The array has %d dimensions.", ARR_NDIM(array))));
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elems, &isnull, nkeys);
+
+	batch = MemoryContextAllocHuge(CurrentMemoryContext, Max(*nkeys, 1) * sizeof(BatchKey));
+	for (int i = 0; i < *nkeys; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (isnull[i])
+			error_null(psprintf("element %d of the idempotency keys", i + 1));
+		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
+		batch[i].position = i;
+		batch[i].claimed = false;
+	}
+	return batch;
+}
+
+/*
+ * idem_claim_many(keys text[], ttl interval, scope text) RETURNS TABLE (key text)
+ *
+ * Claims in digest order, so that two batches cannot deadlock, each key once;
+ * answers in the order given.
+ */
+Datum
+idem_claim_many(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Request request = {0};
+	text *scope = arg_text(fcinfo, 2);
+	BatchKey *batch;
+	int nkeys;
+	MemoryContext per_key;
+
+	/* one column is not a row type to the server */
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (PG_ARGISNULL(0))
+		error_null("array of idempotency keys");
+	arg_ttl(fcinfo, 1, &request);
+	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope ? scope : cstring_to_text(""), &nkeys);
+	if (nkeys > 0)
+		(void) ttl_after(request.now, &request.ttl, "ttl", &batch[0].key);
+
+	/* a probe and an insertion leave a few kilobytes behind */
+	per_key =
+		AllocSetContextCreate(CurrentMemoryContext, "idem_claim_many", ALLOCSET_DEFAULT_SIZES);
+
+	qsort(batch, nkeys, sizeof(BatchKey), by_digest);
+	for (int i = 0; i < nkeys; i++)
+	{
+		MemoryContext old;
+
+		if (i > 0 && key_cmp(&batch[i].key, &batch[i - 1].key) == 0)
+			continue;
+		old = MemoryContextSwitchTo(per_key);
+		request.key = batch[i].key;
+		batch[i].claimed = claim_key(&request, false);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(per_key);
+	}
+
+	qsort(batch, nkeys, sizeof(BatchKey), by_position);
+	for (int i = 0; i < nkeys; i++)
+	{
+		Datum value = PointerGetDatum(batch[i].key.key);
+		bool isnull = false;
+
+		if (batch[i].claimed)
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
+	}
+	return (Datum) 0;
+}
+
+/* ------------------------------------------------------------------------
+ * idem_lookup, idem_forget, idem_forget_scope
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * idem_lookup(key text, scope text) RETURNS TABLE (state, result, attempt,
+ *			   phase, progress, lease_until, created_at, finished_at, expires_at)
+ */
+Datum
+idem_lookup(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	IdemKey key;
+	StoreRow row;
+
+	InitMaterializedSRF(fcinfo, 0);
+	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), false);
+	if (store_lookup(&key, &row))
+	{
+		Datum values[] = {CStringGetTextDatum("finished"),
+						  row.result,
+						  Int32GetDatum(row.attempt),
+						  (Datum) 0, /* phase */
+						  (Datum) 0, /* progress */
+						  (Datum) 0, /* lease_until */
+						  TimestampTzGetDatum(row.created_at),
+						  TimestampTzGetDatum(row.finished_at),
+						  TimestampTzGetDatum(row.expires_at)};
+		bool isnull[] = {false, !row.has_result, false, true, true, true, false, false, false};
+
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * idem_forget(key text, scope text) RETURNS boolean
+ *
+ * Waits for a concurrent claim of the key, so that what it erases is all.
+ */
+Datum
+idem_forget(PG_FUNCTION_ARGS)
+{
+	IdemKey key;
+
+	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), false);
+	if (XactReadOnly)
+		error_read_only(&key, "forget");
+	lock_wait(&key);
+	PG_RETURN_BOOL(store_forget(&key));
+}
+
+/*
+ * idem_forget_scope(scope text) RETURNS bigint
+ */
+Datum
+idem_forget_scope(PG_FUNCTION_ARGS)
+{
+	if (PG_ARGISNULL(0))
+		error_null("idempotency scope");
+	PreventCommandIfReadOnly("idem_forget_scope()");
+	PG_RETURN_INT64(store_forget_scope(PG_GETARG_TEXT_PP(0)));
+}

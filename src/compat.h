@@ -1,0 +1,81 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  One spelling for what differs between PostgreSQL 15 and 19.
+ *
+ * The only file that looks at PG_VERSION_NUM.  Everything else uses the
+ * names below, which follow the newest server where that is possible.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_COMPAT_H
+#define IDEM_COMPAT_H
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "executor/executor.h"
+#include "fmgr.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+
+#if PG_VERSION_NUM < 150000
+#error "idempotency needs PostgreSQL 15 or later"
+#endif
+
+/* 16: the varlena macros have left postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* 18: a module can tell its name and version to pg_get_loaded_modules(). */
+#if PG_VERSION_NUM >= 180000
+#define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC_EXT(.name = "idempotency", .version = version_)
+#else
+#define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC
+#endif
+
+/* 16: an update tells whether only summarizing indexes need a new entry. */
+#if PG_VERSION_NUM >= 160000
+typedef TU_UpdateIndexes IdemUpdateIndexes;
+#define idem_update_needs_indexes(u) ((u) != TU_None)
+#define idem_update_only_summarizing(u) ((u) == TU_Summarizing)
+#else
+typedef bool IdemUpdateIndexes;
+#define idem_update_needs_indexes(u) (u)
+#define idem_update_only_summarizing(u) (false)
+#endif
+
+static inline IndexScanDesc
+idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys)
+{
+#if PG_VERSION_NUM >= 180000
+	return index_beginscan(heap, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(heap, index, snapshot, nkeys, 0);
+#endif
+}
+
+static inline Oid
+idem_primary_key(Relation rel)
+{
+#if PG_VERSION_NUM >= 180000
+	return RelationGetPrimaryKeyIndex(rel, false);
+#else
+	return RelationGetPrimaryKeyIndex(rel);
+#endif
+}
+
+static inline void
+idem_insert_index_tuples(ResultRelInfo *rri, TupleTableSlot *slot, EState *estate, bool no_dup_err,
+						 bool *conflict, bool only_summarizing)
+{
+#if PG_VERSION_NUM >= 160000
+	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, NIL,
+								 only_summarizing);
+#else
+	(void) only_summarizing;
+	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, NIL);
+#endif
+}
+
+#endif /* IDEM_COMPAT_H */

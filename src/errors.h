@@ -1,0 +1,115 @@
+/*-------------------------------------------------------------------------
+ *
+ * errors.h
+ *	  One helper per condition, so that a SQLSTATE is written once.
+ *
+ * Every message names the key, cut by key_display(); none ever shows a
+ * token or a code.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_ERRORS_H
+#define IDEM_ERRORS_H
+
+#include "key.h"
+
+#define ERRCODE_IDEM_REQUEST_MISMATCH MAKE_SQLSTATE('I', 'D', '0', '0', '2')
+#define ERRCODE_IDEM_NO_CLAIM MAKE_SQLSTATE('I', 'D', '0', '0', '3')
+#define ERRCODE_IDEM_UNFINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '5')
+#define ERRCODE_IDEM_FINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '6')
+
+/* 22004: a NULL where a value must be */
+#define error_null(what_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", (what_))))
+
+/* 25006 */
+#define error_read_only(key_, verb_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
+			 errmsg("cannot %s idempotency key \"%s\" in a read-only transaction", (verb_), \
+					key_display(key_)), \
+			 errhint("A read-only transaction or a standby can only replay finished keys; run " \
+					 "this on the primary in a read-write transaction.")))
+
+/* 40001 */
+#define error_serialization(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), \
+			 errmsg("could not serialize access: idempotency key \"%s\" was written by another " \
+					"transaction", \
+					key_display(key_)), \
+			 errhint("Roll back and retry the transaction; it then gets the stored result.")))
+
+/* 53200 */
+#define error_lock_table_full(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OUT_OF_MEMORY), \
+			 errmsg("lock table is full, cannot claim idempotency key \"%s\"", key_display(key_)), \
+			 errhint("Claim large batches with idem_claim_many, which needs no lock per key, or " \
+					 "increase \"max_locks_per_transaction\".")))
+
+/* 54000 */
+#define error_too_large(key_, what_, size_, limit_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), \
+			 errmsg("%s of idempotency key \"%s\" is too large", (what_), key_display(key_)), \
+			 errdetail("It has %zu bytes; \"idempotency.max_result_size\" is %d bytes.", \
+					   (Size) (size_), (limit_)), \
+			 errhint("Store the data elsewhere and a reference to it here.")))
+
+/* 55P03: waiting would be waiting for ourselves */
+#define error_own_claim(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE), \
+			 errmsg("idempotency key \"%s\" is claimed by this transaction and not finished", \
+					key_display(key_)), \
+			 errhint("Call idem_finish or idem_release for it first.")))
+
+/* ID002 */
+#define error_mismatch(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_REQUEST_MISMATCH), \
+			 errmsg("idempotency key \"%s\" was used with another request", key_display(key_)), \
+			 errhint("Use a new key for a new request.")))
+
+/* ID003 */
+#define error_no_claim(key_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_IDEM_NO_CLAIM), \
+		 errmsg("idempotency key \"%s\" has no open claim in this transaction", \
+				key_display(key_)), \
+		 errhint("Call idem_begin with the same key and scope in the same transaction, and go " \
+				 "on only when it answers \"started\".")))
+
+/* ID005, the commit guard */
+#define error_unfinished(key_, others_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_IDEM_UNFINISHED), \
+		 errmsg("cannot commit: idempotency key \"%s\" is claimed but not finished", \
+				key_display(key_)), \
+		 (others_) > 0 \
+			 ? errdetail_plural("%d more claim is not finished.", \
+								"%d more claims are not finished.", (others_), (others_)) \
+			 : 0, \
+		 errhint("Call idem_finish(key, result) after the work, or idem_release(key) if there " \
+				 "was none, in the same transaction as idem_begin.")))
+
+/* ID005, the commit guard: nothing would remember the effect */
+#define error_expired_before_commit(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_UNFINISHED), \
+			 errmsg("cannot commit: idempotency key \"%s\" expired before the commit", \
+					key_display(key_)), \
+			 errhint("Give a ttl that outlasts the transaction.")))
+
+/* ID006 */
+#define error_finished(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_FINISHED), \
+			 errmsg("idempotency key \"%s\" is finished already", key_display(key_)), \
+			 errhint("Roll back, and fetch the stored result with idem_begin.")))
+
+#endif /* IDEM_ERRORS_H */

@@ -1,0 +1,199 @@
+/*-------------------------------------------------------------------------
+ *
+ * grant.c
+ *	  idem_grant() and idem_revoke(): who may do what.
+ *
+ * A job is a set of functions.  The statements run with the caller's rights,
+ * so only who could have granted by hand can grant here, and every name in
+ * them is qualified.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/dependency.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/catcache.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+
+#include "errors.h"
+
+PG_FUNCTION_INFO_V1(idem_grant);
+PG_FUNCTION_INFO_V1(idem_revoke);
+
+typedef struct Job
+{
+	const char *name;
+	bool by_default;		  /* meant when no jobs are given */
+	const char *functions[8]; /* NULL-terminated */
+} Job;
+
+/* A job without functions is one that this version does not have yet. */
+static const Job jobs[] = {
+	{"claims",
+	 true,
+	 {"idem_begin", "idem_finish", "idem_release", "idem_claim", "idem_claim_many"}},
+	{"call", false, {NULL}},
+	{"throttle", true, {NULL}},
+	{"tokens", false, {NULL}},
+	{"lookup", false, {"idem_lookup", "idem_digest"}},
+	{"operate", false, {"idem_lookup", "idem_digest", "idem_forget", "idem_forget_scope"}},
+};
+
+/*
+ * The function of that name in the schema of the one being called, by
+ * membership in the same extension: others may have made one of that name.
+ */
+static Oid
+find_function(const char *name, Oid schema, Oid extension)
+{
+	CatCList *list = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(name));
+	Oid found = InvalidOid;
+
+	for (int i = 0; i < list->n_members && !OidIsValid(found); i++)
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
+
+		if (proc->pronamespace == schema &&
+			getExtensionOfObject(ProcedureRelationId, proc->oid) == extension)
+			found = proc->oid;
+	}
+	ReleaseSysCacheList(list);
+
+	if (!OidIsValid(found))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function %s is not part of the installed extension", name),
+				 errhint("Run ALTER EXTENSION idempotency UPDATE.")));
+	return found;
+}
+
+static const Job *
+find_job(const char *name)
+{
+	StringInfoData known;
+
+	for (int i = 0; i < lengthof(jobs); i++)
+	{
+		if (strcmp(jobs[i].name, name) != 0)
+			continue;
+		if (jobs[i].functions[0] == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("job \"%s\" is not supported by this version", name)));
+		return &jobs[i];
+	}
+
+	initStringInfo(&known);
+	for (int i = 0; i < lengthof(jobs); i++)
+		appendStringInfo(&known, "%s%s", i > 0 ? ", " : "", jobs[i].name);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unrecognized job \"%s\"", name),
+			 errhint("Jobs are %s.", known.data)));
+}
+
+static void
+run(const char *statement)
+{
+	if (SPI_execute(statement, false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not run \"%s\"", statement);
+}
+
+static void
+change_function_acl(const char *name, Oid schema, Oid extension, const char *role, bool grant)
+{
+	run(psprintf("%s EXECUTE ON FUNCTION %s %s %s", grant ? "GRANT" : "REVOKE",
+				 format_procedure_qualified(find_function(name, schema, extension)),
+				 grant ? "TO" : "FROM", role));
+}
+
+static List *
+get_jobs(FunctionCallInfo fcinfo)
+{
+	List *chosen = NIL;
+	ArrayType *array;
+	Datum *elems;
+	bool *isnull;
+	int n;
+
+	if (PG_ARGISNULL(1))
+	{
+		for (int i = 0; i < lengthof(jobs); i++)
+			if (jobs[i].by_default && jobs[i].functions[0] != NULL)
+				chosen = lappend(chosen, unconstify(Job *, &jobs[i]));
+		return chosen;
+	}
+
+	array = PG_GETARG_ARRAYTYPE_P(1);
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elems, &isnull, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (isnull[i])
+			error_null("job");
+		chosen = lappend(chosen, unconstify(Job *, find_job(TextDatumGetCString(elems[i]))));
+	}
+	return chosen;
+}
+
+/*
+ * EXECUTE on the functions of the jobs; a grant also gives USAGE on the
+ * schema, without which they could not be named.  A revoke leaves that alone,
+ * since other objects of the schema may be in use.
+ */
+static void
+change_acl(FunctionCallInfo fcinfo, bool grant)
+{
+	Oid self = fcinfo->flinfo->fn_oid;
+	Oid schema = get_func_namespace(self);
+	Oid extension = getExtensionOfObject(ProcedureRelationId, self);
+	const char *role;
+	List *chosen;
+	ListCell *lc;
+
+	if (PG_ARGISNULL(0))
+		error_null("role");
+	chosen = get_jobs(fcinfo);
+	role = quote_identifier(GetUserNameFromId(PG_GETARG_OID(0), false));
+
+	SPI_connect();
+	foreach(lc, chosen)
+	{
+		const Job *job = lfirst(lc);
+
+		for (const char *const *name = job->functions; *name != NULL; name++)
+			change_function_acl(*name, schema, extension, role, grant);
+	}
+	if (grant && chosen != NIL)
+		run(psprintf("GRANT USAGE ON SCHEMA %s TO %s", quote_identifier(get_namespace_name(schema)),
+					 role));
+	SPI_finish();
+}
+
+/*
+ * idem_grant(role regrole, jobs text[] DEFAULT NULL) RETURNS void
+ */
+Datum
+idem_grant(PG_FUNCTION_ARGS)
+{
+	change_acl(fcinfo, true);
+	PG_RETURN_VOID();
+}
+
+/*
+ * idem_revoke(role regrole, jobs text[] DEFAULT NULL) RETURNS void
+ */
+Datum
+idem_revoke(PG_FUNCTION_ARGS)
+{
+	change_acl(fcinfo, false);
+	PG_RETURN_VOID();
+}

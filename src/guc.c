@@ -1,0 +1,48 @@
+/*-------------------------------------------------------------------------
+ *
+ * guc.c
+ *	  The extension's settings.
+ *
+ * Defaults are applied in C, where the library is loaded for certain: a
+ * DEFAULT in the SQL signature that read a setting would fail in the first
+ * call of a session, before the library has defined it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "utils/guc.h"
+
+#include "guc.h"
+
+int idem_default_ttl;
+int idem_max_result_size;
+int idem_retry_after;
+bool idem_require_scope;
+
+void
+guc_init(void)
+{
+	DefineCustomIntVariable("idempotency.default_ttl",
+							"How long a finished key is kept when the caller gives no ttl.",
+							"-1 keeps it for ever.", &idem_default_ttl, 24 * 60 * 60, -1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_S, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"idempotency.max_result_size", "Largest result or progress that is stored with a key.",
+		"Measured as uncompressed jsonb.", &idem_max_result_size, 4 * 1024 * 1024, 0, INT_MAX,
+		PGC_USERSET, GUC_UNIT_BYTE, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.retry_after",
+							"retry_after that is answered while another transaction holds a key.",
+							NULL, &idem_retry_after, 1000, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("idempotency.require_scope", "Refuses claims that give no scope.",
+							 "Keeps a tenant's keys from meeting another's by omission.",
+							 &idem_require_scope, false, PGC_SUSET, 0, NULL, NULL, NULL);
+
+	MarkGUCPrefixReserved("idempotency");
+}

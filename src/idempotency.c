@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * idempotency.c
+ *	  Entry point: lets each room set itself up, nothing else.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "pending.h"
+#include "store.h"
+
+IDEM_MODULE_MAGIC(IDEM_VERSION);
+
+PGDLLEXPORT void _PG_init(void);
+
+void
+_PG_init(void)
+{
+	guc_init();
+	store_init();
+	pending_init();
+}

@@ -1,0 +1,59 @@
+/*-------------------------------------------------------------------------
+ *
+ * lock.h
+ *	  The advisory lock of a key, and waits that end without an error.
+ *
+ * The lock lives in a tag space of its own, so it never meets the locks that
+ * an application takes with pg_advisory_lock().  It belongs to the current
+ * (sub)transaction: rolled back with it, else held to the end of the
+ * transaction, and carried over by PREPARE TRANSACTION.  64 bits of the
+ * digest make the tag: two keys that share it only ever wait for each other
+ * without need, since the table's primary key decides what is a duplicate.
+ *
+ * Lock order: a session may hold any number of key locks; nothing is held
+ * below them but buffer pins that the store gives back before it returns.
+ * Deadlocks among keys are found by the server's detector (40P01).
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_LOCK_H
+#define IDEM_LOCK_H
+
+#include "datatype/timestamp.h"
+#include "storage/lock.h"
+
+#include "key.h"
+
+/* Take the lock if it is free.  53200 if the lock table is full. */
+extern bool lock_try(const IdemKey *key);
+
+/* Wait for the lock: lock_timeout, statement_timeout and deadlocks raise. */
+extern void lock_wait(const IdemKey *key);
+
+/*
+ * Wait until the lock was seen free, at most until "deadline"; false if it
+ * was not.  Does not keep the lock: the caller tries again.
+ */
+extern bool lock_wait_free(const IdemKey *key, TimestampTz deadline);
+
+/* Give back what the last lock_try() or lock_wait() took. */
+extern void lock_release(const IdemKey *key);
+
+/*
+ * Run "wait", which blocks in the lock manager, at most until "deadline".
+ * False if that came first; the session's own lock_timeout, if shorter, still
+ * raises, as does anything else.  "wait" must not keep what it locks.
+ */
+extern bool lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline);
+
+/* Have the messages of a wait name the key.  Undone by lock_context_pop(). */
+typedef struct LockContext
+{
+	ErrorContextCallback callback;
+	const IdemKey *key;
+} LockContext;
+
+extern void lock_context_push(LockContext *context, const IdemKey *key);
+extern void lock_context_pop(LockContext *context);
+
+#endif /* IDEM_LOCK_H */

@@ -1,0 +1,318 @@
+/*-------------------------------------------------------------------------
+ *
+ * pending.c
+ *	  The claims of the current transaction, and the commit guard.
+ *
+ * Entries live in TopTransactionContext and are found by walking a list,
+ * newest first: a transaction has a handful of claims, and the lock table
+ * bounds them at some ten thousand.
+ *
+ * Who may fail: the guard (pre-commit, pre-prepare) raises on purpose.
+ * Everything that runs after a commit, an abort or the end of a
+ * subtransaction only changes fields of what exists; it does not allocate
+ * and cannot raise.
+ *
+ * The guard's place.  Callbacks run last-registered-first, and one that runs
+ * before ours may do what cannot be undone: postgres_fdw commits its remote
+ * transactions in its own.  It registers at its first connection of a
+ * session, which may well come after our begin, even in the same statement.
+ * So the guard registers with the transaction's first claim and moves to the
+ * front again whenever an executor run or a utility command ends while claims
+ * are pending: whatever connects, connects inside one of those, and COMMIT
+ * itself is a utility command.
+ *
+ * The list of callbacks may be under iteration when a claim is begun, by SQL
+ * that another extension runs in its own callback, and the server does not
+ * stand the removal of the item it would visit next.  Hence the first claim
+ * only adds an item, which is in front of any iteration, and only that item
+ * is ever removed.  xact_callback, registered at load, does not move: it
+ * guards a claim that was begun as late as that, and being behind, it can
+ * remove the other.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "tcop/utility.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "errors.h"
+#include "pending.h"
+
+static slist_head claims = SLIST_STATIC_INIT(claims);
+
+/* guard_callback is registered: this transaction has, or had, claims */
+static bool guarding = false;
+
+static ExecutorEnd_hook_type prev_executor_end = NULL;
+static ProcessUtility_hook_type prev_process_utility = NULL;
+
+static void guard_callback(XactEvent event, void *arg);
+
+static void
+guard_to_front(void)
+{
+	if (guarding)
+		UnregisterXactCallback(guard_callback, NULL);
+	RegisterXactCallback(guard_callback, NULL);
+	guarding = true;
+}
+
+static PendingClaim *
+add_claim(const IdemKey *key)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	PendingClaim *claim = palloc0(sizeof(PendingClaim));
+
+	key_copy(&claim->key, key);
+	MemoryContextSwitchTo(old);
+
+	claim->begun_in = GetCurrentSubTransactionId();
+	slist_push_head(&claims, &claim->node);
+	guard_to_front();
+	return claim;
+}
+
+PendingClaim *
+pending_find(const IdemKey *key)
+{
+	slist_iter iter;
+
+	slist_foreach(iter, &claims)
+	{
+		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
+
+		if (claim->state != PENDING_RELEASED && key_cmp(&claim->key, key) == 0)
+			return claim;
+	}
+	return NULL;
+}
+
+PendingClaim *
+pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
+			  const uint8 *fingerprint, bool replaces)
+{
+	PendingClaim *claim = add_claim(key);
+
+	claim->state = PENDING_OPEN;
+	claim->ttl = *ttl;
+	claim->begun_at = begun_at;
+	claim->has_fingerprint = fingerprint != NULL;
+	if (fingerprint != NULL)
+		memcpy(claim->fingerprint, fingerprint, FINGERPRINT_BYTES);
+	claim->replaces = replaces;
+	claim->begun_cid = GetCurrentCommandId(false);
+	return claim;
+}
+
+static void
+end_claim(PendingClaim *claim, PendingState state)
+{
+	Assert(claim->state == PENDING_OPEN);
+	claim->state = state;
+	claim->ended_in = GetCurrentSubTransactionId();
+}
+
+void
+pending_finish(PendingClaim *claim, TimestampTz expires_at)
+{
+	end_claim(claim, PENDING_FINISHED);
+	claim->expires_at = expires_at;
+}
+
+void
+pending_release(PendingClaim *claim)
+{
+	end_claim(claim, PENDING_RELEASED);
+}
+
+void
+pending_written(const IdemKey *key, TimestampTz expires_at)
+{
+	PendingClaim *claim;
+
+	if (TIMESTAMP_IS_NOEND(expires_at))
+		return;
+
+	/* a loop over idem_claim() needs one entry, that of the first to expire */
+	if (!slist_is_empty(&claims))
+	{
+		claim = slist_head_element(PendingClaim, node, &claims);
+		if (claim->state == PENDING_FINISHED && claim->begun_at == 0 &&
+			claim->begun_in == GetCurrentSubTransactionId() && claim->expires_at <= expires_at)
+			return;
+	}
+	claim = add_claim(key);
+	claim->state = PENDING_FINISHED;
+	claim->ended_in = claim->begun_in;
+	claim->expires_at = expires_at;
+}
+
+/*
+ * A command that writes takes an xid and uses up its command id.  A command
+ * that would have written and found nothing to do can look the same after
+ * an earlier write: this serves a warning only.
+ */
+bool
+pending_has_written(const PendingClaim *claim)
+{
+	return TransactionIdIsValid(GetTopTransactionIdIfAny()) &&
+		GetCurrentCommandId(false) > claim->begun_cid;
+}
+
+/* ------------------------------------------------------------------------
+ * The guard
+ * ------------------------------------------------------------------------
+ */
+
+static void
+guard(void)
+{
+	PendingClaim *open = NULL;
+	PendingClaim *expired = NULL;
+	int nopen = 0;
+	TimestampTz now = 0;
+	slist_iter iter;
+
+	slist_foreach(iter, &claims)
+	{
+		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
+
+		if (claim->state == PENDING_OPEN)
+		{
+			/* the list is newest first; the message names the oldest */
+			open = claim;
+			nopen++;
+		}
+		else if (claim->state == PENDING_FINISHED && !TIMESTAMP_IS_NOEND(claim->expires_at))
+		{
+			if (now == 0)
+				now = GetCurrentTimestamp();
+			if (claim->expires_at <= now)
+				expired = claim;
+		}
+	}
+
+	if (open != NULL)
+		error_unfinished(&open->key, nopen - 1);
+	if (expired != NULL)
+		error_expired_before_commit(&expired->key);
+}
+
+static void
+guard_callback(XactEvent event, void *arg)
+{
+	if (event != XACT_EVENT_PRE_COMMIT && event != XACT_EVENT_PRE_PREPARE)
+		return;
+	guard();
+}
+
+/* The registration that never moves: the guard once more, then the end. */
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			guard_callback(event, arg);
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			/* the memory goes with TopTransactionContext */
+			slist_init(&claims);
+			if (guarding)
+				UnregisterXactCallback(guard_callback, NULL);
+			guarding = false;
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subxact_commit(SubTransactionId sub, SubTransactionId parent)
+{
+	slist_iter iter;
+
+	slist_foreach(iter, &claims)
+	{
+		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
+
+		if (claim->begun_in == sub)
+			claim->begun_in = parent;
+		if (claim->ended_in == sub)
+			claim->ended_in = parent;
+	}
+}
+
+static void
+subxact_abort(SubTransactionId sub)
+{
+	slist_mutable_iter iter;
+
+	slist_foreach_modify(iter, &claims)
+	{
+		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
+
+		if (claim->begun_in == sub)
+			slist_delete_current(&iter);
+		else if (claim->ended_in == sub)
+		{
+			claim->state = PENDING_OPEN;
+			claim->ended_in = InvalidSubTransactionId;
+		}
+	}
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId parent, void *arg)
+{
+	if (slist_is_empty(&claims))
+		return;
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+		subxact_commit(sub, parent);
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+		subxact_abort(sub);
+}
+
+static void
+executor_end(QueryDesc *query)
+{
+	if (prev_executor_end)
+		prev_executor_end(query);
+	else
+		standard_ExecutorEnd(query);
+	if (guarding)
+		guard_to_front();
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
+				DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest,
+								qc);
+	if (guarding)
+		guard_to_front();
+}
+
+void
+pending_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+
+	prev_executor_end = ExecutorEnd_hook;
+	ExecutorEnd_hook = executor_end;
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

@@ -1,0 +1,73 @@
+/*-------------------------------------------------------------------------
+ *
+ * pending.h
+ *	  The claims of the current transaction, and the commit guard.
+ *
+ * A transaction claim is not in the table before it is finished; until then
+ * it is an entry here and an advisory lock (lock.h).  Entries follow the
+ * subtransactions: rolled back, a begin inside is forgotten, and a finish or
+ * a release inside is undone.
+ *
+ * The guard: a transaction with an open claim, or with a finished key whose
+ * time has run out, cannot commit nor PREPARE (ID005); otherwise its effect
+ * would stay and the key be forgotten.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_PENDING_H
+#define IDEM_PENDING_H
+
+#include "access/xact.h"
+#include "datatype/timestamp.h"
+#include "lib/ilist.h"
+
+#include "fingerprint.h"
+#include "key.h"
+
+typedef enum PendingState
+{
+	PENDING_OPEN,	  /* begun; the work is under way */
+	PENDING_FINISHED, /* its row is written, not committed */
+	PENDING_RELEASED  /* given up; kept for a rollback to undo */
+} PendingState;
+
+typedef struct PendingClaim
+{
+	slist_node node; /* newest first */
+	IdemKey key;
+	PendingState state;
+	SubTransactionId begun_in;
+	SubTransactionId ended_in; /* finished or released in; while open: none */
+
+	/* what finish needs to know */
+	Interval ttl;
+	TimestampTz begun_at;
+	bool has_fingerprint;
+	uint8 fingerprint[FINGERPRINT_BYTES];
+	bool replaces; /* begin saw an expired row */
+
+	TimestampTz expires_at; /* finished: when the row expires */
+	CommandId begun_cid;	/* to see whether anything was written since */
+} PendingClaim;
+
+extern void pending_init(void);
+
+/*
+ * The newest claim of the key that has not been released, or NULL.
+ */
+extern PendingClaim *pending_find(const IdemKey *key);
+
+/* Remember an open claim.  The caller holds the key's lock. */
+extern PendingClaim *pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
+								   const uint8 *fingerprint, bool replaces);
+
+extern void pending_finish(PendingClaim *claim, TimestampTz expires_at);
+extern void pending_release(PendingClaim *claim);
+
+/* Rows written at once, without a begin, that must not expire before the commit. */
+extern void pending_written(const IdemKey *key, TimestampTz expires_at);
+
+/* Has the transaction written anything since the claim was begun? */
+extern bool pending_has_written(const PendingClaim *claim);
+
+#endif /* IDEM_PENDING_H */

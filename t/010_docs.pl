@@ -1,0 +1,83 @@
+# Every SQL block of the README and of doc/ runs as printed, and where a text
+# block follows it, that is what psql shows.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# Fenced blocks of a file: [language, text, line], indentation taken off.
+sub blocks
+{
+	my ($file) = @_;
+	my (@blocks, $block, $indent);
+	my $n = 0;
+
+	for my $line (split /\n/, slurp_file($file))
+	{
+		$n++;
+		if ($block && $line =~ /^\s*```$/)
+		{
+			push @blocks, $block;
+			undef $block;
+		}
+		elsif ($block)
+		{
+			$line =~ s/^$indent//;
+			$block->[1] .= "$line\n";
+		}
+		elsif ($line =~ /^(\s*)```(\w*)$/)
+		{
+			$indent = $1;
+			$block = [ $2, '', $n ];
+		}
+	}
+	die "$file: unfinished block" if $block;
+	return @blocks;
+}
+
+# psql pads cells with blanks that an editor may have cut
+sub trimmed
+{
+	my ($text) = @_;
+
+	$text =~ s/[ \t]+$//mg;
+	$text =~ s/\n+\z//;
+	return $text;
+}
+
+my $node = PostgreSQL::Test::Cluster->new('docs');
+$node->init;
+$node->start;
+
+my $shown = 0;
+for my $file ('README.md', sort glob('doc/*.md'))
+{
+	(my $db = $file) =~ s/\W/_/g;
+	my @blocks = blocks($file);
+
+	$node->safe_psql('postgres', qq(CREATE DATABASE "$db"));
+	$node->safe_psql($db, 'CREATE EXTENSION idempotency') unless $file eq 'README.md';
+	while (my $block = shift @blocks)
+	{
+		next unless $block->[0] eq 'sql';
+
+		my ($out, $err);
+		my $ok = IPC::Run::run(
+			[
+				'psql', '-XqP', 'pager=off', '-v', 'ON_ERROR_STOP=1', '-d',
+				$node->connstr($db)
+			],
+			'<', \$block->[1], '>', \$out, '2>', \$err);
+		ok($ok, "$file:$block->[2] runs") or diag($err);
+		if (@blocks && $blocks[0][0] eq 'text')
+		{
+			is(trimmed($out), trimmed($blocks[0][1]), "$file:$block->[2] shows what is printed");
+			$shown++;
+		}
+	}
+}
+cmp_ok($shown, '>', 0, 'some blocks have their output printed');
+
+$node->stop;
+done_testing();
