@@ -406,6 +406,15 @@ claim_write(const Request *request)
 	};
 }
 
+/* The answer of a claim to a finished row: false, if it is of the same request. */
+static bool
+already_claimed(const Request *request, const StoreRow *row)
+{
+	if (is_mismatch(request, row))
+		error_mismatch(&request->key);
+	return false;
+}
+
 /*
  * Write the key's finished row unless one is there; waits for concurrent
  * holders.  "lock": a concurrent begin holds its key by the lock alone, so a
@@ -422,6 +431,14 @@ claim_key(const Request *request, bool lock)
 	if (mine != NULL && mine->state == PENDING_OPEN)
 		error_own_claim(key);
 
+	if (XactReadOnly)
+	{
+		store_probe(key, &row);
+		if (row.life != STORE_FINISHED)
+			error_read_only(key, "claim");
+		return already_claimed(request, &row);
+	}
+
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -431,11 +448,8 @@ claim_key(const Request *request, bool lock)
 
 		if (row.life == STORE_ABSENT || row.life == STORE_EXPIRED)
 		{
-			StoreWrite write;
+			StoreWrite write = claim_write(request);
 
-			if (XactReadOnly)
-				error_read_only(key, "claim");
-			write = claim_write(request);
 			if (store_claim(key, &write, &row))
 			{
 				pending_written(key, write.expires_at);
@@ -447,11 +461,7 @@ claim_key(const Request *request, bool lock)
 		if (lock)
 			lock_release(key);
 		if (row.life == STORE_FINISHED)
-		{
-			if (is_mismatch(request, &row))
-				error_mismatch(key);
-			return false;
-		}
+			return already_claimed(request, &row);
 		if (row.life == STORE_HELD)
 			(void) store_wait(key, &row, DT_NOEND);
 	}

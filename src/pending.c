@@ -5,11 +5,12 @@
  *
  * Entries live in TopTransactionContext and are found by walking a list,
  * newest first: a transaction has a handful of claims, and the lock table
- * bounds them at some ten thousand.
+ * bounds them at some ten thousand.  What no rollback can bring back is freed
+ * at once, so that a loop in one transaction does not fill the memory.
  *
  * Who may fail: the guard (pre-commit, pre-prepare) raises on purpose.
  * Everything that runs after a commit, an abort or the end of a
- * subtransaction only changes fields of what exists; it does not allocate
+ * subtransaction only changes or frees what exists; it does not allocate
  * and cannot raise.
  *
  * The guard's place.  Callbacks run last-registered-first, and one that runs
@@ -76,6 +77,14 @@ add_claim(const IdemKey *key)
 	return claim;
 }
 
+static void
+free_claim(PendingClaim *claim)
+{
+	pfree(claim->key.key);
+	pfree(claim->key.scope);
+	pfree(claim);
+}
+
 PendingClaim *
 pending_find(const IdemKey *key)
 {
@@ -85,7 +94,8 @@ pending_find(const IdemKey *key)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
-		if (claim->state != PENDING_RELEASED && key_cmp(&claim->key, key) == 0)
+		if ((claim->state == PENDING_OPEN || claim->state == PENDING_FINISHED) &&
+			key_cmp(&claim->key, key) == 0)
 			return claim;
 	}
 	return NULL;
@@ -127,6 +137,40 @@ void
 pending_release(PendingClaim *claim)
 {
 	end_claim(claim, PENDING_RELEASED);
+	if (claim->begun_in == claim->ended_in)
+	{
+		slist_delete(&claims, &claim->node);
+		free_claim(claim);
+	}
+}
+
+/*
+ * Keep one of two neighbours that only say when a row expires and that the
+ * same rollbacks undo: the first to expire.
+ */
+static void
+merge_written(void)
+{
+	PendingClaim *newest;
+	PendingClaim *older;
+
+	if (slist_is_empty(&claims) || !slist_has_next(&claims, slist_head_node(&claims)))
+		return;
+	newest = slist_head_element(PendingClaim, node, &claims);
+	older = slist_container(PendingClaim, node, slist_next_node(&claims, &newest->node));
+	if (newest->state != PENDING_WRITTEN || older->state != PENDING_WRITTEN ||
+		newest->begun_in != older->begun_in)
+		return;
+
+	slist_pop_head_node(&claims);
+	if (newest->expires_at < older->expires_at)
+	{
+		slist_pop_head_node(&claims);
+		slist_push_head(&claims, &newest->node);
+		free_claim(older);
+	}
+	else
+		free_claim(newest);
 }
 
 void
@@ -136,19 +180,10 @@ pending_written(const IdemKey *key, TimestampTz expires_at)
 
 	if (TIMESTAMP_IS_NOEND(expires_at))
 		return;
-
-	/* a loop over idem_claim() needs one entry, that of the first to expire */
-	if (!slist_is_empty(&claims))
-	{
-		claim = slist_head_element(PendingClaim, node, &claims);
-		if (claim->state == PENDING_FINISHED && claim->begun_at == 0 &&
-			claim->begun_in == GetCurrentSubTransactionId() && claim->expires_at <= expires_at)
-			return;
-	}
 	claim = add_claim(key);
-	claim->state = PENDING_FINISHED;
-	claim->ended_in = claim->begun_in;
+	claim->state = PENDING_WRITTEN;
 	claim->expires_at = expires_at;
+	merge_written();
 }
 
 /*
@@ -187,7 +222,7 @@ guard(void)
 			open = claim;
 			nopen++;
 		}
-		else if (claim->state == PENDING_FINISHED && !TIMESTAMP_IS_NOEND(claim->expires_at))
+		else if (claim->state != PENDING_RELEASED && !TIMESTAMP_IS_NOEND(claim->expires_at))
 		{
 			if (now == 0)
 				now = GetCurrentTimestamp();
@@ -237,9 +272,9 @@ xact_callback(XactEvent event, void *arg)
 static void
 subxact_commit(SubTransactionId sub, SubTransactionId parent)
 {
-	slist_iter iter;
+	slist_mutable_iter iter;
 
-	slist_foreach(iter, &claims)
+	slist_foreach_modify(iter, &claims)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
@@ -247,7 +282,13 @@ subxact_commit(SubTransactionId sub, SubTransactionId parent)
 			claim->begun_in = parent;
 		if (claim->ended_in == sub)
 			claim->ended_in = parent;
+		if (claim->state == PENDING_RELEASED && claim->begun_in == claim->ended_in)
+		{
+			slist_delete_current(&iter);
+			free_claim(claim);
+		}
 	}
+	merge_written();
 }
 
 static void
@@ -260,7 +301,10 @@ subxact_abort(SubTransactionId sub)
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
 		if (claim->begun_in == sub)
+		{
 			slist_delete_current(&iter);
+			free_claim(claim);
+		}
 		else if (claim->ended_in == sub)
 		{
 			claim->state = PENDING_OPEN;

@@ -28,7 +28,8 @@ typedef enum PendingState
 {
 	PENDING_OPEN,	  /* begun; the work is under way */
 	PENDING_FINISHED, /* its row is written, not committed */
-	PENDING_RELEASED  /* given up; kept for a rollback to undo */
+	PENDING_RELEASED, /* given up; kept for a rollback to undo */
+	PENDING_WRITTEN	  /* no claim: a row written without a begin, see pending_written() */
 } PendingState;
 
 typedef struct PendingClaim
@@ -53,7 +54,7 @@ typedef struct PendingClaim
 extern void pending_init(void);
 
 /*
- * The newest claim of the key that has not been released, or NULL.
+ * The newest claim of the key that is open or finished, or NULL.
  */
 extern PendingClaim *pending_find(const IdemKey *key);
 
@@ -64,7 +65,10 @@ extern PendingClaim *pending_begin(const IdemKey *key, const Interval *ttl, Time
 extern void pending_finish(PendingClaim *claim, TimestampTz expires_at);
 extern void pending_release(PendingClaim *claim);
 
-/* Rows written at once, without a begin, that must not expire before the commit. */
+/*
+ * A row was written without a begin; the guard sees to it that it does not
+ * expire before the commit.  Of many, only the first to expire is kept.
+ */
 extern void pending_written(const IdemKey *key, TimestampTz expires_at);
 
 /* Has the transaction written anything since the claim was begun? */

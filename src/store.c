@@ -37,7 +37,9 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -45,6 +47,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #include "compat.h"
 #include "errors.h"
@@ -53,6 +56,9 @@
 
 #define EXTENSION_NAME "idempotency"
 #define TABLE_NAME "idem_keys"
+
+/* how often a standby looks whether a holder has ended, in milliseconds */
+#define STANDBY_POLL_MS 10
 
 /* The columns, in the order of the install script. */
 enum
@@ -525,11 +531,35 @@ wait_for_holder(void *arg)
 		XactLockTableWait(row->holder, NULL, NULL, XLTW_None);
 }
 
+/*
+ * On a standby the holder runs elsewhere and holds no lock here, so the server
+ * itself could only poll, and would not stop at a timeout.
+ */
+static bool
+wait_on_standby(const StoreRow *row, TimestampTz deadline)
+{
+	while (TransactionIdIsInProgress(row->holder))
+	{
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+		if (left <= 0)
+			return false;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, STANDBY_POLL_MS), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return true;
+}
+
 bool
 store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline)
 {
 	LockContext context;
 	bool ended = true;
+
+	if (RecoveryInProgress())
+		return wait_on_standby(row, deadline);
 
 	lock_context_push(&context, key);
 	if (TIMESTAMP_IS_NOEND(deadline))
