@@ -65,16 +65,19 @@ idem_primary_key(Relation rel)
 #endif
 }
 
+/* "arbiters": unique indexes whose duplicates go to *conflict instead of raising */
 static inline void
-idem_insert_index_tuples(ResultRelInfo *rri, TupleTableSlot *slot, EState *estate, bool no_dup_err,
+idem_insert_index_tuples(ResultRelInfo *rri, TupleTableSlot *slot, EState *estate, List *arbiters,
 						 bool *conflict, bool only_summarizing)
 {
+	bool no_dup_err = arbiters != NIL;
+
 #if PG_VERSION_NUM >= 160000
-	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, NIL,
+	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, arbiters,
 								 only_summarizing);
 #else
 	(void) only_summarizing;
-	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, NIL);
+	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, arbiters);
 #endif
 }
 

@@ -615,14 +615,15 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 }
 
 /*
- * Insert the index entries of a heap tuple just written.  With "conflict",
- * a duplicate is told there, else it raises 23505.
+ * Insert the index entries of a heap tuple just written.  With "conflict", a
+ * duplicate in the primary key is told there, else it raises 23505.
  */
 static void
 insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool only_summarizing)
 {
 	EState *estate = CreateExecutorState();
 	ResultRelInfo *rri = makeNode(ResultRelInfo);
+	List *arbiters = conflict != NULL ? list_make1_oid(RelationGetRelid(store->index)) : NIL;
 	Oid user;
 	int sec_context;
 
@@ -633,7 +634,7 @@ insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool on
 
 	InitResultRelInfo(rri, store->heap, 0, NULL, 0);
 	ExecOpenIndices(rri, false);
-	idem_insert_index_tuples(rri, slot, estate, conflict != NULL, conflict, only_summarizing);
+	idem_insert_index_tuples(rri, slot, estate, arbiters, conflict, only_summarizing);
 	ExecCloseIndices(rri);
 	FreeExecutorState(estate);
 
