@@ -14,6 +14,7 @@ CREATE TABLE idem_keys (
 	expires_at timestamptz NOT NULL,
 	lease_until timestamptz,
 	fence bigint,
+	ttl interval,
 	attempt integer NOT NULL,
 	fingerprint bytea,
 	scope text NOT NULL,
@@ -25,7 +26,7 @@ CREATE TABLE idem_keys (
 );
 
 COMMENT ON TABLE idem_keys IS
-'idempotency keys that are finished; written by the idem_* functions only';
+'idempotency keys that are finished or leased; written by the idem_* functions only';
 COMMENT ON COLUMN idem_keys.digest IS
 'identity of (scope, key), as idem_digest() computes it';
 COMMENT ON COLUMN idem_keys.created_at IS 'when the claim was begun';
@@ -33,6 +34,7 @@ COMMENT ON COLUMN idem_keys.finished_at IS 'when the claim was finished';
 COMMENT ON COLUMN idem_keys.expires_at IS 'from then on the key counts as absent';
 COMMENT ON COLUMN idem_keys.lease_until IS 'end of the lease of a leased claim';
 COMMENT ON COLUMN idem_keys.fence IS 'fence of a leased claim';
+COMMENT ON COLUMN idem_keys.ttl IS 'how long a leased claim is to be kept once it is finished';
 COMMENT ON COLUMN idem_keys.attempt IS 'how many times the work was begun, rolled back transactions not counted';
 COMMENT ON COLUMN idem_keys.fingerprint IS 'SHA-256 over the canonical form of the request, if one was given';
 COMMENT ON COLUMN idem_keys.scope IS 'tenant or endpoint that the key belongs to; empty if none was given';
@@ -43,9 +45,15 @@ COMMENT ON COLUMN idem_keys.result IS 'result that later callers get';
 
 REVOKE ALL ON TABLE idem_keys FROM PUBLIC;
 
+-- never CYCLE nor CACHE: a fence must not be issued twice, nor out of order
+CREATE SEQUENCE idem_fence AS bigint;
+COMMENT ON SEQUENCE idem_fence IS 'fences of leased claims';
+REVOKE ALL ON SEQUENCE idem_fence FROM PUBLIC;
+
 -- a restore that forgot live keys would run every request twice
 SELECT pg_catalog.pg_extension_config_dump('idem_keys',
 	'WHERE expires_at OPERATOR(pg_catalog.>) pg_catalog.now()');
+SELECT pg_catalog.pg_extension_config_dump('idem_fence', '');
 
 CREATE FUNCTION idem_digest(key text, scope text DEFAULT NULL)
 RETURNS uuid
@@ -93,6 +101,28 @@ RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_release(text, text, bigint) IS
 'give up a claim, so that the key can be claimed again';
+
+CREATE FUNCTION idem_extend(
+	key text,
+	lease interval,
+	scope text DEFAULT NULL,
+	fence bigint DEFAULT NULL)
+RETURNS timestamptz
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_extend(text, interval, text, bigint) IS
+'renew the lease of a leased claim; returns its new end';
+
+CREATE FUNCTION idem_checkpoint(
+	key text,
+	phase text,
+	progress jsonb DEFAULT NULL,
+	scope text DEFAULT NULL,
+	fence bigint DEFAULT NULL,
+	lease interval DEFAULT NULL)
+RETURNS timestamptz
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_checkpoint(text, text, jsonb, text, bigint, interval) IS
+'record a recovery point of a leased claim, to commit with the work; returns the end of the lease';
 
 CREATE FUNCTION idem_claim(
 	key text,
@@ -157,6 +187,8 @@ REVOKE ALL ON FUNCTION
 	idem_begin(text, interval, text, jsonb, interval, interval),
 	idem_finish(text, jsonb, text, bigint),
 	idem_release(text, text, bigint),
+	idem_extend(text, interval, text, bigint),
+	idem_checkpoint(text, text, jsonb, text, bigint, interval),
 	idem_claim(text, interval, text, jsonb),
 	idem_claim_many(text[], interval, text),
 	idem_lookup(text, text),

@@ -16,7 +16,6 @@
  */
 #include "postgres.h"
 
-#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -26,15 +25,18 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/float.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "args.h"
 #include "compat.h"
 #include "errors.h"
 #include "fingerprint.h"
 #include "guc.h"
 #include "key.h"
+#include "lease.h"
 #include "lock.h"
 #include "pending.h"
 #include "store.h"
@@ -57,18 +59,13 @@ typedef struct Request
 	TimestampTz now; /* wall clock, taken as the call begins */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
+	const Interval *lease; /* NULL: a transaction claim */
 } Request;
 
 /* ------------------------------------------------------------------------
  * Arguments
  * ------------------------------------------------------------------------
  */
-
-static text *
-arg_text(FunctionCallInfo fcinfo, int n)
-{
-	return PG_ARGISNULL(n) ? NULL : PG_GETARG_TEXT_PP(n);
-}
 
 static void
 arg_ttl(FunctionCallInfo fcinfo, int n, Request *request)
@@ -133,11 +130,46 @@ static const char *const begin_states[] = {
 };
 
 /*
+ * Begin over an absent, expired or abandoned row, with the lock held.  For a
+ * leased claim that is a write, and false if somebody without the lock was
+ * faster.
+ */
+static bool
+start_claim(const Request *request, const StoreRow *row, int64 *fence)
+{
+	const IdemKey *key = &request->key;
+	StoreWrite write = {0};
+
+	if (XactReadOnly)
+		error_read_only(key, "claim");
+
+	*fence = NO_FENCE;
+	if (request->lease == NULL)
+	{
+		pending_begin(key, &request->ttl, request->now, request_fingerprint(request), row->life,
+					  row->fence);
+		return true;
+	}
+
+	write.fingerprint = request_fingerprint(request);
+	write.created_at = request->now;
+	write.ttl = request->ttl;
+	write.lease_until = ttl_after(GetCurrentTimestamp(), request->lease, "lease", key);
+	write.expires_at = lease_expiry(write.lease_until, &request->ttl, key);
+	write.fence = store_new_fence();
+	if (!store_claim(key, &write, row))
+		return false;
+	pending_lease(key, write.fence, write.expires_at);
+	*fence = write.fence;
+	return true;
+}
+
+/*
  * Decide a begin.  Fills "row" when the answer comes from one.  On started
  * the claim is remembered and the lock kept; on anything else no lock stays.
  */
 static BeginState
-begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row)
+begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64 *fence)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
@@ -153,19 +185,25 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row)
 		CHECK_FOR_INTERRUPTS();
 		store_probe(key, row);
 
-		if (locked && (row->life == STORE_ABSENT || row->life == STORE_EXPIRED))
+		/* what a row tells comes before who is busy */
+		if (!is_mismatch(request, row) && locked &&
+			(row->life == STORE_ABSENT || row->life == STORE_EXPIRED ||
+			 row->life == STORE_ABANDONED))
 		{
-			if (XactReadOnly)
-				error_read_only(key, "claim");
-			pending_begin(key, &request->ttl, request->now, request_fingerprint(request),
-						  row->life == STORE_EXPIRED);
-			return BEGIN_STARTED;
+			if (start_claim(request, row, fence))
+				return BEGIN_STARTED;
+			lock_release(key);
+			continue;
 		}
 		if (locked)
 			lock_release(key);
 
+		if (is_mismatch(request, row))
+			return BEGIN_MISMATCH;
 		if (row->life == STORE_FINISHED)
-			return is_mismatch(request, row) ? BEGIN_MISMATCH : BEGIN_REPLAYED;
+			return BEGIN_REPLAYED;
+		if (row->life == STORE_LEASED)
+			return BEGIN_IN_PROGRESS;
 
 		if (row->life == STORE_HELD ? !store_wait(key, row, wait_until)
 									: !lock_wait_free(key, wait_until))
@@ -228,11 +266,23 @@ begin_row_type(void)
 	return desc;
 }
 
+/* How long a caller who was told in_progress should wait, in seconds. */
+static double
+retry_after(const StoreRow *row)
+{
+	if (row->life != STORE_LEASED)
+		return idem_retry_after / 1000.0;
+	if (TIMESTAMP_IS_NOEND(row->lease_until))
+		return get_float8_infinity();
+	return Max(row->lease_until - GetCurrentTimestamp(), 0) / (double) USECS_PER_SEC;
+}
+
 static Datum
-begin_row(const Request *request, BeginState state, const StoreRow *row)
+begin_row(const Request *request, BeginState state, const StoreRow *row, int64 fence)
 {
 	Datum values[BEGIN_NCOLS] = {0};
 	bool isnull[BEGIN_NCOLS];
+	bool taken_over = row->life == STORE_ABANDONED;
 
 #define SET(col, datum) (values[col] = (datum), isnull[col] = false)
 	memset(isnull, true, sizeof(isnull));
@@ -240,11 +290,18 @@ begin_row(const Request *request, BeginState state, const StoreRow *row)
 	switch (state)
 	{
 		case BEGIN_STARTED:
-			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(1));
-			SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(request->now));
+			if (fence != NO_FENCE)
+				SET(BEGIN_COL_FENCE, Int64GetDatum(fence));
+			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(taken_over ? row->attempt + 1 : 1));
+			if (taken_over && row->phase != NULL)
+				SET(BEGIN_COL_PHASE, PointerGetDatum(row->phase));
+			if (taken_over && row->has_progress)
+				SET(BEGIN_COL_PROGRESS, row->progress);
+			SET(BEGIN_COL_CREATED_AT,
+				TimestampTzGetDatum(taken_over ? row->created_at : request->now));
 			break;
 		case BEGIN_IN_PROGRESS:
-			SET(BEGIN_COL_RETRY_AFTER, Float8GetDatum(idem_retry_after / 1000.0));
+			SET(BEGIN_COL_RETRY_AFTER, Float8GetDatum(retry_after(row)));
 			break;
 		case BEGIN_REPLAYED:
 			if (row->has_result)
@@ -254,7 +311,8 @@ begin_row(const Request *request, BeginState state, const StoreRow *row)
 		case BEGIN_MISMATCH:
 			/* somebody else's request: when, but nothing of what */
 			SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(row->created_at));
-			SET(BEGIN_COL_FINISHED_AT, TimestampTzGetDatum(row->finished_at));
+			if (row->life == STORE_FINISHED)
+				SET(BEGIN_COL_FINISHED_AT, TimestampTzGetDatum(row->finished_at));
 			SET(BEGIN_COL_EXPIRES_AT, TimestampTzGetDatum(row->expires_at));
 			break;
 	}
@@ -271,22 +329,21 @@ Datum
 idem_begin(PG_FUNCTION_ARGS)
 {
 	Request request;
-	StoreRow row;
+	StoreRow row = {0};
 	TimestampTz wait_until;
 	BeginState state;
+	int64 fence = NO_FENCE;
 
 	get_request(fcinfo, &request);
-	if (!PG_ARGISNULL(4))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("leased claims are not supported yet"),
-				 errhint("Leave out the lease: the claim then lives in this transaction.")));
+	request.lease = PG_ARGISNULL(4) ? NULL : PG_GETARG_INTERVAL_P(4);
+	if (request.lease != NULL)
+		(void) ttl_after(request.now, request.lease, "lease", &request.key);
 	wait_until = PG_ARGISNULL(5)
 		? request.now
 		: ttl_wait_until(request.now, PG_GETARG_INTERVAL_P(5), &request.key);
 
-	state = begin_claim(&request, wait_until, &row);
-	return begin_row(&request, state, &row);
+	state = begin_claim(&request, wait_until, &row, &fence);
+	return begin_row(&request, state, &row, fence);
 }
 
 /* ------------------------------------------------------------------------
@@ -294,27 +351,19 @@ idem_begin(PG_FUNCTION_ARGS)
  * ------------------------------------------------------------------------
  */
 
-/* There is no claim to end: say why. */
+/* Finish this transaction's own claim: the one write of it. */
 static void
-error_nothing_open(const IdemKey *key, const PendingClaim *mine)
+finish_claim(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result)
 {
-	StoreRow row;
+	StoreWrite write = {.has_result = has_result, .result = result};
 
-	if (mine == NULL)
-		store_probe(key, &row);
-	if (mine != NULL || row.life == STORE_FINISHED)
-		error_finished(key);
-	error_no_claim(key);
-}
+	write.fingerprint = claim->has_fingerprint ? claim->fingerprint : NULL;
+	write.created_at = claim->begun_at;
+	write.finished_at = GetCurrentTimestamp();
+	write.expires_at = ttl_after(write.finished_at, &claim->ttl, "ttl", key);
 
-static void
-refuse_fence(FunctionCallInfo fcinfo, int n, const IdemKey *key)
-{
-	if (!PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_NO_CLAIM),
-				 errmsg("idempotency key \"%s\" has no leased claim", key_display(key)),
-				 errhint("Leave out the fence: it belongs to leased claims.")));
+	store_finish(key, &write, claim->seen, claim->fence);
+	pending_finish(claim, write.expires_at);
 }
 
 /*
@@ -324,37 +373,26 @@ Datum
 idem_finish(PG_FUNCTION_ARGS)
 {
 	IdemKey key;
-	PendingClaim *claim;
-	StoreWrite write = {0};
+	PendingClaim *mine;
+	Datum result = (Datum) 0;
+	bool has_result;
 
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
-	refuse_fence(fcinfo, 3, &key);
-	claim = pending_find(&key);
-	if (claim == NULL || claim->state != PENDING_OPEN)
-		error_nothing_open(&key, claim);
+	has_result = arg_stored_jsonb(fcinfo, 1, &key, "result", &result);
 	if (XactReadOnly)
 		error_read_only(&key, "finish");
 
-	if (!PG_ARGISNULL(1))
-	{
-		Size size = toast_raw_datum_size(PG_GETARG_DATUM(1)) - VARHDRSZ;
+	mine = pending_find(&key);
+	if (lease_meant(mine, !PG_ARGISNULL(3)))
+		lease_finish(&key, arg_fence(fcinfo, 3), mine, has_result, result);
+	else if (mine != NULL && mine->state == PENDING_OPEN)
+		finish_claim(&key, mine, has_result, result);
+	else
+		lease_error_nothing_open(&key, mine);
 
-		if (size > (Size) idem_max_result_size)
-			error_too_large(&key, "result", size, idem_max_result_size);
-		write.has_result = true;
-		write.result = PG_GETARG_DATUM(1);
-	}
-	write.fingerprint = claim->has_fingerprint ? claim->fingerprint : NULL;
-	write.created_at = claim->begun_at;
-	write.finished_at = GetCurrentTimestamp();
-	write.expires_at = ttl_after(write.finished_at, &claim->ttl, "ttl", &key);
-
-	store_finish(&key, &write, claim->replaces);
-	pending_finish(claim, write.expires_at);
-
-	if (PG_ARGISNULL(1))
+	if (!has_result)
 		PG_RETURN_NULL();
-	PG_RETURN_DATUM(PG_GETARG_DATUM(1));
+	PG_RETURN_DATUM(result);
 }
 
 /*
@@ -366,17 +404,23 @@ Datum
 idem_release(PG_FUNCTION_ARGS)
 {
 	IdemKey key;
-	PendingClaim *claim;
+	PendingClaim *mine;
 
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), true);
-	refuse_fence(fcinfo, 2, &key);
-	claim = pending_find(&key);
-	if (claim == NULL)
-		error_no_claim(&key);
-	if (claim->state == PENDING_FINISHED)
+	mine = pending_find(&key);
+	if (lease_meant(mine, !PG_ARGISNULL(2)))
+	{
+		if (XactReadOnly)
+			error_read_only(&key, "release");
+		lease_release(&key, arg_fence(fcinfo, 2), mine);
+		PG_RETURN_BOOL(true);
+	}
+	if (mine == NULL)
+		lease_error_not_begun(&key);
+	if (mine->state == PENDING_FINISHED)
 		PG_RETURN_BOOL(false);
 
-	if (pending_has_written(claim))
+	if (pending_has_written(mine))
 		ereport(
 			WARNING,
 			(errmsg("transaction has written since idempotency key \"%s\" was claimed",
@@ -384,7 +428,7 @@ idem_release(PG_FUNCTION_ARGS)
 			 errdetail(
 				 "If it commits, what it has written stays, and a repeated request runs again."),
 			 errhint("Roll back instead of releasing the claim.")));
-	pending_release(claim);
+	pending_release(mine);
 	PG_RETURN_BOOL(true);
 }
 
@@ -446,7 +490,18 @@ claim_key(const Request *request, bool lock)
 			lock_wait(key);
 		store_probe(key, &row);
 
-		if (row.life == STORE_ABSENT || row.life == STORE_EXPIRED)
+		if (row.life == STORE_LEASED)
+			error_leased(key);
+		if (row.life == STORE_ABANDONED && is_mismatch(request, &row))
+			error_mismatch(key);
+		if (row.life == STORE_ABANDONED && !lock)
+		{
+			/* a leased row is changed under its lock only, by a batch as well */
+			lock = true;
+			continue;
+		}
+
+		if (row.life == STORE_ABSENT || row.life == STORE_EXPIRED || row.life == STORE_ABANDONED)
 		{
 			StoreWrite write = claim_write(request);
 
@@ -595,6 +650,20 @@ idem_claim_many(PG_FUNCTION_ARGS)
  * ------------------------------------------------------------------------
  */
 
+static const char *
+lookup_state(StoreLife life)
+{
+	switch (life)
+	{
+		case STORE_LEASED:
+			return "in_progress";
+		case STORE_ABANDONED:
+			return "abandoned";
+		default:
+			return "finished";
+	}
+}
+
 /*
  * idem_lookup(key text, scope text) RETURNS TABLE (state, result, attempt,
  *			   phase, progress, lease_until, created_at, finished_at, expires_at)
@@ -610,16 +679,24 @@ idem_lookup(PG_FUNCTION_ARGS)
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), false);
 	if (store_lookup(&key, &row))
 	{
-		Datum values[] = {CStringGetTextDatum("finished"),
+		Datum values[] = {CStringGetTextDatum(lookup_state(row.life)),
 						  row.result,
 						  Int32GetDatum(row.attempt),
-						  (Datum) 0, /* phase */
-						  (Datum) 0, /* progress */
-						  (Datum) 0, /* lease_until */
+						  PointerGetDatum(row.phase),
+						  row.progress,
+						  TimestampTzGetDatum(row.lease_until),
 						  TimestampTzGetDatum(row.created_at),
 						  TimestampTzGetDatum(row.finished_at),
 						  TimestampTzGetDatum(row.expires_at)};
-		bool isnull[] = {false, !row.has_result, false, true, true, true, false, false, false};
+		bool isnull[] = {false,
+						 !row.has_result,
+						 false,
+						 row.phase == NULL,
+						 !row.has_progress,
+						 row.lease_until == 0,
+						 false,
+						 row.finished_at == 0,
+						 false};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 	}

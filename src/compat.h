@@ -34,6 +34,11 @@
 #define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC
 #endif
 
+/* 18: the mark stands before the declaration. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn __attribute__((noreturn))
+#endif
+
 /* 16: an update tells whether only summarizing indexes need a new entry. */
 #if PG_VERSION_NUM >= 160000
 typedef TU_UpdateIndexes IdemUpdateIndexes;

@@ -15,6 +15,7 @@
 
 #define ERRCODE_IDEM_REQUEST_MISMATCH MAKE_SQLSTATE('I', 'D', '0', '0', '2')
 #define ERRCODE_IDEM_NO_CLAIM MAKE_SQLSTATE('I', 'D', '0', '0', '3')
+#define ERRCODE_IDEM_SUPERSEDED MAKE_SQLSTATE('I', 'D', '0', '0', '4')
 #define ERRCODE_IDEM_UNFINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '5')
 #define ERRCODE_IDEM_FINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '6')
 
@@ -66,6 +67,13 @@
 					key_display(key_)), \
 			 errhint("Call idem_finish or idem_release for it first.")))
 
+/* 55P03: a lease is never waited for */
+#define error_leased(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE), \
+			 errmsg("idempotency key \"%s\" is under a running lease", key_display(key_)), \
+			 errhint("Retry when its holder has finished, or when the lease has run out.")))
+
 /* ID002 */
 #define error_mismatch(key_) \
 	ereport(ERROR, \
@@ -82,6 +90,32 @@
 				key_display(key_)), \
 		 errhint("Call idem_begin with the same key and scope in the same transaction, and go " \
 				 "on only when it answers \"started\".")))
+
+/* ID003: a leased claim, outside of its transaction */
+#define error_fence_needed(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_NO_CLAIM), \
+			 errmsg("idempotency key \"%s\" has a leased claim that was begun in another " \
+					"transaction", \
+					key_display(key_)), \
+			 errhint("Pass the fence that idem_begin returned: fence => ...")))
+
+/* ID003: erased, expired or never there */
+#define error_lease_gone(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_NO_CLAIM), \
+			 errmsg("idempotency key \"%s\" has no leased claim", key_display(key_)), \
+			 errhint("Call idem_begin with a lease first; an abandoned claim is kept for " \
+					 "its ttl after its last lease.")))
+
+/* ID004 */
+#define error_superseded(key_, fence_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_SUPERSEDED), \
+			 errmsg("fence %lld of idempotency key \"%s\" is superseded", (long long) (fence_), \
+					key_display(key_)), \
+			 errdetail("The claim was taken over or released since."), \
+			 errhint("Roll back and stop this work.")))
 
 /* ID005, the commit guard */
 #define error_unfinished(key_, others_) \
@@ -111,5 +145,13 @@
 			(errcode(ERRCODE_IDEM_FINISHED), \
 			 errmsg("idempotency key \"%s\" is finished already", key_display(key_)), \
 			 errhint("Roll back, and fetch the stored result with idem_begin.")))
+
+/* ID006, of a recovery point */
+#define error_phase_recorded(key_, phase_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_IDEM_FINISHED), \
+		 errmsg("idempotency key \"%s\" is at phase \"%s\" already", key_display(key_), (phase_)), \
+		 errhint("Roll back: this transaction was committed before.")))
 
 #endif /* IDEM_ERRORS_H */

@@ -33,15 +33,16 @@ PG_FUNCTION_INFO_V1(idem_revoke);
 typedef struct Job
 {
 	const char *name;
-	bool by_default;		  /* meant when no jobs are given */
-	const char *functions[8]; /* NULL-terminated */
+	bool by_default;		   /* meant when no jobs are given */
+	const char *functions[10]; /* NULL-terminated */
 } Job;
 
 /* A job without functions is one that this version does not have yet. */
 static const Job jobs[] = {
 	{"claims",
 	 true,
-	 {"idem_begin", "idem_finish", "idem_release", "idem_claim", "idem_claim_many"}},
+	 {"idem_begin", "idem_finish", "idem_release", "idem_extend", "idem_checkpoint", "idem_claim",
+	  "idem_claim_many"}},
 	{"call", false, {NULL}},
 	{"throttle", true, {NULL}},
 	{"tokens", false, {NULL}},

@@ -68,6 +68,14 @@ checked_utf8(const char *what, text *t, int min, int *len)
 	return utf8;
 }
 
+void
+key_check_phase(text *phase)
+{
+	int len;
+
+	(void) checked_utf8("phase", phase, 1, &len);
+}
+
 static bool
 memo_matches(text *key, text *scope)
 {

@@ -39,6 +39,9 @@ typedef struct IdemKey
  */
 extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 
+/* The name of a phase follows the rules of a key (22023). */
+extern void key_check_phase(text *phase);
+
 /* Order by digest, for qsort and for the lock order of batches. */
 extern int key_cmp(const IdemKey *a, const IdemKey *b);
 

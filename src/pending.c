@@ -94,7 +94,7 @@ pending_find(const IdemKey *key)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
-		if ((claim->state == PENDING_OPEN || claim->state == PENDING_FINISHED) &&
+		if (claim->state != PENDING_RELEASED && claim->state != PENDING_WRITTEN &&
 			key_cmp(&claim->key, key) == 0)
 			return claim;
 	}
@@ -103,7 +103,7 @@ pending_find(const IdemKey *key)
 
 PendingClaim *
 pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
-			  const uint8 *fingerprint, bool replaces)
+			  const uint8 *fingerprint, StoreLife seen, int64 seen_fence)
 {
 	PendingClaim *claim = add_claim(key);
 
@@ -113,9 +113,27 @@ pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
 	claim->has_fingerprint = fingerprint != NULL;
 	if (fingerprint != NULL)
 		memcpy(claim->fingerprint, fingerprint, FINGERPRINT_BYTES);
-	claim->replaces = replaces;
+	claim->seen = seen;
+	claim->fence = seen_fence;
 	claim->begun_cid = GetCurrentCommandId(false);
 	return claim;
+}
+
+void
+pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at)
+{
+	PendingClaim *claim = add_claim(key);
+
+	claim->state = PENDING_LEASED;
+	claim->fence = fence;
+	claim->expires_at = expires_at;
+}
+
+/* A rollback to a savepoint does not take this back: the guard then errs on the mild side. */
+void
+pending_prolong(PendingClaim *claim, TimestampTz expires_at)
+{
+	claim->expires_at = Max(claim->expires_at, expires_at);
 }
 
 static void

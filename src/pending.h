@@ -23,10 +23,12 @@
 
 #include "fingerprint.h"
 #include "key.h"
+#include "store.h"
 
 typedef enum PendingState
 {
 	PENDING_OPEN,	  /* begun; the work is under way */
+	PENDING_LEASED,	  /* a leased claim of this transaction: its row tells its state */
 	PENDING_FINISHED, /* its row is written, not committed */
 	PENDING_RELEASED, /* given up; kept for a rollback to undo */
 	PENDING_WRITTEN	  /* no claim: a row written without a begin, see pending_written() */
@@ -40,27 +42,37 @@ typedef struct PendingClaim
 	SubTransactionId begun_in;
 	SubTransactionId ended_in; /* finished or released in; while open: none */
 
-	/* what finish needs to know */
+	/* open: what finish needs to know */
 	Interval ttl;
 	TimestampTz begun_at;
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
-	bool replaces; /* begin saw an expired row */
+	StoreLife seen; /* what begin saw in the table */
+	int64 fence;	/* of the abandoned row that begin saw; leased: of this claim */
 
-	TimestampTz expires_at; /* finished: when the row expires */
+	TimestampTz expires_at; /* unless open: when the row expires */
 	CommandId begun_cid;	/* to see whether anything was written since */
 } PendingClaim;
 
 extern void pending_init(void);
 
 /*
- * The newest claim of the key that is open or finished, or NULL.
+ * The newest claim of the key that is open, leased or finished, or NULL.
  */
 extern PendingClaim *pending_find(const IdemKey *key);
 
 /* Remember an open claim.  The caller holds the key's lock. */
 extern PendingClaim *pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
-								   const uint8 *fingerprint, bool replaces);
+								   const uint8 *fingerprint, StoreLife seen, int64 seen_fence);
+
+/*
+ * Remember the fence of a leased claim, whose row is written: in the claiming
+ * transaction it need not be given.
+ */
+extern void pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at);
+
+/* The row of a leased claim of this transaction now lives until then. */
+extern void pending_prolong(PendingClaim *claim, TimestampTz expires_at);
 
 extern void pending_finish(PendingClaim *claim, TimestampTz expires_at);
 extern void pending_release(PendingClaim *claim);

@@ -34,6 +34,7 @@
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/sequence.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
@@ -56,6 +57,7 @@
 
 #define EXTENSION_NAME "idempotency"
 #define TABLE_NAME "idem_keys"
+#define FENCE_NAME "idem_fence"
 
 /* how often a standby looks whether a holder has ended, in milliseconds */
 #define STANDBY_POLL_MS 10
@@ -69,6 +71,7 @@ enum
 	COL_EXPIRES_AT,
 	COL_LEASE_UNTIL,
 	COL_FENCE,
+	COL_TTL,
 	COL_ATTEMPT,
 	COL_FINGERPRINT,
 	COL_SCOPE,
@@ -90,6 +93,7 @@ static const struct
 	[COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
 	[COL_LEASE_UNTIL] = {"lease_until", TIMESTAMPTZOID},
 	[COL_FENCE] = {"fence", INT8OID},
+	[COL_TTL] = {"ttl", INTERVALOID},
 	[COL_ATTEMPT] = {"attempt", INT4OID},
 	[COL_FINGERPRINT] = {"fingerprint", BYTEAOID},
 	[COL_SCOPE] = {"scope", TEXTOID},
@@ -110,8 +114,10 @@ typedef struct Version
 {
 	StoreLife life;
 	ItemPointerData tid;
-	TransactionId xmin;	  /* frozen: FrozenTransactionId */
-	bool own;			  /* written by this transaction */
+	TransactionId xmin; /* frozen: FrozenTransactionId */
+	bool own;			/* written by this transaction */
+	int64 fence;		/* or NO_FENCE */
+	int32 attempt;
 	TransactionId holder; /* held: who by */
 	uint32 holder_token;  /* held: its insertion is still speculative */
 } Version;
@@ -124,6 +130,7 @@ static struct
 {
 	Oid heap;
 	Oid index;
+	Oid fence;
 } known;
 
 static void
@@ -164,21 +171,20 @@ extension_schema(Oid extension)
 	return schema;
 }
 
-/* By membership in the extension: a table of that name alone proves nothing. */
+/* By membership in the extension: a relation of that name alone proves nothing. */
 static Oid
-find_table(void)
+find_relation(const char *name)
 {
 	Oid extension = get_extension_oid(EXTENSION_NAME, true);
 	Oid relid = InvalidOid;
 
 	if (OidIsValid(extension))
-		relid = get_relname_relid(TABLE_NAME, extension_schema(extension));
+		relid = get_relname_relid(name, extension_schema(extension));
 	if (!OidIsValid(relid) || getExtensionOfObject(RelationRelationId, relid) != extension)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("table \"%s\" of extension \"%s\" does not exist", TABLE_NAME, EXTENSION_NAME),
-			 errhint("Run CREATE EXTENSION %s.", EXTENSION_NAME)));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s\" of extension \"%s\" does not exist", name, EXTENSION_NAME),
+				 errhint("Run CREATE EXTENSION %s.", EXTENSION_NAME)));
 	return relid;
 }
 
@@ -286,7 +292,7 @@ store_open(Store *store, LOCKMODE lockmode)
 {
 	for (;;)
 	{
-		Oid relid = OidIsValid(known.heap) ? known.heap : find_table();
+		Oid relid = OidIsValid(known.heap) ? known.heap : find_relation(TABLE_NAME);
 		bool checked = OidIsValid(known.heap);
 
 		store->heap = try_relation_open(relid, lockmode);
@@ -301,6 +307,7 @@ store_open(Store *store, LOCKMODE lockmode)
 
 		check_table(store->heap);
 		known.index = check_primary_key(store->heap);
+		known.fence = find_relation(FENCE_NAME);
 		known.heap = relid;
 		break;
 	}
@@ -337,17 +344,47 @@ slot_header(TupleTableSlot *slot)
 	return ((BufferHeapTupleTableSlot *) slot)->base.tuple->t_data;
 }
 
-static bool
-slot_expired(TupleTableSlot *slot)
+static TimestampTz
+get_timestamp(TupleTableSlot *slot, int column)
 {
 	bool isnull;
-	TimestampTz expires_at = DatumGetTimestampTz(slot_getattr(slot, COL_EXPIRES_AT + 1, &isnull));
+	Datum d = slot_getattr(slot, column + 1, &isnull);
 
-	return !TIMESTAMP_IS_NOEND(expires_at) && expires_at <= GetCurrentTimestamp();
+	return isnull ? 0 : DatumGetTimestampTz(d);
+}
+
+/* The life of a version that is committed or ours. */
+static StoreLife
+slot_life(TupleTableSlot *slot)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (get_timestamp(slot, COL_EXPIRES_AT) <= now)
+		return STORE_EXPIRED;
+	if (get_timestamp(slot, COL_FINISHED_AT) != 0)
+		return STORE_FINISHED;
+	return get_timestamp(slot, COL_LEASE_UNTIL) > now ? STORE_LEASED : STORE_ABANDONED;
+}
+
+static int64
+get_fence(TupleTableSlot *slot)
+{
+	bool isnull;
+	Datum d = slot_getattr(slot, COL_FENCE + 1, &isnull);
+
+	return isnull ? NO_FENCE : DatumGetInt64(d);
+}
+
+static int32
+get_attempt(TupleTableSlot *slot)
+{
+	bool isnull;
+
+	return DatumGetInt32(slot_getattr(slot, COL_ATTEMPT + 1, &isnull));
 }
 
 /*
- * Find the version that counts; leave it in the slot if it is finished.
+ * Find the version that counts; leave it in the slot, unless it is held.
  *
  * SnapshotDirty shows what is committed or ours, and what other transactions
  * have inserted but not committed, with who they are.  An expired version
@@ -379,12 +416,11 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 		found->tid = slot->tts_tid;
 		found->xmin = HeapTupleHeaderGetXmin(slot_header(slot));
 		found->own = TransactionIdIsCurrentTransactionId(found->xmin);
-		if (!slot_expired(slot))
-		{
-			found->life = STORE_FINISHED;
+		found->fence = get_fence(slot);
+		found->attempt = get_attempt(slot);
+		found->life = slot_life(slot);
+		if (found->life != STORE_EXPIRED)
 			break;
-		}
-		found->life = STORE_EXPIRED;
 	}
 	index_endscan(scan);
 }
@@ -403,14 +439,6 @@ make_durable(TransactionId xid)
 	lsn = TransactionIdGetCommitLSN(xid);
 	if (!XLogRecPtrIsInvalid(lsn))
 		XLogFlush(lsn);
-}
-
-static TimestampTz
-get_timestamp(TupleTableSlot *slot, int column)
-{
-	bool isnull;
-
-	return DatumGetTimestampTz(slot_getattr(slot, column + 1, &isnull));
 }
 
 /* Copy what callers need; the slot's page may go afterwards. */
@@ -439,7 +467,21 @@ read_row(TupleTableSlot *slot, StoreRow *row)
 	if (!isnull)
 		row->result = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
 
-	row->attempt = DatumGetInt32(slot_getattr(slot, COL_ATTEMPT + 1, &isnull));
+	d = slot_getattr(slot, COL_PROGRESS + 1, &isnull);
+	row->has_progress = !isnull;
+	if (!isnull)
+		row->progress = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+
+	d = slot_getattr(slot, COL_PHASE + 1, &isnull);
+	row->phase = isnull ? NULL : DatumGetTextPCopy(d);
+
+	d = slot_getattr(slot, COL_TTL + 1, &isnull);
+	if (!isnull)
+		row->ttl = *DatumGetIntervalP(d);
+
+	row->fence = get_fence(slot);
+	row->attempt = get_attempt(slot);
+	row->lease_until = get_timestamp(slot, COL_LEASE_UNTIL);
 	row->created_at = get_timestamp(slot, COL_CREATED_AT);
 	row->finished_at = get_timestamp(slot, COL_FINISHED_AT);
 	row->expires_at = get_timestamp(slot, COL_EXPIRES_AT);
@@ -460,11 +502,12 @@ store_probe(const IdemKey *key, StoreRow *row)
 	row->life = found.life;
 	row->holder = found.holder;
 	row->holder_token = found.holder_token;
-	if (found.life == STORE_FINISHED)
+	if (found.life == STORE_LEASED || found.life == STORE_ABANDONED || found.life == STORE_FINISHED)
 	{
 		if (!found.own)
 		{
-			if (IsolationUsesXactSnapshot() &&
+			/* of a leased row nothing is told that a snapshot could contradict */
+			if (found.life != STORE_LEASED && IsolationUsesXactSnapshot() &&
 				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot()))
 				error_serialization(key);
 			make_durable(found.xmin);
@@ -501,10 +544,10 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		if (!table_tuple_satisfies_snapshot(store.heap, slot, GetActiveSnapshot()))
 			continue;
 		xmin = HeapTupleHeaderGetXmin(slot_header(slot));
-		if (TransactionIdIsCurrentTransactionId(xmin) || slot_expired(slot))
+		row->life = slot_life(slot);
+		if (TransactionIdIsCurrentTransactionId(xmin) || row->life == STORE_EXPIRED)
 			break;
 		make_durable(xmin);
-		row->life = STORE_FINISHED;
 		read_row(slot, row);
 		found = true;
 	}
@@ -575,40 +618,106 @@ store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline)
  * ------------------------------------------------------------------------
  */
 
+/* New contents of some columns. */
+typedef struct Change
+{
+	Datum values[NCOLUMNS];
+	bool isnull[NCOLUMNS];
+	bool replace[NCOLUMNS];
+} Change;
+
+static void
+set_datum(Change *change, int column, Datum value)
+{
+	change->values[column] = value;
+	change->isnull[column] = false;
+	change->replace[column] = true;
+}
+
+static void
+set_null(Change *change, int column)
+{
+	change->isnull[column] = true;
+	change->replace[column] = true;
+}
+
+static void
+set_time(Change *change, int column, TimestampTz time)
+{
+	if (time == 0)
+		set_null(change, column);
+	else
+		set_datum(change, column, TimestampTzGetDatum(time));
+}
+
+static void
+set_jsonb(Change *change, int column, bool given, Datum value)
+{
+	if (given)
+		set_datum(change, column, value);
+	else
+		set_null(change, column);
+}
+
+static void
+set_fingerprint(Change *change, const uint8 *fingerprint)
+{
+	bytea *b = palloc(VARHDRSZ + FINGERPRINT_BYTES);
+
+	SET_VARSIZE(b, VARHDRSZ + FINGERPRINT_BYTES);
+	memcpy(VARDATA(b), fingerprint, FINGERPRINT_BYTES);
+	set_datum(change, COL_FINGERPRINT, PointerGetDatum(b));
+}
+
+/* What a new claim changes in a row, be it new or an abandoned one taken over. */
+static void
+change_claim(Change *change, const StoreWrite *write, int32 attempt)
+{
+	set_datum(change, COL_ATTEMPT, Int32GetDatum(attempt));
+	set_time(change, COL_FINISHED_AT, write->finished_at);
+	set_time(change, COL_EXPIRES_AT, write->expires_at);
+	set_time(change, COL_LEASE_UNTIL, write->lease_until);
+	set_jsonb(change, COL_RESULT, write->has_result, write->result);
+	if (write->fingerprint != NULL)
+		set_fingerprint(change, write->fingerprint);
+	if (write->fence == NO_FENCE)
+	{
+		set_null(change, COL_FENCE);
+		set_null(change, COL_TTL);
+	}
+	else
+	{
+		set_datum(change, COL_FENCE, Int64GetDatum(write->fence));
+		set_datum(change, COL_TTL, IntervalPGetDatum(&write->ttl));
+	}
+}
+
+/* All of a row but its identity, for a key that counts as absent. */
+static void
+change_whole(Change *change, const StoreWrite *write)
+{
+	change_claim(change, write, 1);
+	set_time(change, COL_CREATED_AT, write->created_at);
+	set_null(change, COL_PHASE);
+	set_null(change, COL_PROGRESS);
+	if (write->fingerprint == NULL)
+		set_null(change, COL_FINGERPRINT);
+}
+
 static TupleTableSlot *
 form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsVirtual);
-	Datum *values = slot->tts_values;
-	bool *isnull = slot->tts_isnull;
+	Change change = {0};
+
+	change_whole(&change, write);
+	set_datum(&change, COL_DIGEST, UUIDPGetDatum(&key->digest));
+	set_datum(&change, COL_SCOPE, PointerGetDatum(key->scope));
+	set_datum(&change, COL_KEY, PointerGetDatum(key->key));
 
 	ExecClearTuple(slot);
-	memset(isnull, false, NCOLUMNS * sizeof(bool));
-
-	values[COL_DIGEST] = UUIDPGetDatum(&key->digest);
-	values[COL_SCOPE] = PointerGetDatum(key->scope);
-	values[COL_KEY] = PointerGetDatum(key->key);
-	values[COL_ATTEMPT] = Int32GetDatum(1);
-	values[COL_CREATED_AT] = TimestampTzGetDatum(write->created_at);
-	values[COL_FINISHED_AT] = TimestampTzGetDatum(write->finished_at);
-	values[COL_EXPIRES_AT] = TimestampTzGetDatum(write->expires_at);
-	isnull[COL_LEASE_UNTIL] = true;
-	isnull[COL_FENCE] = true;
-	isnull[COL_PHASE] = true;
-	isnull[COL_PROGRESS] = true;
-
-	isnull[COL_FINGERPRINT] = write->fingerprint == NULL;
-	if (write->fingerprint != NULL)
-	{
-		bytea *b = palloc(VARHDRSZ + FINGERPRINT_BYTES);
-
-		SET_VARSIZE(b, VARHDRSZ + FINGERPRINT_BYTES);
-		memcpy(VARDATA(b), write->fingerprint, FINGERPRINT_BYTES);
-		values[COL_FINGERPRINT] = PointerGetDatum(b);
-	}
-	isnull[COL_RESULT] = !write->has_result;
-	values[COL_RESULT] = write->result;
-
+	memcpy(slot->tts_values, change.values, sizeof(change.values));
+	memcpy(slot->tts_isnull, change.isnull, sizeof(change.isnull));
 	ExecStoreVirtualTuple(slot);
 	slot->tts_tableOid = RelationGetRelid(store->heap);
 	return slot;
@@ -706,25 +815,33 @@ insert_row_if_free(Store *store, const IdemKey *key, const StoreWrite *write)
 }
 
 /*
- * Replace an expired version.  Waits for a purge that is deleting it.  False
- * if somebody else has deleted or replaced it: look again.
+ * Change the version in the slot.  Unchanged columns stay as they are stored,
+ * so that no toasted value is written again.  Waits for a purge that is
+ * deleting it.  False if somebody else has deleted or changed it: look again.
  */
 static bool
-replace_row(Store *store, const IdemKey *key, const StoreWrite *write, const Version *expired)
+update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Version *version,
+			   Change *change)
 {
-	TupleTableSlot *slot = form_row(store, key, write);
+	TupleDesc desc = RelationGetDescr(store->heap);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsHeapTuple);
+	HeapTuple tuple = ExecCopySlotHeapTuple(old);
+	ItemPointerData tid = version->tid;
 	IdemUpdateIndexes update_indexes;
 	TM_FailureData tmfd;
 	LockTupleMode lockmode;
 	TM_Result result;
 
 	/* a command cannot update what it has itself inserted */
-	if (expired->own)
+	if (version->own)
 		CommandCounterIncrement();
 
-	result = table_tuple_update(store->heap, unconstify(ItemPointerData *, &expired->tid), slot,
-								GetCurrentCommandId(true), GetActiveSnapshot(), InvalidSnapshot,
-								true, &tmfd, &lockmode, &update_indexes);
+	tuple = heap_modify_tuple(tuple, desc, change->values, change->isnull, change->replace);
+	ExecStoreHeapTuple(tuple, slot, true);
+	slot->tts_tableOid = RelationGetRelid(store->heap);
+	result =
+		table_tuple_update(store->heap, &tid, slot, GetCurrentCommandId(true), GetActiveSnapshot(),
+						   InvalidSnapshot, true, &tmfd, &lockmode, &update_indexes);
 	if (result == TM_Ok && idem_update_needs_indexes(update_indexes))
 		insert_index_entries_or_40001(store, key, slot,
 									  idem_update_only_summarizing(update_indexes));
@@ -735,13 +852,18 @@ replace_row(Store *store, const IdemKey *key, const StoreWrite *write, const Ver
 	return result == TM_Ok;
 }
 
-static void
-find_version_only(Store *store, const IdemKey *key, Version *found)
+/* Put a claim over an expired or an abandoned version. */
+static bool
+take_over(Store *store, const IdemKey *key, TupleTableSlot *old, const Version *version,
+		  const StoreWrite *write)
 {
-	TupleTableSlot *slot = table_slot_create(store->heap, NULL);
+	Change change = {0};
 
-	find_version(store, key, slot, found);
-	ExecDropSingleTupleTableSlot(slot);
+	if (version->life == STORE_ABANDONED)
+		change_claim(&change, write, version->attempt + 1);
+	else
+		change_whole(&change, write);
+	return update_version(store, key, old, version, &change);
 }
 
 static void
@@ -753,46 +875,54 @@ wait_for_version(const IdemKey *key, const Version *held)
 }
 
 /*
- * The expired version that begin saw may have been purged since, and its TID
- * given to another row: so it is searched again.
+ * One try to write over what is there now; true if written.  The version that
+ * begin saw may have been purged since, and its TID given to another row: so
+ * it is searched again.
  */
-static void
-replace_or_insert(Store *store, const IdemKey *key, const StoreWrite *write)
+static bool
+try_finish(Store *store, const IdemKey *key, const StoreWrite *write, int64 seen_fence)
 {
-	for (;;)
-	{
-		Version found;
+	TupleTableSlot *slot = table_slot_create(store->heap, NULL);
+	Version found;
+	bool written = false;
 
-		CHECK_FOR_INTERRUPTS();
-		find_version_only(store, key, &found);
-		switch (found.life)
-		{
-			case STORE_ABSENT:
-				insert_row(store, key, write);
-				return;
-			case STORE_EXPIRED:
-				if (replace_row(store, key, write, &found))
-					return;
-				break;
-			case STORE_HELD:
-				wait_for_version(key, &found);
-				break;
-			case STORE_FINISHED:
+	find_version(store, key, slot, &found);
+	switch (found.life)
+	{
+		case STORE_ABSENT:
+			insert_row(store, key, write);
+			written = true;
+			break;
+		case STORE_EXPIRED:
+			written = take_over(store, key, slot, &found, write);
+			break;
+		case STORE_ABANDONED:
+			if (found.fence != seen_fence)
 				error_serialization(key);
-		}
+			written = take_over(store, key, slot, &found, write);
+			break;
+		case STORE_HELD:
+			wait_for_version(key, &found);
+			break;
+		case STORE_LEASED:
+		case STORE_FINISHED:
+			error_serialization(key);
 	}
+	ExecDropSingleTupleTableSlot(slot);
+	return written;
 }
 
 void
-store_finish(const IdemKey *key, const StoreWrite *write, bool replaces)
+store_finish(const IdemKey *key, const StoreWrite *write, StoreLife seen, int64 seen_fence)
 {
 	Store store;
 
 	store_open(&store, RowExclusiveLock);
-	if (replaces)
-		replace_or_insert(&store, key, write);
-	else
+	if (seen == STORE_ABSENT)
 		insert_row(&store, key, write);
+	else
+		while (!try_finish(&store, key, write, seen_fence))
+			CHECK_FOR_INTERRUPTS();
 	store_close(&store);
 }
 
@@ -807,15 +937,132 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
 		written = insert_row_if_free(&store, key, write);
 	else
 	{
+		TupleTableSlot *slot = table_slot_create(store.heap, NULL);
 		Version found;
 
-		Assert(row->life == STORE_EXPIRED);
-		find_version_only(&store, key, &found);
-		if (found.life == STORE_EXPIRED)
-			written = replace_row(&store, key, write, &found);
+		find_version(&store, key, slot, &found);
+		if (found.life == row->life && (found.life == STORE_EXPIRED || found.fence == row->fence))
+			written = take_over(&store, key, slot, &found, write);
+		ExecDropSingleTupleTableSlot(slot);
 	}
 	store_close(&store);
 	return written;
+}
+
+/* ------------------------------------------------------------------------
+ * Leased rows
+ * ------------------------------------------------------------------------
+ */
+
+static bool
+change_leased(const IdemKey *key, int64 fence, Change *change)
+{
+	Store store;
+	TupleTableSlot *slot;
+	Version found;
+	bool changed = false;
+
+	store_open(&store, RowExclusiveLock);
+	slot = table_slot_create(store.heap, NULL);
+	find_version(&store, key, slot, &found);
+	if ((found.life == STORE_LEASED || found.life == STORE_ABANDONED) && found.fence == fence)
+		changed = update_version(&store, key, slot, &found, change);
+	ExecDropSingleTupleTableSlot(slot);
+	store_close(&store);
+	return changed;
+}
+
+/* The fence stays: who repeats the finish is told that it is done. */
+bool
+store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write)
+{
+	Change change = {0};
+
+	set_jsonb(&change, COL_RESULT, write->has_result, write->result);
+	set_time(&change, COL_FINISHED_AT, write->finished_at);
+	set_time(&change, COL_EXPIRES_AT, write->expires_at);
+	set_null(&change, COL_LEASE_UNTIL);
+	return change_leased(key, fence, &change);
+}
+
+bool
+store_lease_release(const IdemKey *key, int64 fence, TimestampTz expires_at)
+{
+	Change change = {0};
+
+	set_null(&change, COL_LEASE_UNTIL);
+	set_null(&change, COL_FENCE);
+	set_time(&change, COL_EXPIRES_AT, expires_at);
+	return change_leased(key, fence, &change);
+}
+
+bool
+store_lease_extend(const IdemKey *key, int64 fence, TimestampTz lease_until, TimestampTz expires_at)
+{
+	Change change = {0};
+
+	set_time(&change, COL_LEASE_UNTIL, lease_until);
+	set_time(&change, COL_EXPIRES_AT, expires_at);
+	return change_leased(key, fence, &change);
+}
+
+bool
+store_lease_checkpoint(const IdemKey *key, int64 fence, text *phase, bool has_progress,
+					   Datum progress, TimestampTz lease_until, TimestampTz expires_at)
+{
+	Change change = {0};
+
+	set_datum(&change, COL_PHASE, PointerGetDatum(phase));
+	set_jsonb(&change, COL_PROGRESS, has_progress, progress);
+	if (lease_until != 0)
+	{
+		set_time(&change, COL_LEASE_UNTIL, lease_until);
+		set_time(&change, COL_EXPIRES_AT, expires_at);
+	}
+	return change_leased(key, fence, &change);
+}
+
+/*
+ * From a sequence, whose advance survives a rollback.  It must survive a crash
+ * as well, from the moment the number is out, whether its claim commits or
+ * not; so WAL is flushed as far as the sequence's page was last logged, which
+ * is once every 32 numbers.
+ */
+int64
+store_new_fence(void)
+{
+	Store store;
+	Relation sequence;
+	Buffer buffer;
+	XLogRecPtr lsn;
+	int64 fence;
+
+	store_open(&store, RowExclusiveLock);
+	fence = nextval_internal(known.fence, false);
+
+	sequence = relation_open(known.fence, AccessShareLock);
+	buffer = ReadBuffer(sequence, 0);
+	lsn = BufferGetLSNAtomic(buffer);
+	ReleaseBuffer(buffer);
+	relation_close(sequence, NoLock);
+	XLogFlush(lsn);
+
+	store_close(&store);
+	return fence;
+}
+
+/* ------------------------------------------------------------------------
+ * Erasing
+ * ------------------------------------------------------------------------
+ */
+
+static void
+find_version_only(Store *store, const IdemKey *key, Version *found)
+{
+	TupleTableSlot *slot = table_slot_create(store->heap, NULL);
+
+	find_version(store, key, slot, found);
+	ExecDropSingleTupleTableSlot(slot);
 }
 
 bool
@@ -846,7 +1093,7 @@ store_forget(const IdemKey *key)
 	} while (found.life != STORE_ABSENT && result != TM_Ok);
 	store_close(&store);
 
-	return found.life == STORE_FINISHED;
+	return found.life != STORE_ABSENT && found.life != STORE_EXPIRED;
 }
 
 int64

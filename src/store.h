@@ -10,21 +10,32 @@
  *	held		Written by a transaction that is still running.  Seen by
  *				everybody, unlike under a snapshot: it is how idem_claim_many,
  *				which takes no lock per key, holds its keys.
- *	finished	Committed, or written by the current transaction, and not yet
- *				expired.  Its result is the answer to every later caller.
- *	expired		As finished, but its time has run out.  It counts as absent,
- *				yet it still occupies its place in the primary key, so it is
- *				replaced rather than inserted anew.
+ *	leased		A leased claim whose lease is running: the claim of whoever
+ *				knows its fence.
+ *	abandoned	A leased claim whose lease has run out or was released.  Its
+ *				fence still counts until somebody takes over, which gives it a
+ *				new one; its recovery point is kept.
+ *	finished	Its result is the answer to every later caller.
+ *	expired		Finished or abandoned, and its time has run out.  It counts as
+ *				absent, yet it still occupies its place in the primary key, so
+ *				it is replaced rather than inserted anew.
  *
- *		absent ---write---> held ---commit---> finished ---time---> expired
- *		   ^                  |                                      |   |
- *		   +-----rollback-----+         held <-------replace---------+   |
- *		   +-----------------------------purge---------------------------+
+ * Leased, abandoned and finished rows are committed, or written by the current
+ * transaction.
+ *
+ *		absent --write--> held --commit--> finished --time--> expired
+ *		   ^                |                  ^                 |  |
+ *		   +----rollback----+                  |    held <-------+  |
+ *		   |                +--commit--> leased/abandoned --time----+
+ *		   +--------------------------purge-------------------------+
+ *
+ * A leased row is only ever changed under the key's lock (lock.h), which the
+ * caller takes: so its states do not change between a look and a write.
  *
  * Look-ups see the newest state, whatever the transaction's snapshot, and
  * take no SIREAD locks.  Where the isolation level promises a snapshot, a
- * finished row that this snapshot does not see raises 40001, as ON CONFLICT
- * does.  Before a row of another transaction is reported as finished, its
+ * finished or abandoned row that this snapshot does not see raises 40001, as
+ * ON CONFLICT does.  Before a row of another transaction is reported, its
  * commit is flushed, if synchronous_commit asks for durability: an answer
  * must not outlive, in a crash, what it was read from.
  *
@@ -49,9 +60,14 @@ typedef enum StoreLife
 {
 	STORE_ABSENT,
 	STORE_HELD,
+	STORE_LEASED,
+	STORE_ABANDONED,
 	STORE_FINISHED,
 	STORE_EXPIRED
 } StoreLife;
+
+/* fences are positive */
+#define NO_FENCE 0
 
 typedef struct StoreRow
 {
@@ -61,25 +77,36 @@ typedef struct StoreRow
 	TransactionId holder;
 	uint32 holder_token;
 
-	/* finished: the row; result is a copy in the current memory context */
+	/* leased, abandoned, finished: the row, copied to the current memory context */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
 	bool has_result;
 	Datum result; /* jsonb */
+	int64 fence;  /* or NO_FENCE */
+	Interval ttl; /* leased and abandoned */
 	int32 attempt;
+	text *phase; /* or NULL */
+	bool has_progress;
+	Datum progress;			 /* jsonb */
+	TimestampTz lease_until; /* 0: none */
 	TimestampTz created_at;
-	TimestampTz finished_at;
+	TimestampTz finished_at; /* 0: not finished */
 	TimestampTz expires_at;
 } StoreRow;
 
 typedef struct StoreWrite
 {
-	const uint8 *fingerprint; /* NULL: none */
+	const uint8 *fingerprint; /* NULL: none; a take-over then keeps the old one */
 	bool has_result;
 	Datum result; /* jsonb */
 	TimestampTz created_at;
-	TimestampTz finished_at;
+	TimestampTz finished_at; /* 0: a leased row */
 	TimestampTz expires_at;
+
+	/* leased rows only */
+	TimestampTz lease_until;
+	int64 fence;
+	Interval ttl;
 } StoreWrite;
 
 extern void store_init(void);
@@ -95,17 +122,36 @@ extern void store_probe(const IdemKey *key, StoreRow *row);
 extern bool store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline);
 
 /*
- * Write a finished row.  "replaces": an expired one was seen.  Waits for
- * uncommitted writers of the same key; 40001 if one of them commits.
+ * Write a finished row, to finish a transaction claim.  "seen" is what begin
+ * saw: an absent or expired row, or an abandoned one with "seen_fence", which
+ * is taken over.  Waits for uncommitted writers of the same key; 40001 if one
+ * of them commits.
  */
-extern void store_finish(const IdemKey *key, const StoreWrite *write, bool replaces);
+extern void
+store_finish(const IdemKey *key, const StoreWrite *write, StoreLife seen, int64 seen_fence);
 
 /*
- * Write a finished row if the key is free, without waiting and without an
- * error if it is not: false, nothing written, probe again.  "row" is what the
- * last probe told: absent or expired.
+ * Write a finished or a leased row over what "row", the last probe, tells:
+ * absent, expired, or abandoned, which is taken over.  Without an error if
+ * that has changed: false, nothing written, probe again.
  */
 extern bool store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row);
+
+/*
+ * Changes to the leased or abandoned row with that fence.  False if there is
+ * no such row (any more): probe again for the reason.
+ */
+extern bool store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write);
+extern bool store_lease_release(const IdemKey *key, int64 fence, TimestampTz expires_at);
+extern bool store_lease_extend(const IdemKey *key, int64 fence, TimestampTz lease_until,
+							   TimestampTz expires_at);
+
+/* phase not NULL; has_progress false clears it; lease_until 0 leaves the lease */
+extern bool store_lease_checkpoint(const IdemKey *key, int64 fence, text *phase, bool has_progress,
+								   Datum progress, TimestampTz lease_until, TimestampTz expires_at);
+
+/* A number that was never issued before, nor will be again. */
+extern int64 store_new_fence(void);
 
 /*
  * The committed row, as the active snapshot sees it; false if there is none
@@ -114,7 +160,7 @@ extern bool store_claim(const IdemKey *key, const StoreWrite *write, const Store
 extern bool store_lookup(const IdemKey *key, StoreRow *row);
 
 /*
- * Erase a row, committed or our own, expired or not.  Waits for uncommitted
+ * Erase a row, committed or our own, in whatever state.  Waits for uncommitted
  * writers.  True if an unexpired row was erased.
  */
 extern bool store_forget(const IdemKey *key);

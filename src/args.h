@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * args.h
+ *	  Arguments of SQL functions that are not STRICT: NULL is "not given".
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_ARGS_H
+#define IDEM_ARGS_H
+
+#include "access/detoast.h"
+#include "fmgr.h"
+
+#include "errors.h"
+#include "guc.h"
+#include "key.h"
+#include "store.h"
+
+static inline text *
+arg_text(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NULL : PG_GETARG_TEXT_PP(n);
+}
+
+static inline int64
+arg_fence(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? NO_FENCE : PG_GETARG_INT64(n);
+}
+
+/* A jsonb that is to be stored, refused (54000) if it is too large. */
+static inline bool
+arg_stored_jsonb(FunctionCallInfo fcinfo, int n, const IdemKey *key, const char *what, Datum *value)
+{
+	Size size;
+
+	if (PG_ARGISNULL(n))
+		return false;
+	*value = PG_GETARG_DATUM(n);
+	size = toast_raw_datum_size(*value) - VARHDRSZ;
+	if (size > (Size) idem_max_result_size)
+		error_too_large(key, what, size, idem_max_result_size);
+	return true;
+}
+
+#endif /* IDEM_ARGS_H */

@@ -1,0 +1,223 @@
+/*-------------------------------------------------------------------------
+ *
+ * lease.c
+ *	  Leased claims after their begin: finish, release, extend, checkpoint.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "args.h"
+#include "compat.h"
+#include "errors.h"
+#include "lease.h"
+#include "lock.h"
+#include "store.h"
+#include "ttl.h"
+
+PG_FUNCTION_INFO_V1(idem_extend);
+PG_FUNCTION_INFO_V1(idem_checkpoint);
+
+bool
+lease_meant(const PendingClaim *mine, bool fence_given)
+{
+	return fence_given || (mine != NULL && mine->state == PENDING_LEASED);
+}
+
+TimestampTz
+lease_expiry(TimestampTz lease_until, const Interval *ttl, const IdemKey *key)
+{
+	if (TIMESTAMP_IS_NOEND(lease_until))
+		return DT_NOEND;
+	return ttl_after(lease_until, ttl, "ttl", key);
+}
+
+void
+lease_error_not_begun(const IdemKey *key)
+{
+	StoreRow row;
+
+	store_probe(key, &row);
+	if (row.life == STORE_LEASED || row.life == STORE_ABANDONED)
+		error_fence_needed(key);
+	error_no_claim(key);
+}
+
+void
+lease_error_nothing_open(const IdemKey *key, const PendingClaim *mine)
+{
+	StoreRow row;
+
+	if (mine != NULL && mine->state == PENDING_FINISHED)
+		error_finished(key);
+	store_probe(key, &row);
+	if (row.life == STORE_FINISHED)
+		error_finished(key);
+	lease_error_not_begun(key);
+}
+
+/*
+ * Take the lock and find the row that the fence is for.  Raises unless it is
+ * leased or abandoned under this fence.  Returns the fence.
+ */
+static int64
+open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
+{
+	if (fence == NO_FENCE)
+	{
+		if (mine == NULL || mine->state != PENDING_LEASED)
+			lease_error_nothing_open(key, mine);
+		fence = mine->fence;
+	}
+
+	lock_wait(key);
+	for (;;)
+	{
+		store_probe(key, row);
+		if (row->life != STORE_HELD)
+			break;
+		(void) store_wait(key, row, DT_NOEND);
+	}
+
+	switch (row->life)
+	{
+		case STORE_LEASED:
+		case STORE_ABANDONED:
+			break;
+		case STORE_FINISHED:
+			if (row->fence == fence)
+				error_finished(key);
+			break;
+		default:
+			error_lease_gone(key);
+	}
+
+	/* a transaction claim of our own has taken over, though it has no row yet */
+	if (row->fence != fence || (mine != NULL && mine->state == PENDING_OPEN))
+		error_superseded(key, fence);
+	return fence;
+}
+
+/* The lock is ours, so only hands on the table itself can have been faster. */
+static void
+check_changed(bool changed, const IdemKey *key)
+{
+	if (!changed)
+		error_serialization(key);
+}
+
+/* The guard must know how long the row lives now. */
+static void
+note_expiry(const IdemKey *key, PendingClaim *mine, TimestampTz expires_at)
+{
+	if (mine != NULL && mine->state == PENDING_LEASED)
+		pending_prolong(mine, expires_at);
+	else
+		pending_written(key, expires_at);
+}
+
+void
+lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_result, Datum result)
+{
+	StoreRow row;
+	StoreWrite write = {.has_result = has_result, .result = result};
+
+	fence = open_lease(key, fence, mine, &row);
+	write.finished_at = GetCurrentTimestamp();
+	write.expires_at = ttl_after(write.finished_at, &row.ttl, "ttl", key);
+	check_changed(store_lease_finish(key, fence, &write), key);
+	note_expiry(key, mine, write.expires_at);
+}
+
+void
+lease_release(const IdemKey *key, int64 fence, PendingClaim *mine)
+{
+	StoreRow row;
+	TimestampTz expires_at;
+
+	fence = open_lease(key, fence, mine, &row);
+	expires_at = ttl_after(GetCurrentTimestamp(), &row.ttl, "ttl", key);
+	check_changed(store_lease_release(key, fence, expires_at), key);
+	note_expiry(key, mine, expires_at);
+}
+
+/*
+ * idem_extend(key text, lease interval, scope text, fence bigint) RETURNS timestamptz
+ */
+Datum
+idem_extend(PG_FUNCTION_ARGS)
+{
+	IdemKey key;
+	StoreRow row;
+	PendingClaim *mine;
+	int64 fence;
+	TimestampTz lease_until;
+	TimestampTz expires_at;
+
+	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
+	if (PG_ARGISNULL(1))
+		error_null("lease");
+	lease_until = ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(1), "lease", &key);
+	if (XactReadOnly)
+		error_read_only(&key, "extend the lease of");
+
+	mine = pending_find(&key);
+	fence = open_lease(&key, arg_fence(fcinfo, 3), mine, &row);
+
+	/* from now, not from before the wait for the lock */
+	lease_until = ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(1), "lease", &key);
+	expires_at = lease_expiry(lease_until, &row.ttl, &key);
+	check_changed(store_lease_extend(&key, fence, lease_until, expires_at), &key);
+	note_expiry(&key, mine, expires_at);
+	PG_RETURN_TIMESTAMPTZ(lease_until);
+}
+
+/*
+ * idem_checkpoint(key text, phase text, progress jsonb, scope text,
+ *				   fence bigint, lease interval) RETURNS timestamptz
+ */
+Datum
+idem_checkpoint(PG_FUNCTION_ARGS)
+{
+	IdemKey key;
+	StoreRow row;
+	PendingClaim *mine;
+	text *phase = arg_text(fcinfo, 1);
+	Datum progress = (Datum) 0;
+	bool has_progress;
+	int64 fence;
+	TimestampTz lease_until = 0;
+	TimestampTz expires_at = 0;
+
+	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 3), true);
+	if (phase == NULL)
+		error_null("phase");
+	key_check_phase(phase);
+	has_progress = arg_stored_jsonb(fcinfo, 2, &key, "progress", &progress);
+	if (!PG_ARGISNULL(5))
+		(void) ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(5), "lease", &key);
+	if (XactReadOnly)
+		error_read_only(&key, "checkpoint");
+
+	mine = pending_find(&key);
+	fence = open_lease(&key, arg_fence(fcinfo, 4), mine, &row);
+	if (row.phase != NULL && VARSIZE_ANY_EXHDR(row.phase) == VARSIZE_ANY_EXHDR(phase) &&
+		memcmp(VARDATA_ANY(row.phase), VARDATA_ANY(phase), VARSIZE_ANY_EXHDR(phase)) == 0)
+		error_phase_recorded(&key, text_to_cstring(phase));
+
+	if (!PG_ARGISNULL(5))
+	{
+		lease_until = ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(5), "lease", &key);
+		expires_at = lease_expiry(lease_until, &row.ttl, &key);
+	}
+	check_changed(
+		store_lease_checkpoint(&key, fence, phase, has_progress, progress, lease_until, expires_at),
+		&key);
+	note_expiry(&key, mine, lease_until != 0 ? expires_at : row.expires_at);
+	PG_RETURN_TIMESTAMPTZ(lease_until != 0 ? lease_until : row.lease_until);
+}
