@@ -15,7 +15,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 REGRESS =
 ISOLATION =
 TAP_TESTS = 1
-PROVE_TESTS = t/010_docs.pl
+PROVE_TESTS = t/010_docs.pl t/012_payment.pl
 
 ifdef TEMP_INSTANCE
 REGRESS_OPTS += --temp-instance=$(TEMP_INSTANCE) --temp-config=$(srcdir)/test/temp.conf
