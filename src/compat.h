@@ -50,10 +50,13 @@ typedef bool IdemUpdateIndexes;
 #define idem_update_only_summarizing(u) (false)
 #endif
 
+/* 18: instrumentation; 19: flags for the table scan */
 static inline IndexScanDesc
 idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys)
 {
-#if PG_VERSION_NUM >= 180000
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(heap, index, snapshot, NULL, nkeys, 0, SO_NONE);
+#elif PG_VERSION_NUM >= 180000
 	return index_beginscan(heap, index, snapshot, NULL, nkeys, 0);
 #else
 	return index_beginscan(heap, index, snapshot, nkeys, 0);
@@ -75,14 +78,17 @@ static inline void
 idem_insert_index_tuples(ResultRelInfo *rri, TupleTableSlot *slot, EState *estate, List *arbiters,
 						 bool *conflict, bool only_summarizing)
 {
-	bool no_dup_err = arbiters != NIL;
-
-#if PG_VERSION_NUM >= 160000
-	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, arbiters,
+#if PG_VERSION_NUM >= 190000
+	(void) ExecInsertIndexTuples(rri, estate,
+								 (arbiters != NIL ? EIIT_NO_DUPE_ERROR : 0) |
+									 (only_summarizing ? EIIT_ONLY_SUMMARIZING : 0),
+								 slot, arbiters, conflict);
+#elif PG_VERSION_NUM >= 160000
+	(void) ExecInsertIndexTuples(rri, slot, estate, false, arbiters != NIL, conflict, arbiters,
 								 only_summarizing);
 #else
 	(void) only_summarizing;
-	(void) ExecInsertIndexTuples(rri, slot, estate, false, no_dup_err, conflict, arbiters);
+	(void) ExecInsertIndexTuples(rri, slot, estate, false, arbiters != NIL, conflict, arbiters);
 #endif
 }
 
