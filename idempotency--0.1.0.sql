@@ -197,3 +197,28 @@ REVOKE ALL ON FUNCTION
 	idem_grant(regrole, text[]),
 	idem_revoke(regrole, text[])
 FROM PUBLIC;
+
+/*
+ * ALTER DEFAULT PRIVILEGES may have given others what was made here; hosted
+ * platforms and REST front ends set it up as a matter of course.
+ */
+DO LANGUAGE plpgsql $$
+DECLARE
+	acl record;
+BEGIN
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+	FOR acl IN
+		SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS object, a.grantee
+		FROM pg_class c, aclexplode(c.relacl) a
+		WHERE c.oid IN ('@extschema@.idem_keys'::regclass::oid, '@extschema@.idem_fence'::regclass::oid)
+			AND a.grantee NOT IN (0::oid, c.relowner)
+		UNION
+		SELECT 'FUNCTION ' || p.oid::regprocedure, a.grantee
+		FROM pg_extension e
+		JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid AND d.deptype = 'e'
+		JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid, aclexplode(p.proacl) a
+		WHERE e.extname = 'idempotency' AND a.grantee NOT IN (0::oid, p.proowner)
+	LOOP
+		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
+	END LOOP;
+END $$;

@@ -29,6 +29,7 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "args.h"
 #include "compat.h"
@@ -173,15 +174,15 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
+	bool locked;
 
 	/* one claim, one begin: waiting for ourselves would be for ever */
 	if (mine != NULL && mine->state == PENDING_OPEN)
 		return BEGIN_IN_PROGRESS;
 
+	locked = lock_try(key);
 	for (;;)
 	{
-		bool locked = lock_try(key);
-
 		CHECK_FOR_INTERRUPTS();
 		store_probe(key, row);
 
@@ -192,7 +193,6 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 		{
 			if (start_claim(request, row, fence))
 				return BEGIN_STARTED;
-			lock_release(key);
 			continue;
 		}
 		if (locked)
@@ -205,9 +205,18 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 		if (row->life == STORE_LEASED)
 			return BEGIN_IN_PROGRESS;
 
-		if (row->life == STORE_HELD ? !store_wait(key, row, wait_until)
-									: !lock_wait_free(key, wait_until))
-			return BEGIN_IN_PROGRESS;
+		if (row->life == STORE_HELD)
+		{
+			if (!store_wait(key, row, wait_until))
+				return BEGIN_IN_PROGRESS;
+			locked = lock_try(key);
+		}
+		else
+		{
+			if (!lock_wait_until(key, wait_until))
+				return BEGIN_IN_PROGRESS;
+			locked = true;
+		}
 	}
 }
 
@@ -260,6 +269,7 @@ begin_row_type(void)
 
 		for (int i = 0; i < BEGIN_NCOLS; i++)
 			TupleDescInitEntry(made, i + 1, cols[i].name, cols[i].type, -1, 0);
+		idem_tupledesc_finalize(made);
 		desc = BlessTupleDesc(made);
 		MemoryContextSwitchTo(old);
 	}
@@ -307,14 +317,17 @@ begin_row(const Request *request, BeginState state, const StoreRow *row, int64 f
 			if (row->has_result)
 				SET(BEGIN_COL_RESULT, row->result);
 			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(row->attempt));
-			/* FALLTHROUGH */
-		case BEGIN_MISMATCH:
-			/* somebody else's request: when, but nothing of what */
-			SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(row->created_at));
-			if (row->life == STORE_FINISHED)
-				SET(BEGIN_COL_FINISHED_AT, TimestampTzGetDatum(row->finished_at));
-			SET(BEGIN_COL_EXPIRES_AT, TimestampTzGetDatum(row->expires_at));
 			break;
+		case BEGIN_MISMATCH:
+			break;
+	}
+	if (state == BEGIN_REPLAYED || state == BEGIN_MISMATCH)
+	{
+		/* somebody else's request is told when, but nothing of what */
+		SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(row->created_at));
+		if (row->life == STORE_FINISHED)
+			SET(BEGIN_COL_FINISHED_AT, TimestampTzGetDatum(row->finished_at));
+		SET(BEGIN_COL_EXPIRES_AT, TimestampTzGetDatum(row->expires_at));
 	}
 #undef SET
 
@@ -612,8 +625,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 		error_null("array of idempotency keys");
 	arg_ttl(fcinfo, 1, &request);
 	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope ? scope : cstring_to_text(""), &nkeys);
-	if (nkeys > 0)
-		(void) ttl_after(request.now, &request.ttl, "ttl", &batch[0].key);
+	(void) ttl_after(request.now, &request.ttl, "ttl", nkeys > 0 ? &batch[0].key : NULL);
 
 	/* a probe and an insertion leave a few kilobytes behind */
 	per_key =

@@ -15,6 +15,7 @@
 #include "access/tableam.h"
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "utils/guc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 
@@ -32,6 +33,20 @@
 #define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC_EXT(.name = "idempotency", .version = version_)
 #else
 #define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC
+#endif
+
+/* 19: a descriptor made by hand needs a last step. */
+#if PG_VERSION_NUM >= 190000
+#define idem_tupledesc_finalize(desc) TupleDescFinalize(desc)
+#else
+#define idem_tupledesc_finalize(desc) ((void) 0)
+#endif
+
+/* 17: code of a table's owner runs under a safe search_path in maintenance. */
+#if PG_VERSION_NUM >= 170000
+#define idem_restrict_search_path() RestrictSearchPath()
+#else
+#define idem_restrict_search_path() ((void) 0)
 #endif
 
 /* 18: the mark stands before the declaration. */
@@ -60,6 +75,35 @@ idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys
 	return index_beginscan(heap, index, snapshot, NULL, nkeys, 0);
 #else
 	return index_beginscan(heap, index, snapshot, nkeys, 0);
+#endif
+}
+
+/* Both wait for whoever else is changing the tuple.  19: options. */
+static inline TM_Result
+idem_tuple_update(Relation rel, ItemPointer tid, TupleTableSlot *slot, CommandId cid,
+				  Snapshot snapshot, IdemUpdateIndexes *update_indexes)
+{
+	TM_FailureData tmfd;
+	LockTupleMode lockmode;
+
+#if PG_VERSION_NUM >= 190000
+	return table_tuple_update(rel, tid, slot, cid, 0, snapshot, InvalidSnapshot, true, &tmfd,
+							  &lockmode, update_indexes);
+#else
+	return table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, true, &tmfd,
+							  &lockmode, update_indexes);
+#endif
+}
+
+static inline TM_Result
+idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapshot)
+{
+	TM_FailureData tmfd;
+
+#if PG_VERSION_NUM >= 190000
+	return table_tuple_delete(rel, tid, cid, 0, snapshot, InvalidSnapshot, true, &tmfd);
+#else
+	return table_tuple_delete(rel, tid, cid, snapshot, InvalidSnapshot, true, &tmfd, false);
 #endif
 }
 

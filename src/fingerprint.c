@@ -6,7 +6,8 @@
  * The form: a byte that names the type, then
  *
  *		n t f	null, true, false: nothing more
- *		#		number: framed text of numeric_normalize()
+ *		#		number: framed sign and weight, 2 bytes each, big-endian, and
+ *				base-10000 digits, as numeric_send() gives them
  *		"		string: framed UTF-8
  *		[		array: count, then the elements
  *		{		object: count, then framed key and value, by key
@@ -23,8 +24,10 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
+#include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 
+#include "compat.h"
 #include "fingerprint.h"
 #include "sha256.h"
 
@@ -56,9 +59,30 @@ string_utf8(const JsonbValue *v, int *len)
 	return utf8;
 }
 
+/*
+ * numeric_send() gives count of digits, weight, sign, display scale, digits;
+ * equal numbers differ in nothing but the display scale, since numeric keeps
+ * no zeros at either end.  Its text would do as well, but 1e131071 is a few
+ * bytes of request and 128 kB of text.
+ */
+static void
+hash_number(Sha256 *sha, Numeric num)
+{
+	bytea *b = DatumGetByteaP(DirectFunctionCall1(numeric_send, NumericGetDatum(num)));
+	char *send = VARDATA(b);
+
+	memmove(send, send + 2, 4);
+	memmove(send + 4, send + 8, VARSIZE(b) - VARHDRSZ - 8);
+	sha256_bytes(sha, "#", 1);
+	sha256_framed(sha, send, VARSIZE(b) - VARHDRSZ - 4);
+	pfree(b);
+}
+
 static void
 hash_value(Sha256 *sha, const JsonbValue *v)
 {
+	CHECK_FOR_INTERRUPTS();
+
 	switch (v->type)
 	{
 		case jbvNull:
@@ -68,14 +92,8 @@ hash_value(Sha256 *sha, const JsonbValue *v)
 			sha256_bytes(sha, v->val.boolean ? "t" : "f", 1);
 			break;
 		case jbvNumeric:
-		{
-			char *text = numeric_normalize(v->val.numeric);
-
-			sha256_bytes(sha, "#", 1);
-			sha256_framed(sha, text, strlen(text));
-			pfree(text);
+			hash_number(sha, v->val.numeric);
 			break;
-		}
 		case jbvString:
 		{
 			int len;
@@ -137,7 +155,6 @@ hash_container(Sha256 *sha, JsonbContainer *container)
 	JsonbValue v;
 
 	check_stack_depth();
-	CHECK_FOR_INTERRUPTS();
 
 	if (JsonbIteratorNext(&it, &v, true) == WJB_BEGIN_OBJECT)
 	{

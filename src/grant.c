@@ -37,7 +37,10 @@ typedef struct Job
 	const char *functions[10]; /* NULL-terminated */
 } Job;
 
-/* A job without functions is one that this version does not have yet. */
+/*
+ * No function is in two jobs, or revoking one would take from the other.  A
+ * job without functions is one that this version does not have yet.
+ */
 static const Job jobs[] = {
 	{"claims",
 	 true,
@@ -46,8 +49,8 @@ static const Job jobs[] = {
 	{"call", false, {NULL}},
 	{"throttle", true, {NULL}},
 	{"tokens", false, {NULL}},
-	{"lookup", false, {"idem_lookup", "idem_digest"}},
-	{"operate", false, {"idem_lookup", "idem_digest", "idem_forget", "idem_forget_scope"}},
+	{"lookup", false, {"idem_lookup"}},
+	{"operate", false, {"idem_digest", "idem_forget", "idem_forget_scope"}},
 };
 
 /*

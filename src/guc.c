@@ -22,13 +22,23 @@ int idem_max_result_size;
 int idem_retry_after;
 bool idem_require_scope;
 
+/* 0 is no ttl, and what fractions of a second are rounded to. */
+static bool
+check_default_ttl(int *newval, void **extra, GucSource source)
+{
+	if (*newval != 0)
+		return true;
+	GUC_check_errdetail("A time to live must be at least one second, or -1 for ever.");
+	return false;
+}
+
 void
 guc_init(void)
 {
 	DefineCustomIntVariable("idempotency.default_ttl",
 							"How long a finished key is kept when the caller gives no ttl.",
 							"-1 keeps it for ever.", &idem_default_ttl, 24 * 60 * 60, -1, INT_MAX,
-							PGC_USERSET, GUC_UNIT_S, NULL, NULL, NULL);
+							PGC_USERSET, GUC_UNIT_S, check_default_ttl, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"idempotency.max_result_size", "Largest result or progress that is stored with a key.",

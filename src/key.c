@@ -76,6 +76,13 @@ key_check_phase(text *phase)
 	(void) checked_utf8("phase", phase, 1, &len);
 }
 
+bool
+key_same_text(const text *a, const text *b)
+{
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
 static bool
 memo_matches(text *key, text *scope)
 {

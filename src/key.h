@@ -42,6 +42,9 @@ extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 /* The name of a phase follows the rules of a key (22023). */
 extern void key_check_phase(text *phase);
 
+/* Byte for byte. */
+extern bool key_same_text(const text *a, const text *b);
+
 /* Order by digest, for qsort and for the lock order of batches. */
 extern int key_cmp(const IdemKey *a, const IdemKey *b);
 

@@ -147,6 +147,16 @@ lease_release(const IdemKey *key, int64 fence, PendingClaim *mine)
 }
 
 /*
+ * Take a new lease, from now: the lock may have been waited for.
+ */
+static void
+renew_lease(StoreRenewal *renewal, const Interval *lease, const StoreRow *row, const IdemKey *key)
+{
+	renewal->lease_until = ttl_after(GetCurrentTimestamp(), lease, "lease", key);
+	renewal->expires_at = lease_expiry(renewal->lease_until, &row->ttl, key);
+}
+
+/*
  * idem_extend(key text, lease interval, scope text, fence bigint) RETURNS timestamptz
  */
 Datum
@@ -155,26 +165,22 @@ idem_extend(PG_FUNCTION_ARGS)
 	IdemKey key;
 	StoreRow row;
 	PendingClaim *mine;
+	StoreRenewal renewal = {0};
 	int64 fence;
-	TimestampTz lease_until;
-	TimestampTz expires_at;
 
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
 	if (PG_ARGISNULL(1))
 		error_null("lease");
-	lease_until = ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(1), "lease", &key);
+	(void) ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(1), "lease", &key);
 	if (XactReadOnly)
 		error_read_only(&key, "extend the lease of");
 
 	mine = pending_find(&key);
 	fence = open_lease(&key, arg_fence(fcinfo, 3), mine, &row);
-
-	/* from now, not from before the wait for the lock */
-	lease_until = ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(1), "lease", &key);
-	expires_at = lease_expiry(lease_until, &row.ttl, &key);
-	check_changed(store_lease_extend(&key, fence, lease_until, expires_at), &key);
-	note_expiry(&key, mine, expires_at);
-	PG_RETURN_TIMESTAMPTZ(lease_until);
+	renew_lease(&renewal, PG_GETARG_INTERVAL_P(1), &row, &key);
+	check_changed(store_lease_renew(&key, fence, &renewal), &key);
+	note_expiry(&key, mine, renewal.expires_at);
+	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }
 
 /*
@@ -187,18 +193,14 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 	IdemKey key;
 	StoreRow row;
 	PendingClaim *mine;
-	text *phase = arg_text(fcinfo, 1);
-	Datum progress = (Datum) 0;
-	bool has_progress;
+	StoreRenewal renewal = {.phase = arg_text(fcinfo, 1)};
 	int64 fence;
-	TimestampTz lease_until = 0;
-	TimestampTz expires_at = 0;
 
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 3), true);
-	if (phase == NULL)
+	if (renewal.phase == NULL)
 		error_null("phase");
-	key_check_phase(phase);
-	has_progress = arg_stored_jsonb(fcinfo, 2, &key, "progress", &progress);
+	key_check_phase(renewal.phase);
+	renewal.has_progress = arg_stored_jsonb(fcinfo, 2, &key, "progress", &renewal.progress);
 	if (!PG_ARGISNULL(5))
 		(void) ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(5), "lease", &key);
 	if (XactReadOnly)
@@ -206,18 +208,19 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 
 	mine = pending_find(&key);
 	fence = open_lease(&key, arg_fence(fcinfo, 4), mine, &row);
-	if (row.phase != NULL && VARSIZE_ANY_EXHDR(row.phase) == VARSIZE_ANY_EXHDR(phase) &&
-		memcmp(VARDATA_ANY(row.phase), VARDATA_ANY(phase), VARSIZE_ANY_EXHDR(phase)) == 0)
-		error_phase_recorded(&key, text_to_cstring(phase));
-
+	if (row.phase != NULL && key_same_text(row.phase, renewal.phase))
+		error_phase_recorded(&key, text_to_cstring(row.phase));
 	if (!PG_ARGISNULL(5))
+		renew_lease(&renewal, PG_GETARG_INTERVAL_P(5), &row, &key);
+	check_changed(store_lease_renew(&key, fence, &renewal), &key);
+
+	if (renewal.lease_until == 0)
 	{
-		lease_until = ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(5), "lease", &key);
-		expires_at = lease_expiry(lease_until, &row.ttl, &key);
+		note_expiry(&key, mine, row.expires_at);
+		if (row.lease_until == 0)
+			PG_RETURN_NULL();
+		PG_RETURN_TIMESTAMPTZ(row.lease_until);
 	}
-	check_changed(
-		store_lease_checkpoint(&key, fence, phase, has_progress, progress, lease_until, expires_at),
-		&key);
-	note_expiry(&key, mine, lease_until != 0 ? expires_at : row.expires_at);
-	PG_RETURN_TIMESTAMPTZ(lease_until != 0 ? lease_until : row.lease_until);
+	note_expiry(&key, mine, renewal.expires_at);
+	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }

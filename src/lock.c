@@ -32,6 +32,20 @@ key_locktag(LOCKTAG *tag, const IdemKey *key)
 }
 
 /*
+ * The lock is to live as long as the (sub)transaction's memory of the claim.
+ * So it belongs to the transaction's resource owner, not to that of a portal
+ * which happens to run: a cursor outlives savepoints, and a failed one does not.
+ */
+static ResourceOwner
+enter_transaction_owner(void)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	return owner;
+}
+
+/*
  * LockAcquire, with the hint that fits when the lock table is full: the
  * caller does not know that a claim costs a lock.
  */
@@ -39,6 +53,7 @@ static bool
 acquire(const IdemKey *key, bool dont_wait)
 {
 	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = enter_transaction_owner();
 	LockAcquireResult result;
 	LOCKTAG tag;
 
@@ -49,13 +64,22 @@ acquire(const IdemKey *key, bool dont_wait)
 	}
 	PG_CATCH();
 	{
+		ErrorData *edata;
+
+		CurrentResourceOwner = owner;
 		if (geterrcode() != ERRCODE_OUT_OF_MEMORY)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+
+		/* the backend's own memory may be short as well */
+		if (strcmp(edata->message_id, "out of shared memory") != 0)
+			PG_RE_THROW();
 		FlushErrorState();
 		error_lock_table_full(key);
 	}
 	PG_END_TRY();
+	CurrentResourceOwner = owner;
 
 	return result != LOCKACQUIRE_NOT_AVAIL;
 }
@@ -101,23 +125,29 @@ lock_wait(const IdemKey *key)
 void
 lock_release(const IdemKey *key)
 {
+	ResourceOwner owner = enter_transaction_owner();
 	LOCKTAG tag;
 
 	key_locktag(&tag, key);
 	(void) LockRelease(&tag, ExclusiveLock, false);
+	CurrentResourceOwner = owner;
 }
 
 static void
-pass_through(void *arg)
+wait_for_lock(void *arg)
 {
 	lock_wait(arg);
-	lock_release(arg);
 }
 
+/*
+ * The lock is taken by the wait itself, in its subtransaction, whose end hands
+ * it to ours.  To give it back and try again would let several waiters pass
+ * it around among themselves until their time is up.
+ */
 bool
-lock_wait_free(const IdemKey *key, TimestampTz deadline)
+lock_wait_until(const IdemKey *key, TimestampTz deadline)
 {
-	return lock_bounded(pass_through, unconstify(IdemKey *, key), deadline);
+	return lock_bounded(wait_for_lock, unconstify(IdemKey *, key), deadline);
 }
 
 /*

@@ -30,19 +30,16 @@ extern bool lock_try(const IdemKey *key);
 /* Wait for the lock: lock_timeout, statement_timeout and deadlocks raise. */
 extern void lock_wait(const IdemKey *key);
 
-/*
- * Wait until the lock was seen free, at most until "deadline"; false if it
- * was not.  Does not keep the lock: the caller tries again.
- */
-extern bool lock_wait_free(const IdemKey *key, TimestampTz deadline);
+/* Wait for the lock at most until "deadline"; false if that came first. */
+extern bool lock_wait_until(const IdemKey *key, TimestampTz deadline);
 
-/* Give back what the last lock_try() or lock_wait() took. */
+/* Give back what the last successful call of these took. */
 extern void lock_release(const IdemKey *key);
 
 /*
  * Run "wait", which blocks in the lock manager, at most until "deadline".
  * False if that came first; the session's own lock_timeout, if shorter, still
- * raises, as does anything else.  "wait" must not keep what it locks.
+ * raises, as does anything else.
  */
 extern bool lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline);
 

@@ -48,6 +48,9 @@ static slist_head claims = SLIST_STATIC_INIT(claims);
 /* guard_callback is registered: this transaction has, or had, claims */
 static bool guarding = false;
 
+/* callbacks are running: see the head of this file */
+static bool committing = false;
+
 static ExecutorEnd_hook_type prev_executor_end = NULL;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
@@ -57,7 +60,11 @@ static void
 guard_to_front(void)
 {
 	if (guarding)
+	{
+		if (committing)
+			return;
 		UnregisterXactCallback(guard_callback, NULL);
+	}
 	RegisterXactCallback(guard_callback, NULL);
 	guarding = true;
 }
@@ -115,6 +122,7 @@ pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
 		memcpy(claim->fingerprint, fingerprint, FINGERPRINT_BYTES);
 	claim->seen = seen;
 	claim->fence = seen_fence;
+	claim->begun_with_xid = TransactionIdIsValid(GetTopTransactionIdIfAny());
 	claim->begun_cid = GetCurrentCommandId(false);
 	return claim;
 }
@@ -205,15 +213,16 @@ pending_written(const IdemKey *key, TimestampTz expires_at)
 }
 
 /*
- * A command that writes takes an xid and uses up its command id.  A command
- * that would have written and found nothing to do can look the same after
- * an earlier write: this serves a warning only.
+ * The first write takes an xid, and every command that writes uses up its
+ * command id.  What was written and rolled back to a savepoint looks the same,
+ * and so does, after an earlier write, a command that found nothing to write:
+ * this serves a warning only.
  */
 bool
 pending_has_written(const PendingClaim *claim)
 {
 	return TransactionIdIsValid(GetTopTransactionIdIfAny()) &&
-		GetCurrentCommandId(false) > claim->begun_cid;
+		(!claim->begun_with_xid || GetCurrentCommandId(false) > claim->begun_cid);
 }
 
 /* ------------------------------------------------------------------------
@@ -260,6 +269,7 @@ guard_callback(XactEvent event, void *arg)
 {
 	if (event != XACT_EVENT_PRE_COMMIT && event != XACT_EVENT_PRE_PREPARE)
 		return;
+	committing = true;
 	guard();
 }
 
@@ -281,6 +291,7 @@ xact_callback(XactEvent event, void *arg)
 			if (guarding)
 				UnregisterXactCallback(guard_callback, NULL);
 			guarding = false;
+			committing = false;
 			break;
 		default:
 			break;

@@ -51,7 +51,8 @@ typedef struct PendingClaim
 	int64 fence;	/* of the abandoned row that begin saw; leased: of this claim */
 
 	TimestampTz expires_at; /* unless open: when the row expires */
-	CommandId begun_cid;	/* to see whether anything was written since */
+	bool begun_with_xid;
+	CommandId begun_cid; /* to see whether anything was written since */
 } PendingClaim;
 
 extern void pending_init(void);

@@ -37,9 +37,11 @@
 #include "commands/sequence.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "replication/syncrep.h"
 #include "storage/bufmgr.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -86,18 +88,19 @@ static const struct
 {
 	const char *name;
 	Oid type;
+	bool not_null;
 } columns[NCOLUMNS] = {
-	[COL_DIGEST] = {"digest", UUIDOID},
-	[COL_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
+	[COL_DIGEST] = {"digest", UUIDOID, true},
+	[COL_CREATED_AT] = {"created_at", TIMESTAMPTZOID, true},
 	[COL_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID},
-	[COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
+	[COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID, true},
 	[COL_LEASE_UNTIL] = {"lease_until", TIMESTAMPTZOID},
 	[COL_FENCE] = {"fence", INT8OID},
 	[COL_TTL] = {"ttl", INTERVALOID},
-	[COL_ATTEMPT] = {"attempt", INT4OID},
+	[COL_ATTEMPT] = {"attempt", INT4OID, true},
 	[COL_FINGERPRINT] = {"fingerprint", BYTEAOID},
-	[COL_SCOPE] = {"scope", TEXTOID},
-	[COL_KEY] = {"key", TEXTOID},
+	[COL_SCOPE] = {"scope", TEXTOID, true},
+	[COL_KEY] = {"key", TEXTOID, true},
 	[COL_PHASE] = {"phase", TEXTOID},
 	[COL_PROGRESS] = {"progress", JSONBOID},
 	[COL_RESULT] = {"result", JSONBOID},
@@ -118,8 +121,7 @@ typedef struct Version
 	bool own;			/* written by this transaction */
 	int64 fence;		/* or NO_FENCE */
 	int32 attempt;
-	TransactionId holder; /* held: who by */
-	uint32 holder_token;  /* held: its insertion is still speculative */
+	StoreHolder holder; /* held: who by */
 } Version;
 
 /*
@@ -222,14 +224,19 @@ check_triggers(TriggerDesc *triggers)
 static void
 check_columns(TupleDesc desc)
 {
-	bool same = desc->natts == NCOLUMNS;
+	bool same = desc->natts >= NCOLUMNS;
 
-	for (int i = 0; same && i < NCOLUMNS; i++)
+	for (int i = 0; same && i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		same = !att->attisdropped && att->atttypid == columns[i].type &&
-			strcmp(NameStr(att->attname), columns[i].name) == 0;
+		/* a column that was added by hand and dropped again leaves a trace */
+		if (i >= NCOLUMNS)
+			same = att->attisdropped;
+		else
+			same = !att->attisdropped && att->atttypid == columns[i].type &&
+				att->attnotnull == columns[i].not_null &&
+				strcmp(NameStr(att->attname), columns[i].name) == 0;
 	}
 	if (!same)
 		ereport(
@@ -255,6 +262,8 @@ check_table(Relation rel)
 	if (rel->rd_rules != NULL)
 		refuse("It has rules, which would not apply.");
 	check_triggers(rel->trigdesc);
+	if (rel->rd_att->constr != NULL && rel->rd_att->constr->num_check > 0)
+		refuse("It has CHECK constraints, which would not be enforced.");
 	check_columns(RelationGetDescr(rel));
 }
 
@@ -408,8 +417,8 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 		if (TransactionIdIsValid(dirty.xmin))
 		{
 			found->life = STORE_HELD;
-			found->holder = dirty.xmin;
-			found->holder_token = dirty.speculativeToken;
+			found->holder.xid = dirty.xmin;
+			found->holder.token = dirty.speculativeToken;
 			break;
 		}
 
@@ -427,18 +436,29 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 
 /*
  * The commit of an xid is visible before it is durable if it was
- * asynchronous.  Nobody else may then rely on it yet.
+ * asynchronous.  Nobody else may then rely on it yet.  Durable means what our
+ * own commit would wait for, synchronous standbys included.
  */
 static void
-make_durable(TransactionId xid)
+make_durable(TupleTableSlot *slot, TransactionId xmin)
 {
 	XLogRecPtr lsn;
 
 	if (synchronous_commit <= SYNCHRONOUS_COMMIT_OFF || RecoveryInProgress())
 		return;
-	lsn = TransactionIdGetCommitLSN(xid);
-	if (!XLogRecPtrIsInvalid(lsn))
-		XLogFlush(lsn);
+
+	/* a frozen row has forgotten its xid, but freezing it was logged after the commit */
+	if (TransactionIdIsNormal(xmin))
+		lsn = TransactionIdGetCommitLSN(xmin);
+	else
+		lsn = BufferGetLSNAtomic(((BufferHeapTupleTableSlot *) slot)->buffer);
+	if (XLogRecPtrIsInvalid(lsn))
+		return;
+
+	XLogFlush(lsn);
+	HOLD_INTERRUPTS();
+	SyncRepWaitForLSN(lsn, true);
+	RESUME_INTERRUPTS();
 }
 
 /* Copy what callers need; the slot's page may go afterwards. */
@@ -501,7 +521,6 @@ store_probe(const IdemKey *key, StoreRow *row)
 	find_version(&store, key, slot, &found);
 	row->life = found.life;
 	row->holder = found.holder;
-	row->holder_token = found.holder_token;
 	if (found.life == STORE_LEASED || found.life == STORE_ABANDONED || found.life == STORE_FINISHED)
 	{
 		if (!found.own)
@@ -510,7 +529,7 @@ store_probe(const IdemKey *key, StoreRow *row)
 			if (found.life != STORE_LEASED && IsolationUsesXactSnapshot() &&
 				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot()))
 				error_serialization(key);
-			make_durable(found.xmin);
+			make_durable(slot, found.xmin);
 		}
 		read_row(slot, row);
 	}
@@ -547,7 +566,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		row->life = slot_life(slot);
 		if (TransactionIdIsCurrentTransactionId(xmin) || row->life == STORE_EXPIRED)
 			break;
-		make_durable(xmin);
+		make_durable(slot, xmin);
 		read_row(slot, row);
 		found = true;
 	}
@@ -568,10 +587,10 @@ wait_for_holder(void *arg)
 {
 	const StoreRow *row = arg;
 
-	if (row->holder_token != 0)
-		SpeculativeInsertionWait(row->holder, row->holder_token);
+	if (row->holder.token != 0)
+		SpeculativeInsertionWait(row->holder.xid, row->holder.token);
 	else
-		XactLockTableWait(row->holder, NULL, NULL, XLTW_None);
+		XactLockTableWait(row->holder.xid, NULL, NULL, XLTW_None);
 }
 
 /*
@@ -581,14 +600,21 @@ wait_for_holder(void *arg)
 static bool
 wait_on_standby(const StoreRow *row, TimestampTz deadline)
 {
-	while (TransactionIdIsInProgress(row->holder))
-	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+	TimestampTz lock_deadline =
+		LockTimeout > 0 ? GetCurrentTimestamp() + LockTimeout * INT64CONST(1000) : DT_NOEND;
 
-		if (left <= 0)
+	while (TransactionIdIsInProgress(row->holder.xid))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (deadline <= now)
 			return false;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(left, STANDBY_POLL_MS), PG_WAIT_EXTENSION);
+		if (lock_deadline <= now)
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("canceling statement due to lock timeout")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STANDBY_POLL_MS,
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -601,11 +627,10 @@ store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline)
 	LockContext context;
 	bool ended = true;
 
-	if (RecoveryInProgress())
-		return wait_on_standby(row, deadline);
-
 	lock_context_push(&context, key);
-	if (TIMESTAMP_IS_NOEND(deadline))
+	if (RecoveryInProgress())
+		ended = wait_on_standby(row, deadline);
+	else if (TIMESTAMP_IS_NOEND(deadline))
 		wait_for_holder(unconstify(StoreRow *, row));
 	else
 		ended = lock_bounded(wait_for_holder, unconstify(StoreRow *, row), deadline);
@@ -618,13 +643,24 @@ store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline)
  * ------------------------------------------------------------------------
  */
 
-/* New contents of some columns. */
+/* New contents of some columns; as many as the table has, dropped ones included. */
 typedef struct Change
 {
-	Datum values[NCOLUMNS];
-	bool isnull[NCOLUMNS];
-	bool replace[NCOLUMNS];
+	Datum *values;
+	bool *isnull;
+	bool *replace;
 } Change;
+
+static void
+change_init(Change *change, Store *store)
+{
+	int natts = RelationGetDescr(store->heap)->natts;
+
+	change->values = palloc0(natts * sizeof(Datum));
+	change->isnull = palloc(natts * sizeof(bool));
+	memset(change->isnull, true, natts * sizeof(bool));
+	change->replace = palloc0(natts * sizeof(bool));
+}
 
 static void
 set_datum(Change *change, int column, Datum value)
@@ -708,46 +744,115 @@ static TupleTableSlot *
 form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsVirtual);
-	Change change = {0};
+	int natts = slot->tts_tupleDescriptor->natts;
+	Change change;
 
+	change_init(&change, store);
 	change_whole(&change, write);
 	set_datum(&change, COL_DIGEST, UUIDPGetDatum(&key->digest));
 	set_datum(&change, COL_SCOPE, PointerGetDatum(key->scope));
 	set_datum(&change, COL_KEY, PointerGetDatum(key->key));
 
 	ExecClearTuple(slot);
-	memcpy(slot->tts_values, change.values, sizeof(change.values));
-	memcpy(slot->tts_isnull, change.isnull, sizeof(change.isnull));
+	memcpy(slot->tts_values, change.values, natts * sizeof(Datum));
+	memcpy(slot->tts_isnull, change.isnull, natts * sizeof(bool));
 	ExecStoreVirtualTuple(slot);
 	slot->tts_tableOid = RelationGetRelid(store->heap);
 	return slot;
 }
 
 /*
+ * What the table's owner has hung on it, the code of an expression index or a
+ * trigger, runs as that owner and leaves no trace in the session.  An error
+ * needs no care: the abort of the (sub)transaction restores all of it.
+ */
+typedef struct OwnerContext
+{
+	Oid user;
+	int sec_context;
+	int guc_level;
+} OwnerContext;
+
+static void
+become_owner(Store *store, OwnerContext *saved)
+{
+	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
+	SetUserIdAndSecContext(store->heap->rd_rel->relowner,
+						   saved->sec_context | SECURITY_RESTRICTED_OPERATION);
+	saved->guc_level = NewGUCNestLevel();
+}
+
+static void
+become_caller(const OwnerContext *saved)
+{
+	AtEOXact_GUC(false, saved->guc_level);
+	SetUserIdAndSecContext(saved->user, saved->sec_context);
+}
+
+/*
+ * The primary key, or its double: REINDEX CONCURRENTLY has both take entries,
+ * and either may be the one that sees a duplicate first.
+ */
+static bool
+is_key_index(Relation index)
+{
+	return index->rd_index->indisunique && index->rd_index->indnkeyatts == 1 &&
+		index->rd_index->indkey.values[0] == COL_DIGEST + 1 &&
+		RelationGetIndexPredicate(index) == NIL;
+}
+
+static bool
+is_key_index_name(Store *store, const char *name)
+{
+	List *indexes = RelationGetIndexList(store->heap);
+	ListCell *lc;
+	bool found = false;
+
+	foreach(lc, indexes)
+	{
+		Relation index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		if (is_key_index(index) && strcmp(RelationGetRelationName(index), name) == 0)
+			found = true;
+		index_close(index, NoLock);
+	}
+	return found;
+}
+
+/*
  * Insert the index entries of a heap tuple just written.  With "conflict", a
- * duplicate in the primary key is told there, else it raises 23505.
+ * duplicate key is told there, else it raises 23505.
  */
 static void
 insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool only_summarizing)
 {
 	EState *estate = CreateExecutorState();
 	ResultRelInfo *rri = makeNode(ResultRelInfo);
-	List *arbiters = conflict != NULL ? list_make1_oid(RelationGetRelid(store->index)) : NIL;
-	Oid user;
-	int sec_context;
-
-	/* the abort of the (sub)transaction restores these if an error comes */
-	GetUserIdAndSecContext(&user, &sec_context);
-	SetUserIdAndSecContext(store->heap->rd_rel->relowner,
-						   sec_context | SECURITY_RESTRICTED_OPERATION);
+	List *arbiters = NIL;
+	bool has_code = false;
+	OwnerContext saved;
 
 	InitResultRelInfo(rri, store->heap, 0, NULL, 0);
 	ExecOpenIndices(rri, false);
+	for (int i = 0; i < rri->ri_NumIndices; i++)
+	{
+		Relation index = rri->ri_IndexRelationDescs[i];
+		IndexInfo *info = rri->ri_IndexRelationInfo[i];
+
+		if (conflict != NULL && is_key_index(index))
+			arbiters = lappend_oid(arbiters, RelationGetRelid(index));
+		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
+			has_code = true;
+	}
+
+	become_owner(store, &saved);
+	if (has_code)
+		idem_restrict_search_path();
 	idem_insert_index_tuples(rri, slot, estate, arbiters, conflict, only_summarizing);
+	become_caller(&saved);
+
 	ExecCloseIndices(rri);
 	FreeExecutorState(estate);
-
-	SetUserIdAndSecContext(user, sec_context);
 }
 
 /*
@@ -772,12 +877,11 @@ insert_index_entries_or_40001(Store *store, const IdemKey *key, TupleTableSlot *
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
+		FlushErrorState();
 
 		/* an owner's own unique index speaks for itself */
-		if (edata->constraint_name == NULL ||
-			strcmp(edata->constraint_name, RelationGetRelationName(store->index)) != 0)
-			PG_RE_THROW();
-		FlushErrorState();
+		if (edata->constraint_name == NULL || !is_key_index_name(store, edata->constraint_name))
+			ReThrowError(edata);
 		error_serialization(key);
 	}
 	PG_END_TRY();
@@ -828,8 +932,6 @@ update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Vers
 	HeapTuple tuple = ExecCopySlotHeapTuple(old);
 	ItemPointerData tid = version->tid;
 	IdemUpdateIndexes update_indexes;
-	TM_FailureData tmfd;
-	LockTupleMode lockmode;
 	TM_Result result;
 
 	/* a command cannot update what it has itself inserted */
@@ -839,9 +941,8 @@ update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Vers
 	tuple = heap_modify_tuple(tuple, desc, change->values, change->isnull, change->replace);
 	ExecStoreHeapTuple(tuple, slot, true);
 	slot->tts_tableOid = RelationGetRelid(store->heap);
-	result =
-		table_tuple_update(store->heap, &tid, slot, GetCurrentCommandId(true), GetActiveSnapshot(),
-						   InvalidSnapshot, true, &tmfd, &lockmode, &update_indexes);
+	result = idem_tuple_update(store->heap, &tid, slot, GetCurrentCommandId(true),
+							   GetActiveSnapshot(), &update_indexes);
 	if (result == TM_Ok && idem_update_needs_indexes(update_indexes))
 		insert_index_entries_or_40001(store, key, slot,
 									  idem_update_only_summarizing(update_indexes));
@@ -857,8 +958,9 @@ static bool
 take_over(Store *store, const IdemKey *key, TupleTableSlot *old, const Version *version,
 		  const StoreWrite *write)
 {
-	Change change = {0};
+	Change change;
 
+	change_init(&change, store);
 	if (version->life == STORE_ABANDONED)
 		change_claim(&change, write, version->attempt + 1);
 	else
@@ -869,7 +971,7 @@ take_over(Store *store, const IdemKey *key, TupleTableSlot *old, const Version *
 static void
 wait_for_version(const IdemKey *key, const Version *held)
 {
-	StoreRow row = {.holder = held->holder, .holder_token = held->holder_token};
+	StoreRow row = {.holder = held->holder};
 
 	(void) store_wait(key, &row, DT_NOEND);
 }
@@ -954,21 +1056,36 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
  * ------------------------------------------------------------------------
  */
 
-static bool
-change_leased(const IdemKey *key, int64 fence, Change *change)
+/*
+ * Open the leased or abandoned row with that fence; NULL if there is none (any
+ * more).  The slot is for change_leased(), which closes all.
+ */
+static TupleTableSlot *
+open_leased(Store *store, const IdemKey *key, int64 fence, Version *found, Change *change)
 {
-	Store store;
 	TupleTableSlot *slot;
-	Version found;
-	bool changed = false;
 
-	store_open(&store, RowExclusiveLock);
-	slot = table_slot_create(store.heap, NULL);
-	find_version(&store, key, slot, &found);
-	if ((found.life == STORE_LEASED || found.life == STORE_ABANDONED) && found.fence == fence)
-		changed = update_version(&store, key, slot, &found, change);
+	store_open(store, RowExclusiveLock);
+	slot = table_slot_create(store->heap, NULL);
+	find_version(store, key, slot, found);
+	if ((found->life != STORE_LEASED && found->life != STORE_ABANDONED) || found->fence != fence)
+	{
+		ExecDropSingleTupleTableSlot(slot);
+		store_close(store);
+		return NULL;
+	}
+	change_init(change, store);
+	return slot;
+}
+
+static bool
+change_leased(Store *store, const IdemKey *key, TupleTableSlot *slot, const Version *found,
+			  Change *change)
+{
+	bool changed = update_version(store, key, slot, found, change);
+
 	ExecDropSingleTupleTableSlot(slot);
-	store_close(&store);
+	store_close(store);
 	return changed;
 }
 
@@ -976,50 +1093,57 @@ change_leased(const IdemKey *key, int64 fence, Change *change)
 bool
 store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write)
 {
-	Change change = {0};
+	Store store;
+	Version found;
+	Change change;
+	TupleTableSlot *slot = open_leased(&store, key, fence, &found, &change);
 
+	if (slot == NULL)
+		return false;
 	set_jsonb(&change, COL_RESULT, write->has_result, write->result);
 	set_time(&change, COL_FINISHED_AT, write->finished_at);
 	set_time(&change, COL_EXPIRES_AT, write->expires_at);
 	set_null(&change, COL_LEASE_UNTIL);
-	return change_leased(key, fence, &change);
+	return change_leased(&store, key, slot, &found, &change);
 }
 
 bool
 store_lease_release(const IdemKey *key, int64 fence, TimestampTz expires_at)
 {
-	Change change = {0};
+	Store store;
+	Version found;
+	Change change;
+	TupleTableSlot *slot = open_leased(&store, key, fence, &found, &change);
 
+	if (slot == NULL)
+		return false;
 	set_null(&change, COL_LEASE_UNTIL);
 	set_null(&change, COL_FENCE);
 	set_time(&change, COL_EXPIRES_AT, expires_at);
-	return change_leased(key, fence, &change);
+	return change_leased(&store, key, slot, &found, &change);
 }
 
 bool
-store_lease_extend(const IdemKey *key, int64 fence, TimestampTz lease_until, TimestampTz expires_at)
+store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewal *renewal)
 {
-	Change change = {0};
+	Store store;
+	Version found;
+	Change change;
+	TupleTableSlot *slot = open_leased(&store, key, fence, &found, &change);
 
-	set_time(&change, COL_LEASE_UNTIL, lease_until);
-	set_time(&change, COL_EXPIRES_AT, expires_at);
-	return change_leased(key, fence, &change);
-}
-
-bool
-store_lease_checkpoint(const IdemKey *key, int64 fence, text *phase, bool has_progress,
-					   Datum progress, TimestampTz lease_until, TimestampTz expires_at)
-{
-	Change change = {0};
-
-	set_datum(&change, COL_PHASE, PointerGetDatum(phase));
-	set_jsonb(&change, COL_PROGRESS, has_progress, progress);
-	if (lease_until != 0)
+	if (slot == NULL)
+		return false;
+	if (renewal->phase != NULL)
 	{
-		set_time(&change, COL_LEASE_UNTIL, lease_until);
-		set_time(&change, COL_EXPIRES_AT, expires_at);
+		set_datum(&change, COL_PHASE, PointerGetDatum(renewal->phase));
+		set_jsonb(&change, COL_PROGRESS, renewal->has_progress, renewal->progress);
 	}
-	return change_leased(key, fence, &change);
+	if (renewal->lease_until != 0)
+	{
+		set_time(&change, COL_LEASE_UNTIL, renewal->lease_until);
+		set_time(&change, COL_EXPIRES_AT, renewal->expires_at);
+	}
+	return change_leased(&store, key, slot, &found, &change);
 }
 
 /*
@@ -1081,12 +1205,10 @@ store_forget(const IdemKey *key)
 			wait_for_version(key, &found);
 		else if (found.life != STORE_ABSENT)
 		{
-			TM_FailureData tmfd;
-
 			if (found.own)
 				CommandCounterIncrement();
-			result = table_tuple_delete(store.heap, &found.tid, GetCurrentCommandId(true),
-										GetActiveSnapshot(), InvalidSnapshot, true, &tmfd, false);
+			result = idem_tuple_delete(store.heap, &found.tid, GetCurrentCommandId(true),
+									   GetActiveSnapshot());
 			if (result != TM_Ok && result != TM_Updated && result != TM_Deleted)
 				elog(ERROR, "unexpected table_tuple_delete status: %d", (int) result);
 		}
@@ -1104,8 +1226,7 @@ store_forget_scope(text *scope)
 	Datum values[] = {PointerGetDatum(scope)};
 	char *query;
 	int64 deleted;
-	Oid user;
-	int sec_context;
+	OwnerContext saved;
 
 	store_open(&store, RowExclusiveLock);
 	query =
@@ -1113,15 +1234,14 @@ store_forget_scope(text *scope)
 				 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store.heap)),
 											RelationGetRelationName(store.heap)));
 
-	GetUserIdAndSecContext(&user, &sec_context);
-	SetUserIdAndSecContext(store.heap->rd_rel->relowner,
-						   sec_context | SECURITY_RESTRICTED_OPERATION);
+	become_owner(&store, &saved);
+	idem_restrict_search_path();
 	SPI_connect();
 	if (SPI_execute_with_args(query, 1, types, values, NULL, false, 0) != SPI_OK_DELETE)
 		elog(ERROR, "could not delete from table \"%s\"", TABLE_NAME);
 	deleted = SPI_processed;
 	SPI_finish();
-	SetUserIdAndSecContext(user, sec_context);
+	become_caller(&saved);
 
 	store_close(&store);
 	return deleted;

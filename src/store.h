@@ -69,13 +69,17 @@ typedef enum StoreLife
 /* fences are positive */
 #define NO_FENCE 0
 
+/* Who holds a held row: the store's own affair. */
+typedef struct StoreHolder
+{
+	TransactionId xid;
+	uint32 token; /* not 0: its insertion is still speculative */
+} StoreHolder;
+
 typedef struct StoreRow
 {
 	StoreLife life;
-
-	/* held: who by.  For store_wait() only. */
-	TransactionId holder;
-	uint32 holder_token;
+	StoreHolder holder; /* held: for store_wait() */
 
 	/* leased, abandoned, finished: the row, copied to the current memory context */
 	bool has_fingerprint;
@@ -108,6 +112,16 @@ typedef struct StoreWrite
 	int64 fence;
 	Interval ttl;
 } StoreWrite;
+
+/* What extend and checkpoint change. */
+typedef struct StoreRenewal
+{
+	text *phase; /* NULL: phase and progress stay */
+	bool has_progress;
+	Datum progress;			 /* jsonb */
+	TimestampTz lease_until; /* 0: the lease stays */
+	TimestampTz expires_at;	 /* of the new lease */
+} StoreRenewal;
 
 extern void store_init(void);
 
@@ -143,12 +157,7 @@ extern bool store_claim(const IdemKey *key, const StoreWrite *write, const Store
  */
 extern bool store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write);
 extern bool store_lease_release(const IdemKey *key, int64 fence, TimestampTz expires_at);
-extern bool store_lease_extend(const IdemKey *key, int64 fence, TimestampTz lease_until,
-							   TimestampTz expires_at);
-
-/* phase not NULL; has_progress false clears it; lease_until 0 leaves the lease */
-extern bool store_lease_checkpoint(const IdemKey *key, int64 fence, text *phase, bool has_progress,
-								   Datum progress, TimestampTz lease_until, TimestampTz expires_at);
+extern bool store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewal *renewal);
 
 /* A number that was never issued before, nor will be again. */
 extern int64 store_new_fence(void);

@@ -36,8 +36,9 @@ error_interval(const Interval *i, const char *what, const IdemKey *key, const ch
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid %s \"%s\" for idempotency key \"%s\"", what, interval_display(i),
-					key_display(key)),
+			 key != NULL ? errmsg("invalid %s \"%s\" for idempotency key \"%s\"", what,
+								  interval_display(i), key_display(key))
+						 : errmsg("invalid %s \"%s\"", what, interval_display(i)),
 			 errhint("%s", hint)));
 }
 

@@ -14,7 +14,7 @@
 
 /*
  * from + ttl.  'infinity' for 1000 years or more, and for 'infinity' where
- * the server's interval has it.  22023, naming "what" and the key, unless the
+ * the server's interval has it.  22023, naming "what" and the key (unless NULL), unless the
  * result is later than "from": '1 mon -29 days' is a positive interval and
  * still goes backwards from a day in February.
  */
