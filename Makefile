@@ -12,10 +12,15 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 
 # "make installcheck" tests against a running server, as PGXS does; with
 # TEMP_INSTANCE=folder it makes and removes a server of its own there.
-REGRESS =
-ISOLATION =
+REGRESS = install begin_finish savepoints claim bad_input drivers operate store
+ENCODING = UTF8
+ISOLATION = $(addprefix iso-,begin-begin begin-claim begin-claim-many begin-wait begin-wait-crowd \
+	begin-wait-timeout claim-claim claim-claim-many claim-many claim-many-deadlock deadlock \
+	expired expired-delete expired-pages forget guard levels lost-race savepoint serializable \
+	serializable-large)
 TAP_TESTS = 1
-PROVE_TESTS = t/010_docs.pl t/012_payment.pl
+PROVE_TESTS = $(patsubst %,t/%.pl,001_dump 002_extension 003_guard 004_durable 005_roles \
+	006_pgbouncer 007_standby 008_storm 009_plain 010_docs 012_payment)
 
 ifdef TEMP_INSTANCE
 REGRESS_OPTS += --temp-instance=$(TEMP_INSTANCE) --temp-config=$(srcdir)/test/temp.conf

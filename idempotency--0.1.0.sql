@@ -208,16 +208,20 @@ DECLARE
 BEGIN
 	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	FOR acl IN
+		WITH members AS (
+			SELECT d.classid, d.objid
+			FROM pg_extension e
+			JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid
+			WHERE e.extname = 'idempotency' AND d.deptype = 'e')
 		SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass AS object, a.grantee
-		FROM pg_class c, aclexplode(c.relacl) a
-		WHERE c.oid IN ('@extschema@.idem_keys'::regclass::oid, '@extschema@.idem_fence'::regclass::oid)
-			AND a.grantee NOT IN (0::oid, c.relowner)
+		FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass::oid AND m.objid = c.oid,
+			aclexplode(c.relacl) a
+		WHERE a.grantee NOT IN (0::oid, c.relowner)
 		UNION
 		SELECT 'FUNCTION ' || p.oid::regprocedure, a.grantee
-		FROM pg_extension e
-		JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid AND d.deptype = 'e'
-		JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid, aclexplode(p.proacl) a
-		WHERE e.extname = 'idempotency' AND a.grantee NOT IN (0::oid, p.proowner)
+		FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass::oid AND m.objid = p.oid,
+			aclexplode(p.proacl) a
+		WHERE a.grantee NOT IN (0::oid, p.proowner)
 	LOOP
 		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
 	END LOOP;

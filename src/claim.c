@@ -392,10 +392,11 @@ idem_finish(PG_FUNCTION_ARGS)
 
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
 	has_result = arg_stored_jsonb(fcinfo, 1, &key, "result", &result);
+	mine = pending_find(&key);
+	if (mine == NULL && PG_ARGISNULL(3))
+		lease_error_nothing_open(&key, mine);
 	if (XactReadOnly)
 		error_read_only(&key, "finish");
-
-	mine = pending_find(&key);
 	if (lease_meant(mine, !PG_ARGISNULL(3)))
 		lease_finish(&key, arg_fence(fcinfo, 3), mine, has_result, result);
 	else if (mine != NULL && mine->state == PENDING_OPEN)

@@ -42,12 +42,20 @@
 #define idem_tupledesc_finalize(desc) ((void) 0)
 #endif
 
-/* 17: code of a table's owner runs under a safe search_path in maintenance. */
+/*
+ * The safe search_path of maintenance commands, for code of a table's owner;
+ * ends with the current GUC nest level.  17: a function of the server's.
+ */
+static inline void
+idem_restrict_search_path(void)
+{
 #if PG_VERSION_NUM >= 170000
-#define idem_restrict_search_path() RestrictSearchPath()
+	RestrictSearchPath();
 #else
-#define idem_restrict_search_path() ((void) 0)
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 #endif
+}
 
 /* 18: the mark stands before the declaration. */
 #if PG_VERSION_NUM < 180000

@@ -1,0 +1,91 @@
+
+# What the TAP tests share: a server that looks the same everywhere, and checks
+# by SQLSTATE, which unlike messages are the contract.
+
+package IdemTest;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+our @EXPORT = qw(new_node sql_is sql_fails failure eventually);
+
+# Keys and requests in the tests are UTF-8.
+$ENV{PGCLIENTENCODING} = 'UTF8';
+
+# A running server.  Options: "conf", lines for postgresql.conf; "initdb",
+# options; "streaming", for a primary; "schema" to create the extension in,
+# undef for none.
+sub new_node
+{
+	my ($name, %opt) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	# not from the environment, which may say SQL_ASCII
+	$node->init(
+		allows_streaming => $opt{streaming} // 0,
+		extra => [ '--encoding', 'UTF8', '--no-locale', @{ $opt{initdb} // [] } ]);
+	$node->append_conf('postgresql.conf',
+		"max_prepared_transactions = 10\nautovacuum = off\n"
+		  . ($opt{conf} // ''));
+	$node->start;
+
+	my $schema = exists $opt{schema} ? $opt{schema} : 'public';
+	$node->safe_psql('postgres',
+		"CREATE SCHEMA IF NOT EXISTS $schema; CREATE EXTENSION idempotency SCHEMA $schema;"
+	) if defined $schema;
+	return $node;
+}
+
+# The SQLSTATE that the SQL ends with, '' if it succeeds, and its output.
+# Each statement is a transaction, as in psql.
+sub failure
+{
+	my ($node, $db, $sql, @extra) = @_;
+	my ($ret, $out, $err) = $node->psql($db, $sql,
+		extra_params => [ '-v', 'VERBOSITY=sqlstate', @extra ]);
+
+	return ('', $out) if $ret == 0;
+	my ($state) = $err =~ /(?:ERROR|FATAL):\s+(\w{5})\s*$/m;
+	return ($state // "no SQLSTATE, but: $err", $out);
+}
+
+sub sql_is
+{
+	my ($node, $db, $sql, $expected, $name, @extra) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($ret, $out, $err) = $node->psql($db, $sql,
+		@extra ? (extra_params => \@extra) : ());
+
+	return is("$out$err", $expected, $name) if $ret;
+	return is($out, $expected, $name);
+}
+
+sub sql_fails
+{
+	my ($node, $db, $sql, $sqlstate, $name, @extra) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($state) = failure($node, $db, $sql, @extra);
+
+	return is($state, $sqlstate, $name);
+}
+
+# Poll until the code is true; false if it never was.
+sub eventually
+{
+	my ($code) = @_;
+
+	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return 1 if $code->();
+		usleep(10_000);
+	}
+	return 0;
+}
+
+1;
