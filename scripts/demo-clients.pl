@@ -1,0 +1,333 @@
+# The clients of scripts/demo: submit every order several times, concurrently,
+# while a killer terminates their backends; then check what the tables say.
+#
+#   demo-clients.pl ROLE ORDERS COPIES CLIENTS
+#
+# The clients are ROLE, the rest is the superuser that libpq's environment names.
+#
+# A request travels as a client of an API would have it: its key is fixed once,
+# and it is repeated with that key until there is an answer.
+use strict;
+use warnings;
+use DBD::Pg qw(:async);
+use DBI;
+use IO::Handle;
+use POSIX qw(WNOHANG);
+use Time::HiRes qw(sleep time);
+
+my ($role, $orders, $copies, $clients) = @ARGV;
+my $submissions = $orders * $copies;
+
+# For seeing that this demo can fail: the clients order without the extension.
+my $unprotected = $ENV{IDEM_DEMO_UNPROTECTED};
+
+STDOUT->autoflush;
+$SIG{PIPE} = 'IGNORE';
+
+sub connect_as
+{
+	my ($user, $name) = @_;
+
+	return DBI->connect("dbi:Pg:application_name=$name", $user, '',
+		{ AutoCommit => 1, RaiseError => 1, PrintError => 0, PrintWarn => 0, pg_server_prepare => 1 });
+}
+
+sub order_key { return sprintf 'order-%05d', $_[0] }
+
+# Half of the copies come close together, as double clicks and impatient
+# proxies send them; the others at any time, as a job that retries does.
+sub shuffled_requests
+{
+	my @requests;
+
+	for my $order (1 .. $orders)
+	{
+		my $at = rand;
+		for my $copy (1 .. $copies)
+		{
+			push @requests,
+			  { order => $order, copy => $copy, at => $copy <= $copies / 2 + 1 ? $at + rand(0.5 / $orders) : rand };
+		}
+	}
+	return sort { $a->{at} <=> $b->{at} } @requests;
+}
+
+# One attempt at a request.  Returns what became of it: started or replayed with
+# the order's id, or in_progress.  Dies where PostgreSQL does; $$where then
+# tells how far the transaction had come.
+sub attempt
+{
+	my ($dbh, $key, $customer, $amount, $where) = @_;
+	my ($state, $id) = ('started');
+
+	$$where = 'idle';
+	$dbh->begin_work;
+	unless ($unprotected)
+	{
+		($state, $id) = $dbh->selectrow_array(
+			q{SELECT state, result ->> 'order'
+			  FROM idem_begin($1, ttl => '1 hour', scope => 'shop',
+			                  request => jsonb_build_object('customer', $2::text, 'amount', $3::numeric))},
+			undef, $key, $customer, $amount);
+	}
+	if ($state eq 'started')
+	{
+		$$where = 'working';
+		($id) = $dbh->selectrow_array(
+			q{INSERT INTO orders (order_key, customer, amount) VALUES ($1, $2, $3) RETURNING id},
+			undef, $key, $customer, $amount);
+		$dbh->do(q{SELECT idem_finish($1, jsonb_build_object('order', $2::bigint), scope => 'shop')},
+			undef, $key, $id)
+		  unless $unprotected;
+		$$where = 'committing';
+		hang_up($dbh, $where) if rand() < 0.03;
+	}
+	$dbh->commit;
+	return ($state, $id);
+}
+
+# What a timeout or a pulled plug does: COMMIT is on its way, its answer will
+# never be read, and the client cannot know whether there is an order.
+sub hang_up
+{
+	my ($dbh, $where) = @_;
+
+	$$where = 'hung_up';
+	$dbh->do('COMMIT', { pg_async => PG_ASYNC });
+	POSIX::close($dbh->{pg_socket});
+	die "hung up\n";
+}
+
+# A client: takes requests from the queue until it is empty, and tells on the
+# pipe what happens.  A line is shorter than PIPE_BUF, so lines do not mix.
+sub client
+{
+	my ($queue, $out) = @_;
+	my $dbh;
+
+	while (sysread($queue, my $record, 16))
+	{
+		my ($order, $copy) = split ' ', $record;
+		my $key = order_key($order);
+		my ($customer, $amount) = ('customer ' . $order % 97, sprintf '%.2f', 5 + $order % 200 + $order % 100 / 100);
+
+		while (1)
+		{
+			my $where = 'connecting';
+			my ($state, $id) = eval {
+				$dbh //= connect_as($role, 'demo_client');
+				attempt($dbh, $key, $customer, $amount, \$where);
+			};
+			if (my $error = $@)
+			{
+				my $sqlstate = $DBI::state // '';
+
+				if ($dbh && $where ne 'hung_up' && $dbh->ping > 0)
+				{
+					# serialization failure: the transaction is to be repeated
+					die $error unless $sqlstate eq '40001';
+					$dbh->rollback;
+					syswrite $out, "repeat\n";
+				}
+				else
+				{
+					die $error if !$dbh && $sqlstate !~ /^(57|53|08)/;
+					# its end is no news
+					@$dbh{qw(RaiseError Warn)} = (0, 0) if $dbh;
+					undef $dbh;
+					syswrite $out, "cut $where $key\n";
+				}
+				next;
+			}
+			if ($state eq 'in_progress')
+			{
+				syswrite $out, "in_progress\n";
+				sleep 0.002 + rand 0.02;
+				next;
+			}
+			die "unexpected state $state of $key\n" unless $state eq 'started' || $state eq 'replayed';
+			syswrite $out, "answer $key $copy $state $id\n";
+			last;
+		}
+	}
+	$dbh->disconnect if $dbh;
+}
+
+# Terminates clients' backends at random, preferably one that has written and not
+# yet committed.
+sub killer
+{
+	my ($out) = @_;
+	my $dbh = connect_as('', 'demo_killer');
+
+	while (kill 0, getppid)
+	{
+		sleep 0.005 + rand 0.015;
+		my ($killed) = $dbh->selectrow_array(
+			q{SELECT pg_terminate_backend(pid)
+			  FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'demo_client'
+			        ORDER BY (random() < 0.7 AND backend_xid IS NOT NULL) DESC, random() LIMIT 1) victim});
+		syswrite $out, "killed\n" if $killed;
+	}
+}
+
+# ---------------------------------------------------------------- the run
+
+my ($queue, $feed, $events, $out);
+pipe $queue, $feed or die;
+pipe $events, $out or die;
+
+sub start
+{
+	my ($work) = @_;
+	my $pid = fork // die "fork: $!";
+
+	return $pid if $pid;
+	srand;
+	close $events;
+	# libpq reports a backend killed while it is being connected to on its own
+	open my $err, '>&', \*STDERR;
+	open STDERR, '>', '/dev/null';
+	my $ok = eval { $work->(); 1 };
+	syswrite $err, "client: $@" unless $ok;
+	POSIX::_exit($ok ? 0 : 1);
+}
+
+my %child;
+$child{ start(sub { close $feed; client($queue, $out) }) } = 'client' for 1 .. $clients;
+# fixed-width records, read whole: the pipe hands each request to the next free client
+my $feeder = start(
+	sub {
+		close $queue;
+		syswrite $feed, sprintf("%8d %6d ", @$_{qw(order copy)}) for shuffled_requests();
+	});
+$child{$feeder} = 'feeder';
+close $queue;
+close $feed;
+my $killer = start(sub { killer($out) });
+close $out;
+
+my (@answers, %n, %unknown);
+my $began = time;
+my $shown = $began;
+
+sub progress
+{
+	my ($last) = @_;
+	my $now = time;
+
+	return unless $last || $now - $shown >= (-t STDOUT ? 0.2 : 1);
+	$shown = $now;
+	printf "%s%6d of %d answered, %d backends killed, %.1f s%s", -t STDOUT ? "\r" : '', scalar @answers, $submissions,
+	  $n{killed} // 0, $now - $began, -t STDOUT && !$last ? '' : "\n";
+}
+
+# The killer stops last and then the pipe is at its end.
+my $died = 0;
+my $stop = sub {
+	while ((my $pid = waitpid -1, WNOHANG) > 0)
+	{
+		delete $child{$pid};
+		$died++ if $? && $pid != $killer;
+	}
+	kill 'KILL', $killer if !%child || $died;
+	kill 'KILL', keys %child if $died;
+};
+$SIG{CHLD} = sub { };
+while (1)
+{
+	# a signal interrupts the read
+	my $got = sysread $events, my $chunk, 65536;
+	$stop->();
+	next unless defined $got;
+	last unless $got;
+	our $rest .= $chunk;
+	while ($rest =~ s/^(.*)\n//)
+	{
+		my ($what, @more) = split ' ', $1;
+
+		$n{$what}++;
+		push @answers, \@more if $what eq 'answer';
+		if ($what eq 'cut')
+		{
+			$n{"cut $more[0]"}++;
+			$unknown{ $more[1] }++ if $more[0] =~ /^(committing|hung_up)$/;
+		}
+	}
+	progress(0);
+}
+progress(1);
+my $seconds = time - $began;
+if ($died)
+{
+	print "A client gave up.\n";
+	exit 1;
+}
+
+# ---------------------------------------------------------------- the figures
+
+my $dbh = connect_as('', 'demo');
+
+# what the clients were told, beside what the database holds
+$dbh->do('CREATE TEMP TABLE answers (order_key text, copy int, state text, order_id bigint)');
+$dbh->do('COPY answers FROM STDIN');
+$dbh->pg_putcopydata(join("\t", @$_) . "\n") for @answers;
+$dbh->pg_putcopyend;
+$dbh->do('CREATE TEMP TABLE unknown (order_key text)');
+$dbh->do('COPY unknown FROM STDIN');
+$dbh->pg_putcopydata("$_\n") for keys %unknown;
+$dbh->pg_putcopyend;
+$dbh->do(q{CREATE TEMP VIEW keys AS SELECT * FROM idem_keys WHERE scope = 'shop'});
+
+sub figure { return $dbh->selectrow_array($_[0]) }
+
+sub row { printf "  %-54s %8s\n", @_ }
+
+my $wrong = 0;
+
+sub must_be
+{
+	my ($what, $expected, $query) = @_;
+	my $is = figure($query);
+
+	row($what, $is == $expected ? $is : "$is  WRONG, should be $expected");
+	$wrong++ if $is != $expected;
+}
+
+print "\nWhat happened\n";
+row('requests, each repeated by its client until answered', $submissions);
+row('  started: the order was placed now', figure(q{SELECT count(*) FROM answers WHERE state = 'started'}));
+row('  replayed: the stored answer', figure(q{SELECT count(*) FROM answers WHERE state = 'replayed'}));
+print "  repeated because\n";
+row('  in progress elsewhere', $n{in_progress} // 0);
+row('  serialization failure', $n{repeat}) if $n{repeat};
+row('  the backend was killed', ($n{cut} // 0) - ($n{'cut hung_up'} // 0));
+row('    in the middle of the work, begun and not committed', $n{'cut working'} // 0);
+row('    during COMMIT', $n{'cut committing'} // 0);
+row('  the client hung up after sending COMMIT', $n{'cut hung_up'} // 0);
+row('    the order was there, the repeat got its answer', figure(
+	q{SELECT count(*) FROM unknown u
+	  WHERE NOT EXISTS (SELECT FROM answers a WHERE a.order_key = u.order_key AND a.state = 'started')}));
+row('backends killed', $n{killed} // 0);
+row('seconds', sprintf '%.1f', $seconds);
+
+print "\nWhat the tables say\n";
+must_be('orders', $orders, 'SELECT count(*) FROM orders');
+must_be('submissions answered', $submissions, 'SELECT count(*) FROM (SELECT DISTINCT order_key, copy FROM answers) a');
+must_be('answers, in all', $submissions, 'SELECT count(*) FROM answers');
+must_be('duplicates: orders beyond the first of a key', 0, 'SELECT count(*) - count(DISTINCT order_key) FROM orders');
+must_be('lost: answered orders that are not there', 0,
+	'SELECT count(*) FROM answers a WHERE NOT EXISTS (SELECT FROM orders o WHERE o.id = a.order_id)');
+must_be('answers that name another order than their key\'s', 0,
+	'SELECT count(*) FROM answers a JOIN orders o ON o.order_key = a.order_key WHERE a.order_id <> o.id');
+must_be('orders placed more than once by the answers', 0,
+	q{SELECT count(*) FROM (SELECT FROM answers WHERE state = 'started' GROUP BY order_key HAVING count(*) > 1) a});
+must_be('keys, finished, with their order as result', $orders,
+	q{SELECT count(*) FROM keys k JOIN orders o ON o.order_key = k.key
+	  WHERE k.finished_at IS NOT NULL AND k.result = jsonb_build_object('order', o.id)});
+must_be('keys without an order', 0,
+	'SELECT count(*) FROM keys k WHERE NOT EXISTS (SELECT FROM orders o WHERE o.order_key = k.key)');
+must_be('orders without a key', 0,
+	'SELECT count(*) FROM orders o WHERE NOT EXISTS (SELECT FROM keys k WHERE k.key = o.order_key)');
+$dbh->disconnect;
+exit($wrong ? 1 : 0);
