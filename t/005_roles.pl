@@ -15,7 +15,7 @@ my $node = new_node('main', schema => 'idem');
 
 $node->safe_psql('postgres', <<'SQL');
 CREATE ROLE app LOGIN;
-CREATE ROLE nobody LOGIN;
+CREATE ROLE stranger LOGIN;
 CREATE ROLE mallory LOGIN;
 SELECT idem.idem_grant('app');
 SQL
@@ -62,7 +62,7 @@ sub may
 	}
 }
 
-may('nobody', 'nothing granted');
+may('stranger', 'nothing granted');
 may('app', 'granted', 'claims');
 
 # Each function of the job without any other, and by its bare name.
@@ -101,14 +101,14 @@ $node->safe_psql('postgres', "SELECT idem.idem_revoke('app')");
 may('app', 'all revoked');
 
 # By membership, as anything granted.
-$node->safe_psql('postgres', "SELECT idem.idem_grant('app'); GRANT app TO nobody");
-may('nobody', 'a member', 'claims');
-$node->safe_psql('postgres', 'REVOKE app FROM nobody');
-may('nobody', 'no longer a member');
+$node->safe_psql('postgres', "SELECT idem.idem_grant('app'); GRANT app TO stranger");
+may('stranger', 'a member', 'claims');
+$node->safe_psql('postgres', 'REVOKE app FROM stranger');
+may('stranger', 'no longer a member');
 
 # Usage of the schema alone opens nothing.
-$node->safe_psql('postgres', 'GRANT USAGE ON SCHEMA idem TO nobody');
-may('nobody', 'schema only');
+$node->safe_psql('postgres', 'GRANT USAGE ON SCHEMA idem TO stranger');
+may('stranger', 'schema only');
 
 # A role's name is a name.
 $node->safe_psql('postgres', 'CREATE ROLE "Odd ""name"" x"');
