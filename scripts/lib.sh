@@ -10,6 +10,7 @@ ME=scripts/$(basename "$0")
 T=           # temporary folder of this run, by make_temp
 exec {STDERR}>&2 # what is interrupted may have its own redirected
 UNDO=()      # commands for the end, last one first
+FORBIDDEN=   # are services kept from starting?
 
 # Debian's own PostgreSQL of a release; the first is what "installed" is held against.
 declare -A SUITE=([15]=bookworm [17]=trixie [18]=forky)
@@ -144,6 +145,7 @@ forbid_services()
 	# nor is a database cluster to be made
 	mkdir -p "$create"
 	say 'create_main_cluster = false' >"$create/idem.conf"
+	FORBIDDEN=1
 	UNDO+=(allow_services)
 }
 
@@ -151,6 +153,9 @@ allow_services()
 {
 	local policy=/usr/sbin/policy-rc.d create=/etc/postgresql-common/createcluster.d
 
+	# once: the second time it would be somebody else's file
+	[[ -n $FORBIDDEN ]] || return 0
+	FORBIDDEN=
 	if [[ -e $policy.idem ]]; then mv "$policy.idem" "$policy"; else rm -f "$policy"; fi
 	rm -f "$create/idem.conf"
 	rmdir --ignore-fail-on-non-empty "$create" 2>/dev/null || true
