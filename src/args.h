@@ -25,7 +25,13 @@ arg_text(FunctionCallInfo fcinfo, int n)
 static inline int64
 arg_fence(FunctionCallInfo fcinfo, int n)
 {
-	return PG_ARGISNULL(n) ? NO_FENCE : PG_GETARG_INT64(n);
+	int64 fence;
+
+	if (PG_ARGISNULL(n))
+		return NO_FENCE;
+	fence = PG_GETARG_INT64(n);
+	/* 0 was never issued either, but it is a fence that was given */
+	return fence == NO_FENCE ? 0 : fence;
 }
 
 /* A jsonb that is to be stored, refused (54000) if it is too large. */

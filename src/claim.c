@@ -139,7 +139,7 @@ static bool
 start_claim(const Request *request, const StoreRow *row, int64 *fence)
 {
 	const IdemKey *key = &request->key;
-	StoreWrite write = {0};
+	StoreWrite write = {.fence = NO_FENCE};
 
 	if (XactReadOnly)
 		error_read_only(key, "claim");
@@ -157,7 +157,7 @@ start_claim(const Request *request, const StoreRow *row, int64 *fence)
 	write.ttl = request->ttl;
 	write.lease_until = ttl_after(GetCurrentTimestamp(), request->lease, "lease", key);
 	write.expires_at = lease_expiry(write.lease_until, &request->ttl, key);
-	write.fence = store_new_fence();
+	write.fence = store_new_fence(row->fence);
 	if (!store_claim(key, &write, row))
 		return false;
 	pending_lease(key, write.fence, write.expires_at);
@@ -175,6 +175,7 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
 	bool locked;
+	bool own_lapsed;
 
 	/* one claim, one begin: waiting for ourselves would be for ever */
 	if (mine != NULL && mine->state == PENDING_OPEN)
@@ -186,8 +187,12 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 		CHECK_FOR_INTERRUPTS();
 		store_probe(key, row);
 
+		/* nor is the lease of our own claim, once lapsed, to be taken over from ourselves */
+		own_lapsed = mine != NULL && mine->state == PENDING_LEASED &&
+			row->life == STORE_ABANDONED && row->fence == mine->fence;
+
 		/* what a row tells comes before who is busy */
-		if (!is_mismatch(request, row) && locked &&
+		if (!is_mismatch(request, row) && locked && !own_lapsed && !row->unseen &&
 			(row->life == STORE_ABSENT || row->life == STORE_EXPIRED ||
 			 row->life == STORE_ABANDONED))
 		{
@@ -198,8 +203,12 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 		if (locked)
 			lock_release(key);
 
+		if (row->unseen && row->life != STORE_LEASED)
+			error_serialization(key);
 		if (is_mismatch(request, row))
 			return BEGIN_MISMATCH;
+		if (own_lapsed)
+			return BEGIN_IN_PROGRESS;
 		if (row->life == STORE_FINISHED)
 			return BEGIN_REPLAYED;
 		if (row->life == STORE_LEASED)
@@ -368,7 +377,7 @@ idem_begin(PG_FUNCTION_ARGS)
 static void
 finish_claim(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result)
 {
-	StoreWrite write = {.has_result = has_result, .result = result};
+	StoreWrite write = {.has_result = has_result, .result = result, .fence = NO_FENCE};
 
 	write.fingerprint = claim->has_fingerprint ? claim->fingerprint : NULL;
 	write.created_at = claim->begun_at;
@@ -461,6 +470,7 @@ claim_write(const Request *request)
 		.created_at = now,
 		.finished_at = now,
 		.expires_at = ttl_after(now, &request->ttl, "ttl", &request->key),
+		.fence = NO_FENCE,
 	};
 }
 
@@ -468,6 +478,8 @@ claim_write(const Request *request)
 static bool
 already_claimed(const Request *request, const StoreRow *row)
 {
+	if (row->unseen)
+		error_serialization(&request->key);
 	if (is_mismatch(request, row))
 		error_mismatch(&request->key);
 	return false;
@@ -506,6 +518,8 @@ claim_key(const Request *request, bool lock)
 
 		if (row.life == STORE_LEASED)
 			error_leased(key);
+		if (row.life == STORE_ABANDONED && row.unseen)
+			error_serialization(key);
 		if (row.life == STORE_ABANDONED && is_mismatch(request, &row))
 			error_mismatch(key);
 		if (row.life == STORE_ABANDONED && !lock)

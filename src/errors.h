@@ -44,11 +44,12 @@
 
 /* 53200 */
 #define error_lock_table_full(key_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_OUT_OF_MEMORY), \
-			 errmsg("lock table is full, cannot claim idempotency key \"%s\"", key_display(key_)), \
-			 errhint("Claim large batches with idem_claim_many, which needs no lock per key, or " \
-					 "increase \"max_locks_per_transaction\".")))
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_OUT_OF_MEMORY), \
+		 errmsg("lock table is full, cannot claim idempotency key \"%s\"", key_display(key_)), \
+		 errhint("Claim large batches with idem_claim_many, which needs no lock per new key, or " \
+				 "increase \"max_locks_per_transaction\".")))
 
 /* 54000 */
 #define error_too_large(key_, what_, size_, limit_) \

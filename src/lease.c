@@ -70,6 +70,8 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 {
 	if (fence == NO_FENCE)
 	{
+		if (mine != NULL && mine->state == PENDING_OPEN)
+			error_lease_gone(key);
 		if (mine == NULL || mine->state != PENDING_LEASED)
 			lease_error_nothing_open(key, mine);
 		fence = mine->fence;
@@ -103,22 +105,20 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 	return fence;
 }
 
+/* What must not be changed is what a promised snapshot does not see. */
+static void
+check_seen(const StoreRow *row, const IdemKey *key)
+{
+	if (row->unseen)
+		error_serialization(key);
+}
+
 /* The lock is ours, so only hands on the table itself can have been faster. */
 static void
 check_changed(bool changed, const IdemKey *key)
 {
 	if (!changed)
 		error_serialization(key);
-}
-
-/* The guard must know how long the row lives now. */
-static void
-note_expiry(const IdemKey *key, PendingClaim *mine, TimestampTz expires_at)
-{
-	if (mine != NULL && mine->state == PENDING_LEASED)
-		pending_prolong(mine, expires_at);
-	else
-		pending_written(key, expires_at);
 }
 
 void
@@ -128,10 +128,11 @@ lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_resul
 	StoreWrite write = {.has_result = has_result, .result = result};
 
 	fence = open_lease(key, fence, mine, &row);
+	check_seen(&row, key);
 	write.finished_at = GetCurrentTimestamp();
 	write.expires_at = ttl_after(write.finished_at, &row.ttl, "ttl", key);
 	check_changed(store_lease_finish(key, fence, &write), key);
-	note_expiry(key, mine, write.expires_at);
+	pending_changed(mine, key, write.expires_at);
 }
 
 void
@@ -141,9 +142,10 @@ lease_release(const IdemKey *key, int64 fence, PendingClaim *mine)
 	TimestampTz expires_at;
 
 	fence = open_lease(key, fence, mine, &row);
+	check_seen(&row, key);
 	expires_at = ttl_after(GetCurrentTimestamp(), &row.ttl, "ttl", key);
 	check_changed(store_lease_release(key, fence, expires_at), key);
-	note_expiry(key, mine, expires_at);
+	pending_changed(mine, key, expires_at);
 }
 
 /*
@@ -177,9 +179,10 @@ idem_extend(PG_FUNCTION_ARGS)
 
 	mine = pending_find(&key);
 	fence = open_lease(&key, arg_fence(fcinfo, 3), mine, &row);
+	check_seen(&row, &key);
 	renew_lease(&renewal, PG_GETARG_INTERVAL_P(1), &row, &key);
 	check_changed(store_lease_renew(&key, fence, &renewal), &key);
-	note_expiry(&key, mine, renewal.expires_at);
+	pending_changed(mine, &key, renewal.expires_at);
 	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }
 
@@ -210,17 +213,18 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 	fence = open_lease(&key, arg_fence(fcinfo, 4), mine, &row);
 	if (row.phase != NULL && key_same_text(row.phase, renewal.phase))
 		error_phase_recorded(&key, text_to_cstring(row.phase));
+	check_seen(&row, &key);
 	if (!PG_ARGISNULL(5))
 		renew_lease(&renewal, PG_GETARG_INTERVAL_P(5), &row, &key);
 	check_changed(store_lease_renew(&key, fence, &renewal), &key);
 
 	if (renewal.lease_until == 0)
 	{
-		note_expiry(&key, mine, row.expires_at);
+		pending_changed(mine, &key, row.expires_at);
 		if (row.lease_until == 0)
 			PG_RETURN_NULL();
 		PG_RETURN_TIMESTAMPTZ(row.lease_until);
 	}
-	note_expiry(&key, mine, renewal.expires_at);
+	pending_changed(mine, &key, renewal.expires_at);
 	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }

@@ -38,6 +38,7 @@
 #include "executor/executor.h"
 #include "tcop/utility.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "errors.h"
@@ -101,7 +102,8 @@ pending_find(const IdemKey *key)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
-		if (claim->state != PENDING_RELEASED && claim->state != PENDING_WRITTEN &&
+		if ((claim->state == PENDING_OPEN || claim->state == PENDING_LEASED ||
+			 claim->state == PENDING_FINISHED) &&
 			key_cmp(&claim->key, key) == 0)
 			return claim;
 	}
@@ -137,11 +139,33 @@ pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at)
 	claim->expires_at = expires_at;
 }
 
-/* A rollback to a savepoint does not take this back: the guard then errs on the mild side. */
-void
-pending_prolong(PendingClaim *claim, TimestampTz expires_at)
+static PendingClaim *
+find_changed(const IdemKey *key)
 {
-	claim->expires_at = Max(claim->expires_at, expires_at);
+	slist_iter iter;
+
+	slist_foreach(iter, &claims)
+	{
+		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
+
+		if (claim->state == PENDING_CHANGED && key_cmp(&claim->key, key) == 0)
+			return claim;
+	}
+	return NULL;
+}
+
+void
+pending_changed(PendingClaim *claim, const IdemKey *key, TimestampTz expires_at)
+{
+	if (claim == NULL || claim->state != PENDING_LEASED)
+		claim = find_changed(key);
+	if (claim == NULL)
+	{
+		claim = add_claim(key);
+		claim->state = PENDING_CHANGED;
+		claim->expires_at = expires_at;
+	}
+	claim->expires_at = Min(claim->expires_at, expires_at);
 }
 
 static void
@@ -230,38 +254,60 @@ pending_has_written(const PendingClaim *claim)
  * ------------------------------------------------------------------------
  */
 
+/*
+ * Has the key of an entry run out?  The row of a leased claim can be changed
+ * again, or back by a rollback to a savepoint; its entry has the earliest moment
+ * of all, and the row itself the last word.  Other rows do not change.
+ */
+static bool
+has_expired(PendingClaim *claim, TimestampTz now)
+{
+	bool expired;
+
+	if (claim->state == PENDING_RELEASED || claim->expires_at > now)
+		return false;
+	if (claim->state != PENDING_LEASED && claim->state != PENDING_CHANGED)
+		return true;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	expired = store_has_expired(&claim->key);
+	PopActiveSnapshot();
+	return expired;
+}
+
 static void
 guard(void)
 {
 	PendingClaim *open = NULL;
-	PendingClaim *expired = NULL;
 	int nopen = 0;
-	TimestampTz now = 0;
+	TimestampTz now;
 	slist_iter iter;
 
+	if (slist_is_empty(&claims))
+		return;
+
+	/* the list is newest first; the message names the oldest */
 	slist_foreach(iter, &claims)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
 		if (claim->state == PENDING_OPEN)
 		{
-			/* the list is newest first; the message names the oldest */
 			open = claim;
 			nopen++;
 		}
-		else if (claim->state != PENDING_RELEASED && !TIMESTAMP_IS_NOEND(claim->expires_at))
-		{
-			if (now == 0)
-				now = GetCurrentTimestamp();
-			if (claim->expires_at <= now)
-				expired = claim;
-		}
 	}
-
 	if (open != NULL)
 		error_unfinished(&open->key, nopen - 1);
-	if (expired != NULL)
-		error_expired_before_commit(&expired->key);
+
+	now = GetCurrentTimestamp();
+	slist_foreach(iter, &claims)
+	{
+		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
+
+		if (has_expired(claim, now))
+			error_expired_before_commit(&claim->key);
+	}
 }
 
 static void

@@ -8,8 +8,8 @@
  * subtransactions: rolled back, a begin inside is forgotten, and a finish or
  * a release inside is undone.
  *
- * The guard: a transaction with an open claim, or with a finished key whose
- * time has run out, cannot commit nor PREPARE (ID005); otherwise its effect
+ * The guard: a transaction with an open claim, or with a key that it wrote and
+ * whose time has run out, cannot commit nor PREPARE (ID005); otherwise its effect
  * would stay and the key be forgotten.
  *
  *-------------------------------------------------------------------------
@@ -29,6 +29,7 @@ typedef enum PendingState
 {
 	PENDING_OPEN,	  /* begun; the work is under way */
 	PENDING_LEASED,	  /* a leased claim of this transaction: its row tells its state */
+	PENDING_CHANGED,  /* a leased claim of another transaction that this one has changed */
 	PENDING_FINISHED, /* its row is written, not committed */
 	PENDING_RELEASED, /* given up; kept for a rollback to undo */
 	PENDING_WRITTEN	  /* no claim: a row written without a begin, see pending_written() */
@@ -50,7 +51,7 @@ typedef struct PendingClaim
 	StoreLife seen; /* what begin saw in the table */
 	int64 fence;	/* of the abandoned row that begin saw; leased: of this claim */
 
-	TimestampTz expires_at; /* unless open: when the row expires */
+	TimestampTz expires_at; /* unless open: when the row expires, at the earliest */
 	bool begun_with_xid;
 	CommandId begun_cid; /* to see whether anything was written since */
 } PendingClaim;
@@ -72,8 +73,11 @@ extern PendingClaim *pending_begin(const IdemKey *key, const Interval *ttl, Time
  */
 extern void pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at);
 
-/* The row of a leased claim of this transaction now lives until then. */
-extern void pending_prolong(PendingClaim *claim, TimestampTz expires_at);
+/*
+ * The row of a leased claim was changed to live until then.  "claim" is this
+ * transaction's own claim of it, or NULL.
+ */
+extern void pending_changed(PendingClaim *claim, const IdemKey *key, TimestampTz expires_at);
 
 extern void pending_finish(PendingClaim *claim, TimestampTz expires_at);
 extern void pending_release(PendingClaim *claim);

@@ -521,14 +521,13 @@ store_probe(const IdemKey *key, StoreRow *row)
 	find_version(&store, key, slot, &found);
 	row->life = found.life;
 	row->holder = found.holder;
+	row->fence = found.fence;
 	if (found.life == STORE_LEASED || found.life == STORE_ABANDONED || found.life == STORE_FINISHED)
 	{
 		if (!found.own)
 		{
-			/* of a leased row nothing is told that a snapshot could contradict */
-			if (found.life != STORE_LEASED && IsolationUsesXactSnapshot() &&
-				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot()))
-				error_serialization(key);
+			row->unseen = IsolationUsesXactSnapshot() &&
+				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
 			make_durable(slot, found.xmin);
 		}
 		read_row(slot, row);
@@ -1153,7 +1152,7 @@ store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewal *renewal)
  * is once every 32 numbers.
  */
 int64
-store_new_fence(void)
+store_new_fence(int64 last)
 {
 	Store store;
 	Relation sequence;
@@ -1165,13 +1164,22 @@ store_new_fence(void)
 	fence = nextval_internal(known.fence, false);
 
 	sequence = relation_open(known.fence, AccessShareLock);
+	if (sequence->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
+		refuse("Its sequence is not logged: a crash would issue fences again.");
 	buffer = ReadBuffer(sequence, 0);
 	lsn = BufferGetLSNAtomic(buffer);
 	ReleaseBuffer(buffer);
 	relation_close(sequence, NoLock);
 	XLogFlush(lsn);
-
 	store_close(&store);
+
+	if (fence <= Max(last, 0))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("sequence \"%s\" is behind the fences in table \"%s\"", FENCE_NAME, TABLE_NAME),
+			 errhint(
+				 "Set it past max(fence) with setval(); logical replication does not copy it.")));
 	return fence;
 }
 
@@ -1187,6 +1195,18 @@ find_version_only(Store *store, const IdemKey *key, Version *found)
 
 	find_version(store, key, slot, found);
 	ExecDropSingleTupleTableSlot(slot);
+}
+
+bool
+store_has_expired(const IdemKey *key)
+{
+	Store store;
+	Version found;
+
+	store_open(&store, RowExclusiveLock);
+	find_version_only(&store, key, &found);
+	store_close(&store);
+	return found.life == STORE_EXPIRED;
 }
 
 bool

@@ -33,9 +33,8 @@
  * caller takes: so its states do not change between a look and a write.
  *
  * Look-ups see the newest state, whatever the transaction's snapshot, and
- * take no SIREAD locks.  Where the isolation level promises a snapshot, a
- * finished or abandoned row that this snapshot does not see raises 40001, as
- * ON CONFLICT does.  Before a row of another transaction is reported, its
+ * take no SIREAD locks.  Where the isolation level promises a snapshot, they
+ * tell of a row that this snapshot does not see it.  Before a row of another transaction is reported, its
  * commit is flushed, if synchronous_commit asks for durability: an answer
  * must not outlive, in a crash, what it was read from.
  *
@@ -66,8 +65,8 @@ typedef enum StoreLife
 	STORE_EXPIRED
 } StoreLife;
 
-/* fences are positive */
-#define NO_FENCE 0
+/* fences are positive; what a caller may pass by mistake is something else */
+#define NO_FENCE PG_INT64_MIN
 
 /* Who holds a held row: the store's own affair. */
 typedef struct StoreHolder
@@ -81,12 +80,18 @@ typedef struct StoreRow
 	StoreLife life;
 	StoreHolder holder; /* held: for store_wait() */
 
+	/*
+	 * Leased, abandoned, finished: committed after the snapshot that the
+	 * isolation level promises.  Acting on it then means 40001.
+	 */
+	bool unseen;
+
 	/* leased, abandoned, finished: the row, copied to the current memory context */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
 	bool has_result;
 	Datum result; /* jsonb */
-	int64 fence;  /* or NO_FENCE */
+	int64 fence;  /* or NO_FENCE; of an expired row as well */
 	Interval ttl; /* leased and abandoned */
 	int32 attempt;
 	text *phase; /* or NULL */
@@ -125,7 +130,7 @@ typedef struct StoreRenewal
 
 extern void store_init(void);
 
-/* What is there now.  May raise 40001, see above. */
+/* What is there now. */
 extern void store_probe(const IdemKey *key, StoreRow *row);
 
 /*
@@ -159,14 +164,21 @@ extern bool store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite
 extern bool store_lease_release(const IdemKey *key, int64 fence, TimestampTz expires_at);
 extern bool store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewal *renewal);
 
-/* A number that was never issued before, nor will be again. */
-extern int64 store_new_fence(void);
+/*
+ * A number that was never issued before, nor will be again.  55000 if it is not
+ * above "last", the fence of the row that it is for: the sequence was set back,
+ * or did not come along when the table was copied.
+ */
+extern int64 store_new_fence(int64 last);
 
 /*
  * The committed row, as the active snapshot sees it; false if there is none
  * or it has expired.  For read-only callers: takes part in no claim.
  */
 extern bool store_lookup(const IdemKey *key, StoreRow *row);
+
+/* Has the key's newest row, if there is one, expired? */
+extern bool store_has_expired(const IdemKey *key);
 
 /*
  * Erase a row, committed or our own, in whatever state.  Waits for uncommitted
