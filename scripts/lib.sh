@@ -254,3 +254,23 @@ make_in()
 	shift
 	as_user timeout --kill-after=10 20m make -s -C "$in" PG_CONFIG="$PGBIN/pg_config" with_llvm=no "$@"
 }
+
+# The extension, built from the sources as they are, in the copy.
+private_extension()
+{
+	copy_source "$T/src"
+	waited make_in "$T/src" all install >"$T/build.log" 2>&1 || { cat "$T/build.log"; die "the build failed"; }
+}
+
+# A server on a unix socket in $T/s; its superuser is $1, further options follow.
+private_server()
+{
+	local user=$1
+
+	shift
+	waited as_user "$PGBIN/initdb" -D "$T/s/data" -U "$user" -A trust -E UTF8 --locale=C >"$T/initdb.log" 2>&1 ||
+		{ cat "$T/initdb.log"; die "initdb failed"; }
+	waited as_user "$PGBIN/pg_ctl" -s -w -D "$T/s/data" -l "$T/s/log" \
+		-o "-c listen_addresses='' -c unix_socket_directories='$T/s' $*" start ||
+		{ as_user tail -n 20 "$T/s/log"; die "the server did not start"; }
+}
