@@ -178,6 +178,9 @@ lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
 			ours = true;
 		}
 		wait(arg);
+
+		/* our timer may have gone off between the lock's grant and its own end */
+		CHECK_FOR_INTERRUPTS();
 		LockTimeout = session_timeout;
 		ReleaseCurrentSubTransaction();
 		done = true;
