@@ -520,6 +520,47 @@ CALL outlast('gu-6');
 COMMIT;
 SELECT * FROM lease_effects WHERE what = 'lost';
 SELECT count(*) FROM idem_keys WHERE key IN ('gu-3', 'gu-4', 'gu-6');
+-- nothing of our own that has run out is begun or claimed anew in the same transaction
+CREATE PROCEDURE outlast_lease(k text) LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE (SELECT lease_until FROM idem_keys WHERE key = k) > clock_timestamp() LOOP
+		PERFORM pg_sleep(0.002);
+	END LOOP;
+END $$;
+SELECT fence FROM idem_begin('gu-own-2', lease => '1 hour', ttl => '5 ms') \gset
+BEGIN;
+SELECT state FROM idem_begin('gu-own-1', lease => '5 ms', ttl => '5 ms');
+CALL outlast('gu-own-1');
+SAVEPOINT s;
+SELECT state FROM idem_begin('gu-own-1', lease => '1 hour');
+ROLLBACK TO s;
+SELECT idem_claim('gu-own-1');
+ROLLBACK TO s;
+SELECT idem_finish('gu-own-2', fence => :fence);
+CALL outlast('gu-own-2');
+SAVEPOINT s2;
+SELECT idem_claim('gu-own-2', '1 hour');
+ROLLBACK TO s2;
+SELECT * FROM idem_claim_many('{gu-own-2}', '1 hour');
+ROLLBACK;
+SELECT fence FROM idem_begin('gu-own-3', lease => '1 hour') \gset
+BEGIN;
+SELECT state FROM idem_begin('gu-own-4', lease => '5 ms');
+CALL outlast_lease('gu-own-4');
+SAVEPOINT s;
+SELECT state FROM idem_begin('gu-own-4');
+SELECT idem_claim('gu-own-4');
+ROLLBACK TO s;
+SELECT idem_extend('gu-own-3', '5 ms', fence => :fence) IS NOT NULL AS done;
+CALL outlast_lease('gu-own-3');
+SELECT state FROM idem_begin('gu-own-3');
+SAVEPOINT s2;
+SELECT idem_claim('gu-own-3');
+ROLLBACK TO s2;
+-- what was released is
+SELECT idem_release('gu-own-4');
+SELECT state, attempt FROM idem_begin('gu-own-4', lease => '1 hour');
+ROLLBACK;
 -- the last word counts: what was short was made longer in time, here ...
 SELECT fence FROM idem_begin('gu-7', lease => '1 hour', ttl => '300 ms') \gset
 BEGIN;
@@ -849,5 +890,5 @@ SELECT n_tup_upd - :upd AS updates, n_tup_hot_upd - :hot AS hot FROM pg_stat_use
 
 \set VERBOSITY default
 DROP TABLE lease_effects, lease_calls, lease_fences, lease_hot;
-DROP PROCEDURE lapse, expire, leave, try, zombies, outlast;
+DROP PROCEDURE lapse, expire, leave, try, zombies, outlast, outlast_lease;
 RESET timezone;

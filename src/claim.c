@@ -166,6 +166,23 @@ start_claim(const Request *request, const StoreRow *row, int64 *fence)
 }
 
 /*
+ * The lease of a claim that this transaction has begun, or changed, has run out
+ * before its end.  To take it over from ourselves would do the work twice in
+ * one transaction.  Where the whole row has expired, the transaction cannot
+ * commit any more.
+ */
+static bool
+is_own_lapsed(const IdemKey *key, const StoreRow *row)
+{
+	if (!row->own)
+		return false;
+	if (row->life == STORE_EXPIRED && pending_leased(key, NO_FENCE))
+		error_expired_before_commit(key);
+	return row->life == STORE_ABANDONED && row->fence != NO_FENCE &&
+		pending_leased(key, row->fence);
+}
+
+/*
  * Decide a begin.  Fills "row" when the answer comes from one.  On started
  * the claim is remembered and the lock kept; on anything else no lock stays.
  */
@@ -187,9 +204,7 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 		CHECK_FOR_INTERRUPTS();
 		store_probe(key, row);
 
-		/* nor is the lease of our own claim, once lapsed, to be taken over from ourselves */
-		own_lapsed = mine != NULL && mine->state == PENDING_LEASED &&
-			row->life == STORE_ABANDONED && row->fence == mine->fence;
+		own_lapsed = is_own_lapsed(key, row);
 
 		/* what a row tells comes before who is busy */
 		if (!is_mismatch(request, row) && locked && !own_lapsed && !row->unseen &&
@@ -203,7 +218,7 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 		if (locked)
 			lock_release(key);
 
-		if (row->unseen && row->life != STORE_LEASED)
+		if (row->unseen && (row->life != STORE_LEASED || is_mismatch(request, row)))
 			error_serialization(key);
 		if (is_mismatch(request, row))
 			return BEGIN_MISMATCH;
@@ -518,6 +533,8 @@ claim_key(const Request *request, bool lock)
 
 		if (row.life == STORE_LEASED)
 			error_leased(key);
+		if (is_own_lapsed(key, &row))
+			error_own_claim(key);
 		if (row.life == STORE_ABANDONED && row.unseen)
 			error_serialization(key);
 		if (row.life == STORE_ABANDONED && is_mismatch(request, &row))

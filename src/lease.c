@@ -132,7 +132,7 @@ lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_resul
 	write.finished_at = GetCurrentTimestamp();
 	write.expires_at = ttl_after(write.finished_at, &row.ttl, "ttl", key);
 	check_changed(store_lease_finish(key, fence, &write), key);
-	pending_changed(mine, key, write.expires_at);
+	pending_changed(mine, key, fence, write.expires_at);
 }
 
 void
@@ -145,7 +145,7 @@ lease_release(const IdemKey *key, int64 fence, PendingClaim *mine)
 	check_seen(&row, key);
 	expires_at = ttl_after(GetCurrentTimestamp(), &row.ttl, "ttl", key);
 	check_changed(store_lease_release(key, fence, expires_at), key);
-	pending_changed(mine, key, expires_at);
+	pending_changed(mine, key, fence, expires_at);
 }
 
 /*
@@ -182,7 +182,7 @@ idem_extend(PG_FUNCTION_ARGS)
 	check_seen(&row, &key);
 	renew_lease(&renewal, PG_GETARG_INTERVAL_P(1), &row, &key);
 	check_changed(store_lease_renew(&key, fence, &renewal), &key);
-	pending_changed(mine, &key, renewal.expires_at);
+	pending_changed(mine, &key, fence, renewal.expires_at);
 	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }
 
@@ -220,11 +220,11 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 
 	if (renewal.lease_until == 0)
 	{
-		pending_changed(mine, &key, row.expires_at);
+		pending_changed(mine, &key, fence, row.expires_at);
 		if (row.lease_until == 0)
 			PG_RETURN_NULL();
 		PG_RETURN_TIMESTAMPTZ(row.lease_until);
 	}
-	pending_changed(mine, &key, renewal.expires_at);
+	pending_changed(mine, &key, fence, renewal.expires_at);
 	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }

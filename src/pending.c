@@ -140,7 +140,7 @@ pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at)
 }
 
 static PendingClaim *
-find_changed(const IdemKey *key)
+find_leased(const IdemKey *key, int64 fence)
 {
 	slist_iter iter;
 
@@ -148,21 +148,29 @@ find_changed(const IdemKey *key)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
-		if (claim->state == PENDING_CHANGED && key_cmp(&claim->key, key) == 0)
+		if ((claim->state == PENDING_LEASED || claim->state == PENDING_CHANGED) &&
+			(fence == NO_FENCE || claim->fence == fence) && key_cmp(&claim->key, key) == 0)
 			return claim;
 	}
 	return NULL;
 }
 
+bool
+pending_leased(const IdemKey *key, int64 fence)
+{
+	return find_leased(key, fence) != NULL;
+}
+
 void
-pending_changed(PendingClaim *claim, const IdemKey *key, TimestampTz expires_at)
+pending_changed(PendingClaim *claim, const IdemKey *key, int64 fence, TimestampTz expires_at)
 {
 	if (claim == NULL || claim->state != PENDING_LEASED)
-		claim = find_changed(key);
+		claim = find_leased(key, fence);
 	if (claim == NULL)
 	{
 		claim = add_claim(key);
 		claim->state = PENDING_CHANGED;
+		claim->fence = fence;
 		claim->expires_at = expires_at;
 	}
 	claim->expires_at = Min(claim->expires_at, expires_at);
@@ -286,7 +294,7 @@ guard(void)
 	if (slist_is_empty(&claims))
 		return;
 
-	/* the list is newest first; the message names the oldest */
+	/* the list is newest first; the message names the oldest open one */
 	slist_foreach(iter, &claims)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);

@@ -63,6 +63,12 @@ extern void pending_init(void);
  */
 extern PendingClaim *pending_find(const IdemKey *key);
 
+/*
+ * Has this transaction begun or changed a leased claim of the key?  With a
+ * fence: under that fence.
+ */
+extern bool pending_leased(const IdemKey *key, int64 fence);
+
 /* Remember an open claim.  The caller holds the key's lock. */
 extern PendingClaim *pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
 								   const uint8 *fingerprint, StoreLife seen, int64 seen_fence);
@@ -77,7 +83,8 @@ extern void pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_a
  * The row of a leased claim was changed to live until then.  "claim" is this
  * transaction's own claim of it, or NULL.
  */
-extern void pending_changed(PendingClaim *claim, const IdemKey *key, TimestampTz expires_at);
+extern void
+pending_changed(PendingClaim *claim, const IdemKey *key, int64 fence, TimestampTz expires_at);
 
 extern void pending_finish(PendingClaim *claim, TimestampTz expires_at);
 extern void pending_release(PendingClaim *claim);

@@ -61,6 +61,9 @@
 #define TABLE_NAME "idem_keys"
 #define FENCE_NAME "idem_fence"
 
+/* numbers that are drawn before a fence sequence is held to be behind */
+#define FENCE_TRIES 1000
+
 /* how often a standby looks whether a holder has ended, in milliseconds */
 #define STANDBY_POLL_MS 10
 
@@ -437,7 +440,8 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 /*
  * The commit of an xid is visible before it is durable if it was
  * asynchronous.  Nobody else may then rely on it yet.  Durable means what our
- * own commit would wait for, synchronous standbys included.
+ * own commit would wait for, synchronous standbys included, as far as the
+ * commit's position is known: that of a synchronous_commit = local is not.
  */
 static void
 make_durable(TupleTableSlot *slot, TransactionId xmin)
@@ -522,6 +526,7 @@ store_probe(const IdemKey *key, StoreRow *row)
 	row->life = found.life;
 	row->holder = found.holder;
 	row->fence = found.fence;
+	row->own = found.own;
 	if (found.life == STORE_LEASED || found.life == STORE_ABANDONED || found.life == STORE_FINISHED)
 	{
 		if (!found.own)
@@ -1158,10 +1163,12 @@ store_new_fence(int64 last)
 	Relation sequence;
 	Buffer buffer;
 	XLogRecPtr lsn;
-	int64 fence;
+	int64 fence = 0;
 
 	store_open(&store, RowExclusiveLock);
-	fence = nextval_internal(known.fence, false);
+	/* numbers that another session has cached may lie behind */
+	for (int i = 0; i < FENCE_TRIES && fence <= Max(last, 0); i++)
+		fence = nextval_internal(known.fence, false);
 
 	sequence = relation_open(known.fence, AccessShareLock);
 	if (sequence->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)

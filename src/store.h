@@ -86,6 +86,9 @@ typedef struct StoreRow
 	 */
 	bool unseen;
 
+	/* The newest version was written by the current transaction. */
+	bool own;
+
 	/* leased, abandoned, finished: the row, copied to the current memory context */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
