@@ -192,7 +192,6 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
 	bool locked;
-	bool own_lapsed;
 
 	/* one claim, one begin: waiting for ourselves would be for ever */
 	if (mine != NULL && mine->state == PENDING_OPEN)
@@ -201,13 +200,16 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 	locked = lock_try(key);
 	for (;;)
 	{
+		bool own_lapsed;
+		bool mismatch;
+
 		CHECK_FOR_INTERRUPTS();
 		store_probe(key, row);
-
 		own_lapsed = is_own_lapsed(key, row);
+		mismatch = is_mismatch(request, row);
 
 		/* what a row tells comes before who is busy */
-		if (!is_mismatch(request, row) && locked && !own_lapsed && !row->unseen &&
+		if (!mismatch && locked && !own_lapsed && !row->unseen &&
 			(row->life == STORE_ABSENT || row->life == STORE_EXPIRED ||
 			 row->life == STORE_ABANDONED))
 		{
@@ -218,9 +220,9 @@ begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64
 		if (locked)
 			lock_release(key);
 
-		if (row->unseen && (row->life != STORE_LEASED || is_mismatch(request, row)))
+		if (row->unseen && (row->life != STORE_LEASED || mismatch))
 			error_serialization(key);
-		if (is_mismatch(request, row))
+		if (mismatch)
 			return BEGIN_MISMATCH;
 		if (own_lapsed)
 			return BEGIN_IN_PROGRESS;
@@ -489,15 +491,14 @@ claim_write(const Request *request)
 	};
 }
 
-/* The answer of a claim to a finished row: false, if it is of the same request. */
-static bool
-already_claimed(const Request *request, const StoreRow *row)
+/* A row that claims are answered from must be seen, and of the same request. */
+static void
+check_same_request(const Request *request, const StoreRow *row)
 {
 	if (row->unseen)
 		error_serialization(&request->key);
 	if (is_mismatch(request, row))
 		error_mismatch(&request->key);
-	return false;
 }
 
 /*
@@ -521,7 +522,8 @@ claim_key(const Request *request, bool lock)
 		store_probe(key, &row);
 		if (row.life != STORE_FINISHED)
 			error_read_only(key, "claim");
-		return already_claimed(request, &row);
+		check_same_request(request, &row);
+		return false;
 	}
 
 	for (;;)
@@ -535,15 +537,15 @@ claim_key(const Request *request, bool lock)
 			error_leased(key);
 		if (is_own_lapsed(key, &row))
 			error_own_claim(key);
-		if (row.life == STORE_ABANDONED && row.unseen)
-			error_serialization(key);
-		if (row.life == STORE_ABANDONED && is_mismatch(request, &row))
-			error_mismatch(key);
-		if (row.life == STORE_ABANDONED && !lock)
+		if (row.life == STORE_ABANDONED)
 		{
-			/* a leased row is changed under its lock only, by a batch as well */
-			lock = true;
-			continue;
+			check_same_request(request, &row);
+			if (!lock)
+			{
+				/* a leased row is changed under its lock only, by a batch as well */
+				lock = true;
+				continue;
+			}
 		}
 
 		if (row.life == STORE_ABSENT || row.life == STORE_EXPIRED || row.life == STORE_ABANDONED)
@@ -561,7 +563,10 @@ claim_key(const Request *request, bool lock)
 		if (lock)
 			lock_release(key);
 		if (row.life == STORE_FINISHED)
-			return already_claimed(request, &row);
+		{
+			check_same_request(request, &row);
+			return false;
+		}
 		if (row.life == STORE_HELD)
 			(void) store_wait(key, &row, DT_NOEND);
 	}

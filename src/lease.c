@@ -37,15 +37,21 @@ lease_expiry(TimestampTz lease_until, const Interval *ttl, const IdemKey *key)
 	return ttl_after(lease_until, ttl, "ttl", key);
 }
 
+pg_noreturn static void
+error_not_begun(const IdemKey *key, const StoreRow *row)
+{
+	if (row->life == STORE_LEASED || row->life == STORE_ABANDONED)
+		error_fence_needed(key);
+	error_no_claim(key);
+}
+
 void
 lease_error_not_begun(const IdemKey *key)
 {
 	StoreRow row;
 
 	store_probe(key, &row);
-	if (row.life == STORE_LEASED || row.life == STORE_ABANDONED)
-		error_fence_needed(key);
-	error_no_claim(key);
+	error_not_begun(key, &row);
 }
 
 void
@@ -58,7 +64,7 @@ lease_error_nothing_open(const IdemKey *key, const PendingClaim *mine)
 	store_probe(key, &row);
 	if (row.life == STORE_FINISHED)
 		error_finished(key);
-	lease_error_not_begun(key);
+	error_not_begun(key, &row);
 }
 
 /*
@@ -132,7 +138,7 @@ lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_resul
 	write.finished_at = GetCurrentTimestamp();
 	write.expires_at = ttl_after(write.finished_at, &row.ttl, "ttl", key);
 	check_changed(store_lease_finish(key, fence, &write), key);
-	pending_changed(mine, key, fence, write.expires_at);
+	pending_changed(key, fence, write.expires_at);
 }
 
 void
@@ -145,7 +151,7 @@ lease_release(const IdemKey *key, int64 fence, PendingClaim *mine)
 	check_seen(&row, key);
 	expires_at = ttl_after(GetCurrentTimestamp(), &row.ttl, "ttl", key);
 	check_changed(store_lease_release(key, fence, expires_at), key);
-	pending_changed(mine, key, fence, expires_at);
+	pending_changed(key, fence, expires_at);
 }
 
 /*
@@ -182,7 +188,7 @@ idem_extend(PG_FUNCTION_ARGS)
 	check_seen(&row, &key);
 	renew_lease(&renewal, PG_GETARG_INTERVAL_P(1), &row, &key);
 	check_changed(store_lease_renew(&key, fence, &renewal), &key);
-	pending_changed(mine, &key, fence, renewal.expires_at);
+	pending_changed(&key, fence, renewal.expires_at);
 	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }
 
@@ -220,11 +226,11 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 
 	if (renewal.lease_until == 0)
 	{
-		pending_changed(mine, &key, fence, row.expires_at);
+		pending_changed(&key, fence, row.expires_at);
 		if (row.lease_until == 0)
 			PG_RETURN_NULL();
 		PG_RETURN_TIMESTAMPTZ(row.lease_until);
 	}
-	pending_changed(mine, &key, fence, renewal.expires_at);
+	pending_changed(&key, fence, renewal.expires_at);
 	PG_RETURN_TIMESTAMPTZ(renewal.lease_until);
 }

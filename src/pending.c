@@ -93,8 +93,12 @@ free_claim(PendingClaim *claim)
 	pfree(claim);
 }
 
-PendingClaim *
-pending_find(const IdemKey *key)
+#define STATE(state) (1 << (state))
+#define ANY_LEASED (STATE(PENDING_LEASED) | STATE(PENDING_CHANGED))
+
+/* The newest entry of the key in one of these states; under a fence, if one is given. */
+static PendingClaim *
+find_claim(const IdemKey *key, int states, int64 fence)
 {
 	slist_iter iter;
 
@@ -102,12 +106,18 @@ pending_find(const IdemKey *key)
 	{
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
-		if ((claim->state == PENDING_OPEN || claim->state == PENDING_LEASED ||
-			 claim->state == PENDING_FINISHED) &&
+		if ((STATE(claim->state) & states) != 0 && (fence == NO_FENCE || claim->fence == fence) &&
 			key_cmp(&claim->key, key) == 0)
 			return claim;
 	}
 	return NULL;
+}
+
+PendingClaim *
+pending_find(const IdemKey *key)
+{
+	return find_claim(key, STATE(PENDING_OPEN) | STATE(PENDING_LEASED) | STATE(PENDING_FINISHED),
+					  NO_FENCE);
 }
 
 PendingClaim *
@@ -139,33 +149,17 @@ pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at)
 	claim->expires_at = expires_at;
 }
 
-static PendingClaim *
-find_leased(const IdemKey *key, int64 fence)
-{
-	slist_iter iter;
-
-	slist_foreach(iter, &claims)
-	{
-		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
-
-		if ((claim->state == PENDING_LEASED || claim->state == PENDING_CHANGED) &&
-			(fence == NO_FENCE || claim->fence == fence) && key_cmp(&claim->key, key) == 0)
-			return claim;
-	}
-	return NULL;
-}
-
 bool
 pending_leased(const IdemKey *key, int64 fence)
 {
-	return find_leased(key, fence) != NULL;
+	return find_claim(key, ANY_LEASED, fence) != NULL;
 }
 
 void
-pending_changed(PendingClaim *claim, const IdemKey *key, int64 fence, TimestampTz expires_at)
+pending_changed(const IdemKey *key, int64 fence, TimestampTz expires_at)
 {
-	if (claim == NULL || claim->state != PENDING_LEASED)
-		claim = find_leased(key, fence);
+	PendingClaim *claim = find_claim(key, ANY_LEASED, fence);
+
 	if (claim == NULL)
 	{
 		claim = add_claim(key);

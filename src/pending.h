@@ -80,11 +80,10 @@ extern PendingClaim *pending_begin(const IdemKey *key, const Interval *ttl, Time
 extern void pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at);
 
 /*
- * The row of a leased claim was changed to live until then.  "claim" is this
- * transaction's own claim of it, or NULL.
+ * The row of a leased claim under that fence, begun in this transaction or not,
+ * was changed to live until then.
  */
-extern void
-pending_changed(PendingClaim *claim, const IdemKey *key, int64 fence, TimestampTz expires_at);
+extern void pending_changed(const IdemKey *key, int64 fence, TimestampTz expires_at);
 
 extern void pending_finish(PendingClaim *claim, TimestampTz expires_at);
 extern void pending_release(PendingClaim *claim);

@@ -467,7 +467,7 @@ make_durable(TupleTableSlot *slot, TransactionId xmin)
 
 /* Copy what callers need; the slot's page may go afterwards. */
 static void
-read_row(TupleTableSlot *slot, StoreRow *row)
+read_row(TupleTableSlot *slot, StoreRow *row, bool with_progress)
 {
 	bool isnull;
 	Datum d;
@@ -491,10 +491,13 @@ read_row(TupleTableSlot *slot, StoreRow *row)
 	if (!isnull)
 		row->result = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
 
-	d = slot_getattr(slot, COL_PROGRESS + 1, &isnull);
-	row->has_progress = !isnull;
-	if (!isnull)
-		row->progress = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+	if (with_progress)
+	{
+		d = slot_getattr(slot, COL_PROGRESS + 1, &isnull);
+		row->has_progress = !isnull;
+		if (!isnull)
+			row->progress = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+	}
 
 	d = slot_getattr(slot, COL_PHASE + 1, &isnull);
 	row->phase = isnull ? NULL : DatumGetTextPCopy(d);
@@ -535,7 +538,8 @@ store_probe(const IdemKey *key, StoreRow *row)
 				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
 			make_durable(slot, found.xmin);
 		}
-		read_row(slot, row);
+		/* it can be megabytes, and only who takes over needs it */
+		read_row(slot, row, found.life == STORE_ABANDONED);
 	}
 
 	ExecDropSingleTupleTableSlot(slot);
@@ -571,7 +575,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		if (TransactionIdIsCurrentTransactionId(xmin) || row->life == STORE_EXPIRED)
 			break;
 		make_durable(slot, xmin);
-		read_row(slot, row);
+		read_row(slot, row, true);
 		found = true;
 	}
 	index_endscan(scan);
@@ -749,17 +753,16 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsVirtual);
 	int natts = slot->tts_tupleDescriptor->natts;
-	Change change;
 
-	change_init(&change, store);
+	/* straight into the slot */
+	Change change = {slot->tts_values, slot->tts_isnull, palloc(natts * sizeof(bool))};
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, natts * sizeof(bool));
 	change_whole(&change, write);
 	set_datum(&change, COL_DIGEST, UUIDPGetDatum(&key->digest));
 	set_datum(&change, COL_SCOPE, PointerGetDatum(key->scope));
 	set_datum(&change, COL_KEY, PointerGetDatum(key->key));
-
-	ExecClearTuple(slot);
-	memcpy(slot->tts_values, change.values, natts * sizeof(Datum));
-	memcpy(slot->tts_isnull, change.isnull, natts * sizeof(bool));
 	ExecStoreVirtualTuple(slot);
 	slot->tts_tableOid = RelationGetRelid(store->heap);
 	return slot;
@@ -1060,36 +1063,45 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
  * ------------------------------------------------------------------------
  */
 
-/*
- * Open the leased or abandoned row with that fence; NULL if there is none (any
- * more).  The slot is for change_leased(), which closes all.
- */
-static TupleTableSlot *
-open_leased(Store *store, const IdemKey *key, int64 fence, Version *found, Change *change)
+typedef struct LeasedRow
 {
+	Store store;
 	TupleTableSlot *slot;
+	Version version;
+	Change change; /* what change_leased() is to write */
+} LeasedRow;
 
-	store_open(store, RowExclusiveLock);
-	slot = table_slot_create(store->heap, NULL);
-	find_version(store, key, slot, found);
+static void
+close_leased(LeasedRow *row)
+{
+	ExecDropSingleTupleTableSlot(row->slot);
+	store_close(&row->store);
+}
+
+/* Open the leased or abandoned row with that fence; false if there is none (any more). */
+static bool
+open_leased(LeasedRow *row, const IdemKey *key, int64 fence)
+{
+	Version *found = &row->version;
+
+	store_open(&row->store, RowExclusiveLock);
+	row->slot = table_slot_create(row->store.heap, NULL);
+	find_version(&row->store, key, row->slot, found);
 	if ((found->life != STORE_LEASED && found->life != STORE_ABANDONED) || found->fence != fence)
 	{
-		ExecDropSingleTupleTableSlot(slot);
-		store_close(store);
-		return NULL;
+		close_leased(row);
+		return false;
 	}
-	change_init(change, store);
-	return slot;
+	change_init(&row->change, &row->store);
+	return true;
 }
 
 static bool
-change_leased(Store *store, const IdemKey *key, TupleTableSlot *slot, const Version *found,
-			  Change *change)
+change_leased(LeasedRow *row, const IdemKey *key)
 {
-	bool changed = update_version(store, key, slot, found, change);
+	bool changed = update_version(&row->store, key, row->slot, &row->version, &row->change);
 
-	ExecDropSingleTupleTableSlot(slot);
-	store_close(store);
+	close_leased(row);
 	return changed;
 }
 
@@ -1097,57 +1109,48 @@ change_leased(Store *store, const IdemKey *key, TupleTableSlot *slot, const Vers
 bool
 store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write)
 {
-	Store store;
-	Version found;
-	Change change;
-	TupleTableSlot *slot = open_leased(&store, key, fence, &found, &change);
+	LeasedRow row;
 
-	if (slot == NULL)
+	if (!open_leased(&row, key, fence))
 		return false;
-	set_jsonb(&change, COL_RESULT, write->has_result, write->result);
-	set_time(&change, COL_FINISHED_AT, write->finished_at);
-	set_time(&change, COL_EXPIRES_AT, write->expires_at);
-	set_null(&change, COL_LEASE_UNTIL);
-	return change_leased(&store, key, slot, &found, &change);
+	set_jsonb(&row.change, COL_RESULT, write->has_result, write->result);
+	set_time(&row.change, COL_FINISHED_AT, write->finished_at);
+	set_time(&row.change, COL_EXPIRES_AT, write->expires_at);
+	set_null(&row.change, COL_LEASE_UNTIL);
+	return change_leased(&row, key);
 }
 
 bool
 store_lease_release(const IdemKey *key, int64 fence, TimestampTz expires_at)
 {
-	Store store;
-	Version found;
-	Change change;
-	TupleTableSlot *slot = open_leased(&store, key, fence, &found, &change);
+	LeasedRow row;
 
-	if (slot == NULL)
+	if (!open_leased(&row, key, fence))
 		return false;
-	set_null(&change, COL_LEASE_UNTIL);
-	set_null(&change, COL_FENCE);
-	set_time(&change, COL_EXPIRES_AT, expires_at);
-	return change_leased(&store, key, slot, &found, &change);
+	set_null(&row.change, COL_LEASE_UNTIL);
+	set_null(&row.change, COL_FENCE);
+	set_time(&row.change, COL_EXPIRES_AT, expires_at);
+	return change_leased(&row, key);
 }
 
 bool
 store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewal *renewal)
 {
-	Store store;
-	Version found;
-	Change change;
-	TupleTableSlot *slot = open_leased(&store, key, fence, &found, &change);
+	LeasedRow row;
 
-	if (slot == NULL)
+	if (!open_leased(&row, key, fence))
 		return false;
 	if (renewal->phase != NULL)
 	{
-		set_datum(&change, COL_PHASE, PointerGetDatum(renewal->phase));
-		set_jsonb(&change, COL_PROGRESS, renewal->has_progress, renewal->progress);
+		set_datum(&row.change, COL_PHASE, PointerGetDatum(renewal->phase));
+		set_jsonb(&row.change, COL_PROGRESS, renewal->has_progress, renewal->progress);
 	}
 	if (renewal->lease_until != 0)
 	{
-		set_time(&change, COL_LEASE_UNTIL, renewal->lease_until);
-		set_time(&change, COL_EXPIRES_AT, renewal->expires_at);
+		set_time(&row.change, COL_LEASE_UNTIL, renewal->lease_until);
+		set_time(&row.change, COL_EXPIRES_AT, renewal->expires_at);
 	}
-	return change_leased(&store, key, slot, &found, &change);
+	return change_leased(&row, key);
 }
 
 /*

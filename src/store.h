@@ -97,8 +97,8 @@ typedef struct StoreRow
 	int64 fence;  /* or NO_FENCE; of an expired row as well */
 	Interval ttl; /* leased and abandoned */
 	int32 attempt;
-	text *phase; /* or NULL */
-	bool has_progress;
+	text *phase;			 /* or NULL */
+	bool has_progress;		 /* told of abandoned rows, and by store_lookup() */
 	Datum progress;			 /* jsonb */
 	TimestampTz lease_until; /* 0: none */
 	TimestampTz created_at;
