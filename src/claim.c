@@ -3,6 +3,8 @@
  * claim.c
  *	  The SQL face of claims: arguments checked, a state decided, a row out.
  *
+ * The deciding is there for idem_call() and the trigger as well: claim.h.
+ *
  * What a claim is made of is elsewhere: the key's advisory lock (lock.h), the
  * transaction's memory of it (pending.h), the row (store.h).  The order that
  * every path keeps is lock, then probe, then write.  "Busy" is what the lock
@@ -32,6 +34,7 @@
 #include "utils/tuplestore.h"
 
 #include "args.h"
+#include "claim.h"
 #include "compat.h"
 #include "errors.h"
 #include "fingerprint.h"
@@ -40,6 +43,7 @@
 #include "lease.h"
 #include "lock.h"
 #include "pending.h"
+#include "row.h"
 #include "store.h"
 #include "ttl.h"
 
@@ -52,59 +56,55 @@ PG_FUNCTION_INFO_V1(idem_lookup);
 PG_FUNCTION_INFO_V1(idem_forget);
 PG_FUNCTION_INFO_V1(idem_forget_scope);
 
-/* What the caller asks for. */
-typedef struct Request
-{
-	IdemKey key;
-	Interval ttl;
-	TimestampTz now; /* wall clock, taken as the call begins */
-	bool has_fingerprint;
-	uint8 fingerprint[FINGERPRINT_BYTES];
-	const Interval *lease; /* NULL: a transaction claim */
-} Request;
-
 /* ------------------------------------------------------------------------
  * Arguments
  * ------------------------------------------------------------------------
  */
 
-static void
-arg_ttl(FunctionCallInfo fcinfo, int n, Request *request)
+void
+claim_request(ClaimRequest *request, text *key, text *scope, const Interval *ttl)
 {
-	request->now = GetCurrentTimestamp();
-	if (PG_ARGISNULL(n))
-		ttl_default(&request->ttl);
-	else
-		request->ttl = *PG_GETARG_INTERVAL_P(n);
+	memset(request, 0, sizeof(*request));
+	key_make(&request->key, key, scope, true);
+	claim_request_ttl(request, ttl);
+	(void) ttl_after(request->now, &request->ttl, "ttl", &request->key);
 }
 
-static void
-arg_fingerprint(FunctionCallInfo fcinfo, int n, Request *request)
+void
+claim_request_ttl(ClaimRequest *request, const Interval *ttl)
 {
-	request->has_fingerprint = !PG_ARGISNULL(n);
-	if (request->has_fingerprint)
-		fingerprint_jsonb(PG_GETARG_JSONB_P(n), request->fingerprint);
+	request->now = GetCurrentTimestamp();
+	if (ttl == NULL)
+		ttl_default(&request->ttl);
+	else
+		request->ttl = *ttl;
 }
 
 /* key, ttl, scope, request: as idem_begin and idem_claim take them */
 static void
-get_request(FunctionCallInfo fcinfo, Request *request)
+get_request(FunctionCallInfo fcinfo, ClaimRequest *request)
 {
-	key_make(&request->key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
-	arg_ttl(fcinfo, 1, request);
-	(void) ttl_after(request->now, &request->ttl, "ttl", &request->key);
-	arg_fingerprint(fcinfo, 3, request);
+	claim_request(request, arg_text(fcinfo, 0), arg_text(fcinfo, 2), arg_interval(fcinfo, 1));
+	request->has_fingerprint = !PG_ARGISNULL(3);
+	if (request->has_fingerprint)
+		fingerprint_jsonb(PG_GETARG_JSONB_P(3), request->fingerprint);
+}
+
+TimestampTz
+claim_wait_until(const ClaimRequest *request, const Interval *wait)
+{
+	return wait == NULL ? request->now : ttl_wait_until(request->now, wait, &request->key);
 }
 
 static const uint8 *
-request_fingerprint(const Request *request)
+request_fingerprint(const ClaimRequest *request)
 {
 	return request->has_fingerprint ? request->fingerprint : NULL;
 }
 
 /* Compared only where both sides gave one. */
 static bool
-is_mismatch(const Request *request, const StoreRow *row)
+is_mismatch(const ClaimRequest *request, const StoreRow *row)
 {
 	return request->has_fingerprint && row->has_fingerprint &&
 		memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) != 0;
@@ -115,15 +115,7 @@ is_mismatch(const Request *request, const StoreRow *row)
  * ------------------------------------------------------------------------
  */
 
-typedef enum BeginState
-{
-	BEGIN_STARTED,
-	BEGIN_REPLAYED,
-	BEGIN_IN_PROGRESS,
-	BEGIN_MISMATCH
-} BeginState;
-
-static const char *const begin_states[] = {
+const char *const claim_begin_states[] = {
 	[BEGIN_STARTED] = "started",
 	[BEGIN_REPLAYED] = "replayed",
 	[BEGIN_IN_PROGRESS] = "in_progress",
@@ -136,7 +128,7 @@ static const char *const begin_states[] = {
  * faster.
  */
 static bool
-start_claim(const Request *request, const StoreRow *row, int64 *fence)
+start_claim(const ClaimRequest *request, const StoreRow *row, int64 *fence)
 {
 	const IdemKey *key = &request->key;
 	StoreWrite write = {.fence = NO_FENCE};
@@ -182,12 +174,8 @@ is_own_lapsed(const IdemKey *key, const StoreRow *row)
 		pending_leased(key, row->fence);
 }
 
-/*
- * Decide a begin.  Fills "row" when the answer comes from one.  On started
- * the claim is remembered and the lock kept; on anything else no lock stays.
- */
-static BeginState
-begin_claim(const Request *request, TimestampTz wait_until, StoreRow *row, int64 *fence)
+BeginState
+claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, int64 *fence)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
@@ -262,49 +250,21 @@ enum
 	BEGIN_NCOLS
 };
 
-/*
- * The row type, made once a session: it consists of built-in types only and
- * released signatures never change, so it cannot go stale, and looking it up
- * in the catalog would cost a tenth of a claim.
- */
-static TupleDesc
-begin_row_type(void)
-{
-	static TupleDesc desc = NULL;
-	static const struct
-	{
-		const char *name;
-		Oid type;
-	} cols[BEGIN_NCOLS] = {
-		[BEGIN_COL_STATE] = {"state", TEXTOID},
-		[BEGIN_COL_RESULT] = {"result", JSONBOID},
-		[BEGIN_COL_RETRY_AFTER] = {"retry_after", FLOAT8OID},
-		[BEGIN_COL_FENCE] = {"fence", INT8OID},
-		[BEGIN_COL_ATTEMPT] = {"attempt", INT4OID},
-		[BEGIN_COL_PHASE] = {"phase", TEXTOID},
-		[BEGIN_COL_PROGRESS] = {"progress", JSONBOID},
-		[BEGIN_COL_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
-		[BEGIN_COL_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID},
-		[BEGIN_COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
-	};
+static const RowColumn begin_columns[BEGIN_NCOLS] = {
+	[BEGIN_COL_STATE] = {"state", TEXTOID},
+	[BEGIN_COL_RESULT] = {"result", JSONBOID},
+	[BEGIN_COL_RETRY_AFTER] = {"retry_after", FLOAT8OID},
+	[BEGIN_COL_FENCE] = {"fence", INT8OID},
+	[BEGIN_COL_ATTEMPT] = {"attempt", INT4OID},
+	[BEGIN_COL_PHASE] = {"phase", TEXTOID},
+	[BEGIN_COL_PROGRESS] = {"progress", JSONBOID},
+	[BEGIN_COL_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
+	[BEGIN_COL_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID},
+	[BEGIN_COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
+};
 
-	if (desc == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-		TupleDesc made = CreateTemplateTupleDesc(BEGIN_NCOLS);
-
-		for (int i = 0; i < BEGIN_NCOLS; i++)
-			TupleDescInitEntry(made, i + 1, cols[i].name, cols[i].type, -1, 0);
-		idem_tupledesc_finalize(made);
-		desc = BlessTupleDesc(made);
-		MemoryContextSwitchTo(old);
-	}
-	return desc;
-}
-
-/* How long a caller who was told in_progress should wait, in seconds. */
-static double
-retry_after(const StoreRow *row)
+double
+claim_retry_after(const StoreRow *row)
 {
 	if (row->life != STORE_LEASED)
 		return idem_retry_after / 1000.0;
@@ -314,15 +274,16 @@ retry_after(const StoreRow *row)
 }
 
 static Datum
-begin_row(const Request *request, BeginState state, const StoreRow *row, int64 fence)
+begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, int64 fence)
 {
+	static TupleDesc desc = NULL;
 	Datum values[BEGIN_NCOLS] = {0};
 	bool isnull[BEGIN_NCOLS];
 	bool taken_over = row->life == STORE_ABANDONED;
 
 #define SET(col, datum) (values[col] = (datum), isnull[col] = false)
 	memset(isnull, true, sizeof(isnull));
-	SET(BEGIN_COL_STATE, CStringGetTextDatum(begin_states[state]));
+	SET(BEGIN_COL_STATE, CStringGetTextDatum(claim_begin_states[state]));
 	switch (state)
 	{
 		case BEGIN_STARTED:
@@ -337,7 +298,7 @@ begin_row(const Request *request, BeginState state, const StoreRow *row, int64 f
 				TimestampTzGetDatum(taken_over ? row->created_at : request->now));
 			break;
 		case BEGIN_IN_PROGRESS:
-			SET(BEGIN_COL_RETRY_AFTER, Float8GetDatum(retry_after(row)));
+			SET(BEGIN_COL_RETRY_AFTER, Float8GetDatum(claim_retry_after(row)));
 			break;
 		case BEGIN_REPLAYED:
 			if (row->has_result)
@@ -357,7 +318,7 @@ begin_row(const Request *request, BeginState state, const StoreRow *row, int64 f
 	}
 #undef SET
 
-	return HeapTupleGetDatum(heap_form_tuple(begin_row_type(), values, isnull));
+	return row_datum(&desc, begin_columns, BEGIN_NCOLS, values, isnull);
 }
 
 /*
@@ -367,21 +328,19 @@ begin_row(const Request *request, BeginState state, const StoreRow *row, int64 f
 Datum
 idem_begin(PG_FUNCTION_ARGS)
 {
-	Request request;
+	ClaimRequest request;
 	StoreRow row = {0};
 	TimestampTz wait_until;
 	BeginState state;
 	int64 fence = NO_FENCE;
 
 	get_request(fcinfo, &request);
-	request.lease = PG_ARGISNULL(4) ? NULL : PG_GETARG_INTERVAL_P(4);
+	request.lease = arg_interval(fcinfo, 4);
 	if (request.lease != NULL)
 		(void) ttl_after(request.now, request.lease, "lease", &request.key);
-	wait_until = PG_ARGISNULL(5)
-		? request.now
-		: ttl_wait_until(request.now, PG_GETARG_INTERVAL_P(5), &request.key);
+	wait_until = claim_wait_until(&request, arg_interval(fcinfo, 5));
 
-	state = begin_claim(&request, wait_until, &row, &fence);
+	state = claim_begin(&request, wait_until, &row, &fence);
 	return begin_row(&request, state, &row, fence);
 }
 
@@ -392,7 +351,7 @@ idem_begin(PG_FUNCTION_ARGS)
 
 /* Finish this transaction's own claim: the one write of it. */
 static void
-finish_claim(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result)
+finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result)
 {
 	StoreWrite write = {.has_result = has_result, .result = result, .fence = NO_FENCE};
 
@@ -403,6 +362,16 @@ finish_claim(const IdemKey *key, PendingClaim *claim, bool has_result, Datum res
 
 	store_finish(key, &write, claim->seen, claim->fence);
 	pending_finish(claim, write.expires_at);
+}
+
+void
+claim_finish(const IdemKey *key, bool has_result, Datum result)
+{
+	PendingClaim *mine = pending_find(key);
+
+	if (mine == NULL || mine->state != PENDING_OPEN)
+		lease_error_nothing_open(key, mine);
+	finish_open(key, mine, has_result, result);
 }
 
 /*
@@ -426,7 +395,7 @@ idem_finish(PG_FUNCTION_ARGS)
 	if (lease_meant(mine, !PG_ARGISNULL(3)))
 		lease_finish(&key, arg_fence(fcinfo, 3), mine, has_result, result);
 	else if (mine != NULL && mine->state == PENDING_OPEN)
-		finish_claim(&key, mine, has_result, result);
+		finish_open(&key, mine, has_result, result);
 	else
 		lease_error_nothing_open(&key, mine);
 
@@ -478,7 +447,7 @@ idem_release(PG_FUNCTION_ARGS)
  */
 
 static StoreWrite
-claim_write(const Request *request)
+claim_write(const ClaimRequest *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -493,7 +462,7 @@ claim_write(const Request *request)
 
 /* A row that claims are answered from must be seen, and of the same request. */
 static void
-check_same_request(const Request *request, const StoreRow *row)
+check_same_request(const ClaimRequest *request, const StoreRow *row)
 {
 	if (row->unseen)
 		error_serialization(&request->key);
@@ -502,13 +471,12 @@ check_same_request(const Request *request, const StoreRow *row)
 }
 
 /*
- * Write the key's finished row unless one is there; waits for concurrent
- * holders.  "lock": a concurrent begin holds its key by the lock alone, so a
- * single claim takes it and waits for the outcome.  A batch takes none, as it
- * would fill the lock table; there the begin's finish finds the row (40001).
+ * "lock": a concurrent begin holds its key by the lock alone, so a single
+ * claim takes it and waits for the outcome.  A batch takes none, as it would
+ * fill the lock table; there the begin's finish finds the row (40001).
  */
-static bool
-claim_key(const Request *request, bool lock)
+bool
+claim_once(const ClaimRequest *request, bool lock)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
@@ -578,10 +546,10 @@ claim_key(const Request *request, bool lock)
 Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
-	Request request;
+	ClaimRequest request;
 
 	get_request(fcinfo, &request);
-	PG_RETURN_BOOL(claim_key(&request, true));
+	PG_RETURN_BOOL(claim_once(&request, true));
 }
 
 typedef struct BatchKey
@@ -650,7 +618,7 @@ Datum
 idem_claim_many(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Request request = {0};
+	ClaimRequest request = {0};
 	text *scope = arg_text(fcinfo, 2);
 	BatchKey *batch;
 	int nkeys;
@@ -660,7 +628,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	if (PG_ARGISNULL(0))
 		error_null("array of idempotency keys");
-	arg_ttl(fcinfo, 1, &request);
+	claim_request_ttl(&request, arg_interval(fcinfo, 1));
 	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope ? scope : cstring_to_text(""), &nkeys);
 	(void) ttl_after(request.now, &request.ttl, "ttl", nkeys > 0 ? &batch[0].key : NULL);
 
@@ -677,7 +645,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 			continue;
 		old = MemoryContextSwitchTo(per_key);
 		request.key = batch[i].key;
-		batch[i].claimed = claim_key(&request, false);
+		batch[i].claimed = claim_once(&request, false);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_key);
 	}

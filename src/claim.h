@@ -1,0 +1,75 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.h
+ *	  What is decided about claims, for whoever has a face of its own:
+ *	  idem_call() and the trigger.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_CLAIM_H
+#define IDEM_CLAIM_H
+
+#include "datatype/timestamp.h"
+
+#include "fingerprint.h"
+#include "key.h"
+#include "store.h"
+
+/* What the caller asks for. */
+typedef struct ClaimRequest
+{
+	IdemKey key;
+	Interval ttl;
+	TimestampTz now; /* wall clock, taken as the call begins */
+	bool has_fingerprint;
+	uint8 fingerprint[FINGERPRINT_BYTES];
+	const Interval *lease; /* NULL: a transaction claim */
+} ClaimRequest;
+
+typedef enum BeginState
+{
+	BEGIN_STARTED,
+	BEGIN_REPLAYED,
+	BEGIN_IN_PROGRESS,
+	BEGIN_MISMATCH
+} BeginState;
+
+/* their names in SQL */
+extern const char *const claim_begin_states[];
+
+/*
+ * Check key, scope and ttl (each NULL: not given), without a fingerprint and a
+ * lease.  22004, 22023.
+ */
+extern void claim_request(ClaimRequest *request, text *key, text *scope, const Interval *ttl);
+
+/* The ttl alone, unchecked. */
+extern void claim_request_ttl(ClaimRequest *request, const Interval *ttl);
+
+/* The moment until which to wait for a holder; wait NULL: not at all. */
+extern TimestampTz claim_wait_until(const ClaimRequest *request, const Interval *wait);
+
+/*
+ * Decide a begin.  Fills "row" when the answer comes from one, "fence" for a
+ * leased claim.  On started the claim is remembered and the lock kept; on
+ * anything else no lock stays.
+ */
+extern BeginState
+claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, int64 *fence);
+
+/* How long a caller who was told in_progress should wait, in seconds. */
+extern double claim_retry_after(const StoreRow *row);
+
+/*
+ * Finish what claim_begin() started, in the same transaction.  ID003 or ID006 if
+ * it is not open any more.
+ */
+extern void claim_finish(const IdemKey *key, bool has_result, Datum result);
+
+/*
+ * Write the key's finished row unless one is there; waits for concurrent
+ * holders.  True if written.  Without "lock", no lock-table entry is needed.
+ */
+extern bool claim_once(const ClaimRequest *request, bool lock);
+
+#endif /* IDEM_CLAIM_H */

@@ -1,0 +1,38 @@
+/*-------------------------------------------------------------------------
+ *
+ * row.c
+ *	  Rows that functions return.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "executor/executor.h"
+#include "funcapi.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "row.h"
+
+static TupleDesc
+row_type(const RowColumn *columns, int ncolumns)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	TupleDesc desc = CreateTemplateTupleDesc(ncolumns);
+
+	for (int i = 0; i < ncolumns; i++)
+		TupleDescInitEntry(desc, i + 1, columns[i].name, columns[i].type, -1, 0);
+	idem_tupledesc_finalize(desc);
+	desc = BlessTupleDesc(desc);
+	MemoryContextSwitchTo(old);
+	return desc;
+}
+
+Datum
+row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values, bool *isnull)
+{
+	if (*desc == NULL)
+		*desc = row_type(columns, ncolumns);
+	return HeapTupleGetDatum(heap_form_tuple(*desc, values, isnull));
+}
