@@ -144,6 +144,27 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_claim_many(text[], interval, text) IS
 'claim and finish a batch of keys; returns those that were new';
 
+CREATE FUNCTION idem_call(
+	key text,
+	function text,
+	args jsonb DEFAULT NULL,
+	ttl interval DEFAULT NULL,
+	scope text DEFAULT NULL,
+	wait interval DEFAULT NULL,
+	OUT state text,
+	OUT result jsonb,
+	OUT retry_after double precision)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_call(text, text, jsonb, interval, text, interval) IS
+'run a function once under a key and store its result: finished, replayed, in_progress or mismatch';
+
+CREATE FUNCTION idem_once()
+RETURNS trigger
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_once() IS
+'row trigger that takes each row once: idem_once(columns [, ttl [, ''raise'' | ''skip'' [, scope]]])';
+
 CREATE FUNCTION idem_lookup(key text, scope text DEFAULT NULL)
 RETURNS TABLE (
 	state text,
@@ -192,6 +213,8 @@ REVOKE ALL ON FUNCTION
 	idem_checkpoint(text, text, jsonb, text, bigint, interval),
 	idem_claim(text, interval, text, jsonb),
 	idem_claim_many(text[], interval, text),
+	idem_call(text, text, jsonb, interval, text, interval),
+	idem_once(),
 	idem_lookup(text, text),
 	idem_forget(text, text),
 	idem_forget_scope(text),

@@ -13,8 +13,12 @@
 
 #include "access/genam.h"
 #include "access/tableam.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -73,6 +77,27 @@ typedef bool IdemUpdateIndexes;
 #define idem_update_only_summarizing(u) (false)
 #endif
 
+static inline TableScanDesc
+idem_table_beginscan(Relation rel, Snapshot snapshot)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_beginscan(rel, snapshot, 0, NULL, SO_NONE);
+#else
+	return table_beginscan(rel, snapshot, 0, NULL);
+#endif
+}
+
+/* 17: the two parts of a virtual transaction id have moved together. */
+static inline LocalTransactionId
+idem_local_transaction(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProc->vxid.lxid;
+#else
+	return MyProc->lxid;
+#endif
+}
+
 /* 18: instrumentation; 19: flags for the table scan */
 static inline IndexScanDesc
 idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys)
@@ -112,6 +137,31 @@ idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapsho
 	return table_tuple_delete(rel, tid, cid, 0, snapshot, InvalidSnapshot, true, &tmfd);
 #else
 	return table_tuple_delete(rel, tid, cid, snapshot, InvalidSnapshot, true, &tmfd, false);
+#endif
+}
+
+/* 16: one function for objects of all kinds */
+static inline AclResult
+idem_function_aclcheck(Oid function, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE);
+#else
+	return pg_proc_aclcheck(function, role, ACL_EXECUTE);
+#endif
+}
+
+/* Functions of that name, or none.  19: tells why there are none. */
+static inline FuncCandidateList
+idem_function_candidates(List *names, int nargs, List *argnames, bool expand_defaults)
+{
+#if PG_VERSION_NUM >= 190000
+	int flags;
+
+	return FuncnameGetCandidates(names, nargs, argnames, false, expand_defaults, false, true,
+								 &flags);
+#else
+	return FuncnameGetCandidates(names, nargs, argnames, false, expand_defaults, false, true);
 #endif
 }
 

@@ -12,6 +12,8 @@
  *		[		array: count, then the elements
  *		{		object: count, then framed key and value, by key
  *
+ * The call of a function is "(", the framed function, then its arguments.
+ *
  * framed meaning a length of 4 bytes, big-endian, then the bytes.  Object
  * keys are ordered by length, then bytes, both in UTF-8.  That is jsonb's
  * own order where the database is UTF-8; elsewhere jsonb orders by the bytes
@@ -175,5 +177,20 @@ fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES])
 	Sha256 *sha = sha256_start();
 
 	hash_container(sha, &jb->root);
+	sha256_finish(sha, out);
+}
+
+void
+fingerprint_call(const char *function, Jsonb *args, uint8 out[FINGERPRINT_BYTES])
+{
+	Sha256 *sha = sha256_start();
+	const char *utf8 = pg_server_to_any(function, strlen(function), PG_UTF8);
+
+	sha256_bytes(sha, "(", 1);
+	sha256_framed(sha, utf8, strlen(utf8));
+	if (args != NULL)
+		hash_container(sha, &args->root);
+	else
+		hash_count(sha, '{', 0);
 	sha256_finish(sha, out);
 }

@@ -18,4 +18,10 @@
 
 extern void fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES]);
 
+/*
+ * Of the call of a function with these arguments, NULL being the same as {}.
+ * No jsonb has the same fingerprint.
+ */
+extern void fingerprint_call(const char *function, Jsonb *args, uint8 out[FINGERPRINT_BYTES]);
+
 #endif /* IDEM_FINGERPRINT_H */

@@ -15,9 +15,11 @@ my $node = new_node('main', schema => 'idem');
 
 $node->safe_psql('postgres', <<'SQL');
 CREATE ROLE app LOGIN;
+CREATE ROLE caller LOGIN;
 CREATE ROLE stranger LOGIN;
 CREATE ROLE mallory LOGIN;
 SELECT idem.idem_grant('app');
+SELECT idem.idem_grant('caller', '{call}');
 SQL
 
 # Every function, by the job that it belongs to; each call stands alone.
@@ -27,7 +29,9 @@ my %calls = (
 		"BEGIN; SELECT idem.idem_begin('c2'); SELECT idem.idem_release('c2'); COMMIT",
 		"SELECT idem.idem_claim('c3')",
 		"SELECT idem.idem_claim_many('{c4, c5}')",
+		"CREATE TEMP TABLE t (k text); CREATE TRIGGER once AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION idem.idem_once('k')",
 	],
+	call => ["SELECT idem.idem_call('c6', 'pg_catalog.version')"],
 	lookup => ["SELECT idem.idem_lookup('c1')"],
 	operate => [
 		"SELECT idem.idem_digest('c1')",
@@ -64,6 +68,7 @@ sub may
 
 may('stranger', 'nothing granted');
 may('app', 'granted', 'claims');
+may('caller', 'granted', 'call');
 
 # Each function of the job without any other, and by its bare name.
 sql_is($node, 'postgres', <<'SQL', "started\n{\"a\": 1}\nreplayed|{\"a\": 1}\nmismatch\nstarted\nt\nt\nf\nb\na", 'claims', '-U', 'app');

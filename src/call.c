@@ -1,0 +1,144 @@
+/*-------------------------------------------------------------------------
+ *
+ * call.c
+ *	  idem_call(): a function run once, in one round trip.
+ *
+ * Begin, the function, finish.  The function is looked up and its arguments'
+ * names are checked before the begin, so that a bad call is told whatever the
+ * key's state, and nobody gets the answer of a function that they may not
+ * execute.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+
+#include "args.h"
+#include "claim.h"
+#include "errors.h"
+#include "fingerprint.h"
+#include "function.h"
+#include "row.h"
+
+PG_FUNCTION_INFO_V1(idem_call);
+
+typedef struct RunContext
+{
+	ErrorContextCallback callback;
+	const IdemKey *key;
+	text *function;
+} RunContext;
+
+/* Columns of the row, in the order of the install script. */
+enum
+{
+	CALL_COL_STATE,
+	CALL_COL_RESULT,
+	CALL_COL_RETRY_AFTER,
+	CALL_NCOLS
+};
+
+static const RowColumn call_columns[CALL_NCOLS] = {
+	[CALL_COL_STATE] = {"state", TEXTOID},
+	[CALL_COL_RESULT] = {"result", JSONBOID},
+	[CALL_COL_RETRY_AFTER] = {"retry_after", FLOAT8OID},
+};
+
+static void
+call_context(void *arg)
+{
+	RunContext *context = arg;
+
+	errcontext("call of function \"%s\" under idempotency key \"%s\"",
+			   text_to_cstring(context->function), key_display(context->key));
+}
+
+static Datum
+call_row(const char *state, bool has_result, Datum result, double *retry_after)
+{
+	static TupleDesc desc = NULL;
+	Datum values[CALL_NCOLS] = {0};
+	bool isnull[CALL_NCOLS] = {false, !has_result, retry_after == NULL};
+
+	values[CALL_COL_STATE] = CStringGetTextDatum(state);
+	values[CALL_COL_RESULT] = result;
+	if (retry_after != NULL)
+		values[CALL_COL_RETRY_AFTER] = Float8GetDatum(*retry_after);
+	return row_datum(&desc, call_columns, CALL_NCOLS, values, isnull);
+}
+
+/*
+ * What was started: the work and the one write.  An error takes the claim along.
+ */
+static Datum
+run_and_finish(const IdemKey *key, Function *function, Jsonb *args)
+{
+	Datum result = (Datum) 0;
+	bool has_result = function_run(function, args, &result);
+
+	if (has_result)
+		check_stored_jsonb(result, key, "result");
+	claim_finish(key, has_result, result);
+	return call_row("finished", has_result, result, NULL);
+}
+
+static Datum
+call_once(const ClaimRequest *request, TimestampTz wait_until, Function *function, Jsonb *args)
+{
+	StoreRow row = {0};
+	int64 fence;
+	BeginState state = claim_begin(request, wait_until, &row, &fence);
+	double retry_after;
+
+	switch (state)
+	{
+		case BEGIN_STARTED:
+			return run_and_finish(&request->key, function, args);
+		case BEGIN_REPLAYED:
+			return call_row(claim_begin_states[state], row.has_result, row.result, NULL);
+		case BEGIN_IN_PROGRESS:
+			retry_after = claim_retry_after(&row);
+			return call_row(claim_begin_states[state], false, (Datum) 0, &retry_after);
+		case BEGIN_MISMATCH:
+			break;
+	}
+	return call_row(claim_begin_states[state], false, (Datum) 0, NULL);
+}
+
+/*
+ * idem_call(key text, function text, args jsonb, ttl interval, scope text,
+ *			 wait interval) RETURNS record
+ */
+Datum
+idem_call(PG_FUNCTION_ARGS)
+{
+	ClaimRequest request;
+	RunContext context = {.key = &request.key};
+	Jsonb *args = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
+	TimestampTz wait_until;
+	Function *function;
+	Datum row;
+
+	claim_request(&request, arg_text(fcinfo, 0), arg_text(fcinfo, 4), arg_interval(fcinfo, 3));
+	wait_until = claim_wait_until(&request, arg_interval(fcinfo, 5));
+	context.function = arg_text(fcinfo, 1);
+	if (context.function == NULL)
+		error_null("function");
+
+	context.callback.callback = call_context;
+	context.callback.arg = &context;
+	context.callback.previous = error_context_stack;
+	error_context_stack = &context.callback;
+
+	function = function_find(context.function, args);
+	fingerprint_call(function_identity(function), args, request.fingerprint);
+	request.has_fingerprint = true;
+	row = call_once(&request, wait_until, function, args);
+
+	error_context_stack = context.callback.previous;
+	return row;
+}
