@@ -3,7 +3,7 @@ EXTENSION = idempotency
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(EXTENSION).control)
 
 MODULE_big = idempotency
-OBJS = $(patsubst %,src/%.o,idempotency call claim fingerprint function grant guc key lease lock moved pending row rowkey sha256 store trigger ttl)
+OBJS = $(patsubst %,src/%.o,idempotency call claim fingerprint function grant guc key lease lock moved pending relation row rowkey sha256 store trigger ttl)
 DATA = $(EXTENSION)--$(EXTVERSION).sql
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
 

@@ -56,9 +56,8 @@ check_length(const char *what, text *t, int len, int min)
 				 errhint("Use a hash of it instead.")));
 }
 
-/* t in UTF-8, its length checked; not NUL-terminated where no conversion was needed */
-static const char *
-checked_utf8(const char *what, text *t, int min, int *len)
+const char *
+key_utf8(const char *what, text *t, int min, int *len)
 {
 	char *raw = VARDATA_ANY(t);
 	char *utf8 = pg_server_to_any(raw, VARSIZE_ANY_EXHDR(t), PG_UTF8);
@@ -66,14 +65,6 @@ checked_utf8(const char *what, text *t, int min, int *len)
 	*len = utf8 == raw ? (int) VARSIZE_ANY_EXHDR(t) : (int) strlen(utf8);
 	check_length(what, t, *len, min);
 	return utf8;
-}
-
-void
-key_check_phase(text *phase)
-{
-	int len;
-
-	(void) checked_utf8("phase", phase, 1, &len);
 }
 
 bool
@@ -133,13 +124,13 @@ key_make(IdemKey *out, text *key, text *scope, bool scope_required)
 	else
 	{
 		int scope_len, key_len;
-		const char *scope_utf8 = checked_utf8("idempotency scope", scope, 0, &scope_len);
-		const char *key_utf8 = checked_utf8("idempotency key", key, 1, &key_len);
+		const char *scope_bytes = key_utf8("idempotency scope", scope, 0, &scope_len);
+		const char *key_bytes = key_utf8("idempotency key", key, 1, &key_len);
 		Sha256 *sha = sha256_start();
 		uint8 hash[PG_SHA256_DIGEST_LENGTH];
 
-		sha256_framed(sha, scope_utf8, scope_len);
-		sha256_framed(sha, key_utf8, key_len);
+		sha256_framed(sha, scope_bytes, scope_len);
+		sha256_framed(sha, key_bytes, key_len);
 		sha256_finish(sha, hash);
 		memcpy(out->digest.data, hash, UUID_LEN);
 		memo_remember(out);

@@ -39,8 +39,11 @@ typedef struct IdemKey
  */
 extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 
-/* The name of a phase follows the rules of a key (22023). */
-extern void key_check_phase(text *phase);
+/*
+ * A text that follows the rules of a key, or of a scope with min 0 (22023, naming
+ * "what"), in UTF-8; not NUL-terminated where no conversion was needed.
+ */
+extern const char *key_utf8(const char *what, text *t, int min, int *len);
 
 /* Byte for byte. */
 extern bool key_same_text(const text *a, const text *b);

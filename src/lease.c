@@ -204,11 +204,12 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 	PendingClaim *mine;
 	StoreRenewal renewal = {.phase = arg_text(fcinfo, 1)};
 	int64 fence;
+	int len;
 
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 3), true);
 	if (renewal.phase == NULL)
 		error_null("phase");
-	key_check_phase(renewal.phase);
+	(void) key_utf8("phase", renewal.phase, 1, &len);
 	renewal.has_progress = arg_stored_jsonb(fcinfo, 2, &key, "progress", &renewal.progress);
 	if (!PG_ARGISNULL(5))
 		(void) ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(5), "lease", &key);

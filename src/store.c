@@ -21,21 +21,15 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/dependency.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_extension.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "commands/sequence.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "storage/bufmgr.h"
@@ -55,9 +49,9 @@
 #include "compat.h"
 #include "errors.h"
 #include "lock.h"
+#include "relation.h"
 #include "store.h"
 
-#define EXTENSION_NAME "idempotency"
 #define TABLE_NAME "idem_keys"
 #define FENCE_NAME "idem_fence"
 
@@ -155,43 +149,6 @@ store_init(void)
  * Finding and opening the table
  * ------------------------------------------------------------------------
  */
-
-static Oid
-extension_schema(Oid extension)
-{
-	Relation rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData skey;
-	SysScanDesc scan;
-	HeapTuple tuple;
-	Oid schema = InvalidOid;
-
-	ScanKeyInit(&skey, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(extension));
-	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &skey);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return schema;
-}
-
-/* By membership in the extension: a relation of that name alone proves nothing. */
-static Oid
-find_relation(const char *name)
-{
-	Oid extension = get_extension_oid(EXTENSION_NAME, true);
-	Oid relid = InvalidOid;
-
-	if (OidIsValid(extension))
-		relid = get_relname_relid(name, extension_schema(extension));
-	if (!OidIsValid(relid) || getExtensionOfObject(RelationRelationId, relid) != extension)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation \"%s\" of extension \"%s\" does not exist", name, EXTENSION_NAME),
-				 errhint("Run CREATE EXTENSION %s.", EXTENSION_NAME)));
-	return relid;
-}
 
 static void
 refuse(const char *detail)
@@ -304,7 +261,7 @@ store_open(Store *store, LOCKMODE lockmode)
 {
 	for (;;)
 	{
-		Oid relid = OidIsValid(known.heap) ? known.heap : find_relation(TABLE_NAME);
+		Oid relid = OidIsValid(known.heap) ? known.heap : relation_find(TABLE_NAME);
 		bool checked = OidIsValid(known.heap);
 
 		store->heap = try_relation_open(relid, lockmode);
@@ -319,7 +276,7 @@ store_open(Store *store, LOCKMODE lockmode)
 
 		check_table(store->heap);
 		known.index = check_primary_key(store->heap);
-		known.fence = find_relation(FENCE_NAME);
+		known.fence = relation_find(FENCE_NAME);
 		known.heap = relid;
 		break;
 	}
@@ -769,34 +726,6 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 }
 
 /*
- * What the table's owner has hung on it, the code of an expression index or a
- * trigger, runs as that owner and leaves no trace in the session.  An error
- * needs no care: the abort of the (sub)transaction restores all of it.
- */
-typedef struct OwnerContext
-{
-	Oid user;
-	int sec_context;
-	int guc_level;
-} OwnerContext;
-
-static void
-become_owner(Store *store, OwnerContext *saved)
-{
-	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
-	SetUserIdAndSecContext(store->heap->rd_rel->relowner,
-						   saved->sec_context | SECURITY_RESTRICTED_OPERATION);
-	saved->guc_level = NewGUCNestLevel();
-}
-
-static void
-become_caller(const OwnerContext *saved)
-{
-	AtEOXact_GUC(false, saved->guc_level);
-	SetUserIdAndSecContext(saved->user, saved->sec_context);
-}
-
-/*
  * The primary key, or its double: REINDEX CONCURRENTLY has both take entries,
  * and either may be the one that sees a duplicate first.
  */
@@ -852,11 +781,11 @@ insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool on
 			has_code = true;
 	}
 
-	become_owner(store, &saved);
+	owner_become(store->heap, &saved);
 	if (has_code)
 		idem_restrict_search_path();
 	idem_insert_index_tuples(rri, slot, estate, arbiters, conflict, only_summarizing);
-	become_caller(&saved);
+	owner_leave(&saved);
 
 	ExecCloseIndices(rri);
 	FreeExecutorState(estate);
@@ -1252,27 +1181,16 @@ int64
 store_forget_scope(text *scope)
 {
 	Store store;
-	Oid types[] = {TEXTOID};
-	Datum values[] = {PointerGetDatum(scope)};
-	char *query;
+	OwnSql sql;
+	OwnParam param = PARAM(TEXTOID, PointerGetDatum(scope));
 	int64 deleted;
-	OwnerContext saved;
 
+	/* refuses a table that it does not know */
 	store_open(&store, RowExclusiveLock);
-	query =
-		psprintf("DELETE FROM ONLY %s WHERE scope OPERATOR(pg_catalog.=) $1",
-				 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store.heap)),
-											RelationGetRelationName(store.heap)));
-
-	become_owner(&store, &saved);
-	idem_restrict_search_path();
-	SPI_connect();
-	if (SPI_execute_with_args(query, 1, types, values, NULL, false, 0) != SPI_OK_DELETE)
-		elog(ERROR, "could not delete from table \"%s\"", TABLE_NAME);
-	deleted = SPI_processed;
-	SPI_finish();
-	become_caller(&saved);
-
+	own_sql_start(&sql, TABLE_NAME, RowExclusiveLock);
+	deleted =
+		own_sql_run(&sql, "DELETE FROM ONLY %s WHERE scope OPERATOR(pg_catalog.=) $1", 1, &param);
+	own_sql_end(&sql);
 	store_close(&store);
 	return deleted;
 }

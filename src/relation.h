@@ -1,0 +1,75 @@
+/*-------------------------------------------------------------------------
+ *
+ * relation.h
+ *	  The extension's own relations, and statements on them as their owner.
+ *
+ * What the tables' owner has hung on them, the code of an expression index or a
+ * trigger, runs as that owner and leaves no trace in the session; nothing that
+ * a caller supplies does.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_RELATION_H
+#define IDEM_RELATION_H
+
+#include "executor/spi.h"
+#include "utils/rel.h"
+
+#define EXTENSION_NAME "idempotency"
+
+/* By membership in the extension; 42P01 if there is none. */
+extern Oid relation_find(const char *name);
+
+/*
+ * Become the owner, under SECURITY_RESTRICTED_OPERATION.  An error needs no
+ * care: the abort of the (sub)transaction restores all of it.
+ */
+typedef struct OwnerContext
+{
+	Oid user;
+	int sec_context;
+	int guc_level;
+} OwnerContext;
+
+extern void owner_become(Relation rel, OwnerContext *saved);
+extern void owner_leave(const OwnerContext *saved);
+
+/*
+ * Statements on one of the relations: SPI as its owner, under a safe
+ * search_path, between start and end.  Each is a format whose %s is the
+ * qualified name.  In between, the current memory context is SPI's, and is gone
+ * with the end: what is to live on is made after it or by own_sql_column().
+ */
+typedef struct OwnSql
+{
+	Relation rel;
+	const char *name;
+	MemoryContext caller; /* for what is to live on */
+	OwnerContext owner;
+} OwnSql;
+
+/* The relation stays locked until the end of the transaction. */
+extern void own_sql_start(OwnSql *sql, const char *relation, LOCKMODE lockmode);
+
+/* A parameter of a statement; "given" false: NULL. */
+typedef struct OwnParam
+{
+	Oid type;
+	Datum value;
+	bool given;
+} OwnParam;
+
+#define PARAM(type_, value_) ((OwnParam){(type_), (value_), true})
+
+/* How many rows; they are in SPI_tuptable. */
+extern uint64 own_sql_run(OwnSql *sql, const char *format, int nparams, const OwnParam *params);
+
+/*
+ * A column of the first row of the last statement, copied to the caller's
+ * memory.  False: NULL.
+ */
+extern bool own_sql_column(OwnSql *sql, int number, Datum *value);
+
+extern void own_sql_end(OwnSql *sql);
+
+#endif /* IDEM_RELATION_H */
