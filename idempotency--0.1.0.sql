@@ -51,10 +51,93 @@ CREATE SEQUENCE idem_fence AS bigint;
 COMMENT ON SEQUENCE idem_fence IS 'fences of leased claims';
 REVOKE ALL ON SEQUENCE idem_fence FROM PUBLIC;
 
+/*
+ * Tokens and codes.  No column holds one; indexes are on columns that never
+ * change, so that a redeem and a guess are HOT updates.
+ */
+CREATE TABLE idem_tokens (
+	digest uuid NOT NULL,
+	issued_at timestamptz NOT NULL,
+	expires_at timestamptz NOT NULL,
+	used_at timestamptz,
+	verifier bytea NOT NULL,
+	purpose text NOT NULL,
+	subject text,
+	payload jsonb,
+	CONSTRAINT idem_tokens_pkey PRIMARY KEY (digest)
+) WITH (fillfactor = 90);
+
+-- for revoking all tokens of a subject
+CREATE INDEX idem_tokens_subject_idx ON idem_tokens (subject, purpose) WHERE subject IS NOT NULL;
+
+COMMENT ON TABLE idem_tokens IS
+'one-time tokens, used and expired ones until they are purged: as in idem_keys, a row is dead from expires_at on, used or not, and rows lie in the order of issued_at';
+COMMENT ON COLUMN idem_tokens.digest IS 'first half of a SHA-256 over purpose and token';
+COMMENT ON COLUMN idem_tokens.issued_at IS 'when the token was issued';
+COMMENT ON COLUMN idem_tokens.expires_at IS 'from then on the token is expired, and the row may be deleted';
+COMMENT ON COLUMN idem_tokens.used_at IS 'when the token was redeemed';
+COMMENT ON COLUMN idem_tokens.verifier IS 'second half of the SHA-256';
+COMMENT ON COLUMN idem_tokens.purpose IS 'what the token is for; it is unknown for anything else';
+COMMENT ON COLUMN idem_tokens.subject IS 'whose token it is, if that was given';
+COMMENT ON COLUMN idem_tokens.payload IS 'what whoever redeems the token gets';
+
+CREATE TABLE idem_codes (
+	digest uuid NOT NULL,
+	series uuid NOT NULL,
+	secret uuid NOT NULL,
+	issued_at timestamptz NOT NULL,
+	expires_at timestamptz NOT NULL,
+	counted_until timestamptz NOT NULL,
+	used_at timestamptz,
+	attempts integer NOT NULL,
+	max_attempts integer NOT NULL,
+	nonce bytea NOT NULL,
+	mac bytea NOT NULL,
+	purpose text NOT NULL,
+	subject text NOT NULL,
+	CONSTRAINT idem_codes_pkey PRIMARY KEY (digest)
+) WITH (fillfactor = 90);
+
+COMMENT ON TABLE idem_codes IS
+'short codes, one for a purpose and subject, used and expired ones until they are purged: as in idem_keys, a row is dead from expires_at on, used or not';
+COMMENT ON COLUMN idem_codes.digest IS 'identity of (purpose, subject)';
+COMMENT ON COLUMN idem_codes.series IS 'codes that share a count of guesses';
+COMMENT ON COLUMN idem_codes.secret IS 'row of idem_secrets that mac was made with';
+COMMENT ON COLUMN idem_codes.issued_at IS 'when the code was issued';
+COMMENT ON COLUMN idem_codes.expires_at IS 'from then on the code is expired, and the row may be deleted';
+COMMENT ON COLUMN idem_codes.counted_until IS 'a new code that is issued before then goes on with the count of guesses';
+COMMENT ON COLUMN idem_codes.used_at IS 'when the code was verified';
+COMMENT ON COLUMN idem_codes.attempts IS 'guesses that are counted, right or wrong';
+COMMENT ON COLUMN idem_codes.max_attempts IS 'guesses after which the code is locked';
+COMMENT ON COLUMN idem_codes.nonce IS 'random bytes of this code';
+COMMENT ON COLUMN idem_codes.mac IS 'HMAC-SHA-256 over purpose, subject, nonce and code';
+COMMENT ON COLUMN idem_codes.purpose IS 'what the code is for';
+COMMENT ON COLUMN idem_codes.subject IS 'whose code it is';
+
+-- filled by the first idem_code_issue(), never here: a restore would keep its own
+CREATE TABLE idem_secrets (
+	id uuid NOT NULL,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	secret bytea NOT NULL,
+	CONSTRAINT idem_secrets_pkey PRIMARY KEY (id)
+);
+
+COMMENT ON TABLE idem_secrets IS 'keys of the HMACs in idem_codes; whoever has them and a dump can find out live codes';
+COMMENT ON COLUMN idem_secrets.id IS 'what idem_codes.secret refers to';
+COMMENT ON COLUMN idem_secrets.created_at IS 'when it was made; the newest is used for new codes';
+COMMENT ON COLUMN idem_secrets.secret IS '256 random bits';
+
+REVOKE ALL ON TABLE idem_tokens, idem_codes, idem_secrets FROM PUBLIC;
+
 -- a restore that forgot live keys would run every request twice
 SELECT pg_catalog.pg_extension_config_dump('idem_keys',
 	'WHERE expires_at OPERATOR(pg_catalog.>) pg_catalog.now()');
 SELECT pg_catalog.pg_extension_config_dump('idem_fence', '');
+SELECT pg_catalog.pg_extension_config_dump('idem_tokens',
+	'WHERE expires_at OPERATOR(pg_catalog.>) pg_catalog.now()');
+SELECT pg_catalog.pg_extension_config_dump('idem_codes',
+	'WHERE expires_at OPERATOR(pg_catalog.>) pg_catalog.now()');
+SELECT pg_catalog.pg_extension_config_dump('idem_secrets', '');
 
 CREATE FUNCTION idem_digest(key text, scope text DEFAULT NULL)
 RETURNS uuid
@@ -165,6 +248,72 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_once() IS
 'row trigger that takes each row once: idem_once(columns [, ttl [, ''raise'' | ''skip'' [, scope]]])';
 
+CREATE FUNCTION idem_token_issue(
+	purpose text,
+	ttl interval,
+	payload jsonb DEFAULT NULL,
+	subject text DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_token_issue(text, interval, jsonb, text) IS
+'make a token that can be redeemed once; only its hash is stored';
+
+CREATE FUNCTION idem_token_redeem(
+	purpose text,
+	token text,
+	OUT state text,
+	OUT subject text,
+	OUT payload jsonb)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_token_redeem(text, text) IS
+'use a token: redeemed, used, expired or unknown';
+
+CREATE FUNCTION idem_token_peek(
+	purpose text,
+	token text,
+	OUT state text,
+	OUT subject text,
+	OUT payload jsonb)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_token_peek(text, text) IS
+'look at a token without using it: valid, used, expired or unknown';
+
+CREATE FUNCTION idem_token_revoke(purpose text, token text)
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_token_revoke(text, text) IS
+'make a valid token unknown';
+
+CREATE FUNCTION idem_token_revoke_all(purpose text, subject text)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_token_revoke_all(text, text) IS
+'make all valid tokens of a subject unknown; returns how many';
+
+CREATE FUNCTION idem_code_issue(
+	purpose text,
+	subject text,
+	ttl interval,
+	digits integer DEFAULT NULL,
+	max_attempts integer DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_code_issue(text, text, interval, integer, integer) IS
+'make a code of some digits that can be verified once, in place of the subject''s last one';
+
+CREATE FUNCTION idem_code_verify(
+	purpose text,
+	subject text,
+	code text,
+	OUT state text,
+	OUT attempts_left integer)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_code_verify(text, text, text) IS
+'guess at a code: verified, used, wrong, locked, expired or unknown';
+
 CREATE FUNCTION idem_lookup(key text, scope text DEFAULT NULL)
 RETURNS TABLE (
 	state text,
@@ -215,6 +364,13 @@ REVOKE ALL ON FUNCTION
 	idem_claim_many(text[], interval, text),
 	idem_call(text, text, jsonb, interval, text, interval),
 	idem_once(),
+	idem_token_issue(text, interval, jsonb, text),
+	idem_token_redeem(text, text),
+	idem_token_peek(text, text),
+	idem_token_revoke(text, text),
+	idem_token_revoke_all(text, text),
+	idem_code_issue(text, text, interval, integer, integer),
+	idem_code_verify(text, text, text),
 	idem_lookup(text, text),
 	idem_forget(text, text),
 	idem_forget_scope(text),

@@ -37,7 +37,8 @@ SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'idem_keys'
 -- only columns that never change are indexed
 SELECT DISTINCT a.attname
 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indexrelid
-WHERE i.indrelid = 'idem_keys'::regclass AND a.attname NOT IN ('digest', 'created_at');
+WHERE i.indrelid IN ('idem_keys'::regclass, 'idem_tokens'::regclass, 'idem_codes'::regclass)
+	AND a.attname NOT IN ('digest', 'created_at', 'subject', 'purpose');
 -- pg_dump takes the rows along
 SELECT extconfig::regclass[] FROM pg_extension WHERE extname = 'idempotency';
 

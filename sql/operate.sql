@@ -130,6 +130,10 @@ SELECT idem_grant('regress_idem_app', '{call}');
 SELECT may('regress_idem_app');
 SELECT idem_revoke('regress_idem_app', '{call}');
 SELECT may('regress_idem_app');
+SELECT idem_grant('regress_idem_app', '{tokens}');
+SELECT may('regress_idem_app');
+SELECT idem_revoke('regress_idem_app', '{tokens}');
+SELECT may('regress_idem_app');
 SELECT idem_grant('regress_idem_operator', '{operate}');
 SELECT may('regress_idem_operator');
 SELECT idem_grant('regress_idem_operator', '{lookup}');
@@ -147,7 +151,7 @@ SELECT idem_grant('regress_idem_app', '{claims,nonsense}');
 SELECT idem_grant('regress_idem_app', ARRAY['claims', NULL]);
 SELECT idem_grant('regress_idem_app', '{Claims}');
 SELECT idem_grant('regress_idem_app', '{""}');
-SELECT idem_grant('regress_idem_app', '{claims,tokens}');
+SELECT idem_grant('regress_idem_app', '{claims,throttle}');
 SELECT idem_grant('regress_idem_app', '{throttle}');
 SELECT idem_grant(NULL);
 SELECT idem_revoke(NULL, '{claims}');
@@ -156,7 +160,7 @@ SELECT idem_grant('regress_idem_no_such_role');
 SELECT may('regress_idem_app');
 \set VERBOSITY default
 SELECT idem_grant('regress_idem_app', '{nonsense}');
-SELECT idem_grant('regress_idem_app', '{tokens}');
+SELECT idem_grant('regress_idem_app', '{throttle}');
 SELECT idem_grant(NULL);
 \set VERBOSITY sqlstate
 

@@ -17,6 +17,7 @@
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -30,6 +31,11 @@
 /* 16: the varlena macros have left postgres.h. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
+#endif
+
+/* 17: the registry of DSM segments */
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
 #endif
 
 /* 18: a module can tell its name and version to pg_get_loaded_modules(). */
@@ -95,6 +101,53 @@ idem_local_transaction(void)
 	return MyProc->vxid.lxid;
 #else
 	return MyProc->lxid;
+#endif
+}
+
+/* 19: a tranche has its name from the start, in every backend. */
+static inline int
+idem_new_lwlock_tranche(const char *name)
+{
+#if PG_VERSION_NUM >= 190000
+	return LWLockNewTrancheId(name);
+#else
+	return LWLockNewTrancheId();
+#endif
+}
+
+static inline void
+idem_register_lwlock_tranche(int tranche, const char *name)
+{
+#if PG_VERSION_NUM < 190000
+	LWLockRegisterTranche(tranche, name);
+#endif
+}
+
+/*
+ * Shared memory that the first backend creates under a name; NULL before 17,
+ * which has none.  19: "create" can be passed an argument.
+ */
+#if PG_VERSION_NUM >= 190000
+static inline void
+idem_create_segment(void *address, void *create)
+{
+	((void (*)(void *)) create)(address);
+}
+#endif
+
+static inline void *
+idem_named_dsm_segment(const char *name, Size size, void (*create)(void *address))
+{
+#if PG_VERSION_NUM >= 170000
+	bool found;
+
+#if PG_VERSION_NUM >= 190000
+	return GetNamedDSMSegment(name, size, idem_create_segment, &found, create);
+#else
+	return GetNamedDSMSegment(name, size, create, &found);
+#endif
+#else
+	return NULL;
 #endif
 }
 

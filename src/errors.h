@@ -33,6 +33,13 @@
 			 errhint("A read-only transaction or a standby can only replay finished keys; run " \
 					 "this on the primary in a read-write transaction.")))
 
+/* 25006, of tokens and codes, which no message names */
+#define error_token_read_only(verb_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
+			 errmsg("cannot %s a token or code in a read-only transaction", (verb_)), \
+			 errhint("Run this on the primary in a read-write transaction.")))
+
 /* 40001 */
 #define error_serialization(key_) \
 	ereport(ERROR, \
@@ -56,6 +63,14 @@
 	ereport(ERROR, \
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), \
 			 errmsg("%s of idempotency key \"%s\" is too large", (what_), key_display(key_)), \
+			 errdetail("It has %zu bytes; \"idempotency.max_result_size\" is %d bytes.", \
+					   (Size) (size_), (limit_)), \
+			 errhint("Store the data elsewhere and a reference to it here.")))
+
+/* 54000, of a token */
+#define error_payload_too_large(size_, limit_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("payload of token is too large"), \
 			 errdetail("It has %zu bytes; \"idempotency.max_result_size\" is %d bytes.", \
 					   (Size) (size_), (limit_)), \
 			 errhint("Store the data elsewhere and a reference to it here.")))

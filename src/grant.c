@@ -48,7 +48,10 @@ static const Job jobs[] = {
 	  "idem_claim_many", "idem_once"}},
 	{"call", false, {"idem_call"}},
 	{"throttle", true, {NULL}},
-	{"tokens", false, {NULL}},
+	{"tokens",
+	 false,
+	 {"idem_token_issue", "idem_token_redeem", "idem_token_peek", "idem_token_revoke",
+	  "idem_token_revoke_all", "idem_code_issue", "idem_code_verify"}},
 	{"lookup", false, {"idem_lookup"}},
 	{"operate", false, {"idem_digest", "idem_forget", "idem_forget_scope"}},
 };

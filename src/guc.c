@@ -13,11 +13,13 @@
 
 #include <limits.h>
 
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 #include "guc.h"
 
 int idem_default_ttl;
+int idem_guess_entries;
 int idem_max_result_size;
 int idem_retry_after;
 bool idem_require_scope;
@@ -53,6 +55,15 @@ guc_init(void)
 	DefineCustomBoolVariable("idempotency.require_scope", "Refuses claims that give no scope.",
 							 "Keeps a tenant's keys from meeting another's by omission.",
 							 &idem_require_scope, false, PGC_SUSET, 0, NULL, NULL, NULL);
+
+	/* a setting that only a start of the server can change may not come later */
+	DefineCustomIntVariable(
+		"idempotency.guess_entries",
+		"Guesses at codes that shared memory can count until their transactions have committed.",
+		"Takes effect when the shared memory is created. A full table refuses guesses.",
+		&idem_guess_entries, 10000, 16, 100 * 1000 * 1000,
+		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP, 0, NULL, NULL,
+		NULL);
 
 	MarkGUCPrefixReserved("idempotency");
 }

@@ -10,6 +10,7 @@
 
 extern int idem_default_ttl;	 /* seconds a finished key is kept when the
 								 * caller gives no ttl; -1: for ever */
+extern int idem_guess_entries;	 /* entries of the table of guesses */
 extern int idem_max_result_size; /* bytes of jsonb, uncompressed */
 extern int idem_retry_after;	 /* milliseconds a caller is told to wait for a
 								 * holder whose end nobody knows */

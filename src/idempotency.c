@@ -9,7 +9,9 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "guess.h"
 #include "pending.h"
+#include "shmem.h"
 #include "store.h"
 
 IDEM_MODULE_MAGIC(IDEM_VERSION);
@@ -22,4 +24,6 @@ _PG_init(void)
 	guc_init();
 	store_init();
 	pending_init();
+	guess_init();
+	shmem_init();
 }

@@ -1,0 +1,45 @@
+/*-------------------------------------------------------------------------
+ *
+ * guess.h
+ *	  Guesses at codes, counted though the caller rolls back.
+ *
+ * The count of a code is in its row, where a rollback undoes it.  So it is in
+ * shared memory as well, from the guess to the commit that makes the row's count
+ * last, or as long as the code lives.  The table is of fixed size
+ * ("idempotency.guess_entries") and holds only what commits have not settled.
+ * When it is full of live entries, guesses are refused rather than forgotten.
+ *
+ * Without shared memory only the row counts; a warning says so once a session.
+ * After a crash the row alone is left.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_GUESS_H
+#define IDEM_GUESS_H
+
+#include "datatype/timestamp.h"
+#include "utils/uuid.h"
+
+/* What guess_count() answers instead of a number. */
+#define GUESS_LIMIT 0
+#define GUESS_TABLE_FULL (-1)
+
+extern void guess_init(void);
+
+/*
+ * Count a guess at the codes of that series, of which "in_row" are counted in the
+ * row.  Its number, from 1 to "limit", or one of the above: nothing is counted
+ * then.  "until": when the code expires.  The caller holds a lock on the row.
+ */
+extern int guess_count(const pg_uuid_t *series, int in_row, int limit, TimestampTz until);
+
+/* The row counts that many from now on, if the transaction commits. */
+extern void guess_in_row(const pg_uuid_t *series, int count);
+
+/* How many guesses are counted, in the row or here. */
+extern int guess_counted(const pg_uuid_t *series, int in_row);
+
+/* The series goes on with a code that expires then. */
+extern void guess_extend(const pg_uuid_t *series, TimestampTz until);
+
+#endif /* IDEM_GUESS_H */

@@ -1,0 +1,32 @@
+/*-------------------------------------------------------------------------
+ *
+ * secret.h
+ *	  Random numbers, comparisons that tell nothing by their time, and the
+ *	  secrets of this database.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_SECRET_H
+#define IDEM_SECRET_H
+
+#include "common/sha2.h"
+#include "utils/uuid.h"
+
+/* Cryptographically strong; XX000 if the system has none. */
+extern void secret_random(void *out, size_t len);
+
+/* Takes the same time wherever the difference is. */
+extern bool secret_equal(const void *a, const void *b, size_t len);
+
+/*
+ * A secret of this database, to be named in what is computed with it: "id".  The
+ * first call makes one, never the install script: a restored database must keep
+ * the one that its rows were made with.  Nor is it the only one for ever: a
+ * restore into a database that had made its own brings another.
+ */
+extern bytea *secret_current(pg_uuid_t *id);
+
+/* The one of that id; NULL if there is none. */
+extern bytea *secret_by_id(const pg_uuid_t *id);
+
+#endif /* IDEM_SECRET_H */
