@@ -87,7 +87,7 @@ run_and_finish(const IdemKey *key, Function *function, Jsonb *args)
 }
 
 static Datum
-call_once(const ClaimRequest *request, TimestampTz wait_until, Function *function, Jsonb *args)
+decide_and_run(const ClaimRequest *request, TimestampTz wait_until, Function *function, Jsonb *args)
 {
 	StoreRow row = {0};
 	int64 fence;
@@ -137,7 +137,7 @@ idem_call(PG_FUNCTION_ARGS)
 	function = function_find(context.function, args);
 	fingerprint_call(function_identity(function), args, request.fingerprint);
 	request.has_fingerprint = true;
-	row = call_once(&request, wait_until, function, args);
+	row = decide_and_run(&request, wait_until, function, args);
 
 	error_context_stack = context.callback.previous;
 	return row;

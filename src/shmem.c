@@ -27,17 +27,17 @@
 #define BLOCK_NAME "idempotency"
 #define MAX_AREAS 4
 
-typedef struct Block
+typedef struct SharedBlock
 {
 	int tranche;
 	int nareas;
 	Size offset[MAX_AREAS];
-} Block;
+} SharedBlock;
 
 static ShmemArea *areas[MAX_AREAS];
 static int nareas = 0;
 
-static Block *block = NULL;
+static SharedBlock *block = NULL;
 static bool preloaded = false;
 
 static shmem_request_hook_type prev_shmem_request = NULL;
@@ -54,7 +54,7 @@ shmem_register(ShmemArea *area)
 static Size
 block_size(void)
 {
-	Size size = MAXALIGN(sizeof(Block));
+	Size size = MAXALIGN(sizeof(SharedBlock));
 
 	for (int i = 0; i < nareas; i++)
 		size = add_size(size, MAXALIGN(areas[i]->size()));
@@ -62,9 +62,9 @@ block_size(void)
 }
 
 static void
-create_block(Block *new)
+create_block(SharedBlock *new)
 {
-	Size offset = MAXALIGN(sizeof(Block));
+	Size offset = MAXALIGN(sizeof(SharedBlock));
 
 	new->tranche = idem_new_lwlock_tranche(BLOCK_NAME);
 	new->nareas = nareas;
