@@ -17,6 +17,9 @@
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -90,6 +93,44 @@ idem_table_beginscan(Relation rel, Snapshot snapshot)
 	return table_beginscan(rel, snapshot, 0, NULL, SO_NONE);
 #else
 	return table_beginscan(rel, snapshot, 0, NULL);
+#endif
+}
+
+/* Does this transaction hold that lock?  17: or one that is stronger. */
+static inline bool
+idem_relation_locked_by_me(Oid relid, LOCKMODE lockmode)
+{
+	LOCKTAG tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
+#if PG_VERSION_NUM >= 170000
+	return LockHeldByMe(&tag, lockmode, false);
+#else
+	return LockHeldByMe(&tag, lockmode);
+#endif
+}
+
+/*
+ * How many tuples were deleted in a table by this session and are not reported
+ * yet, or by this transaction: 0 means by neither.  16: one sum for both.
+ */
+static inline int64
+idem_tuples_deleted(Oid relid)
+{
+	PgStat_TableStatus *status = find_tabstat_entry(relid);
+
+	if (status == NULL)
+		return 0;
+#if PG_VERSION_NUM >= 160000
+	return status->counts.tuples_deleted;
+#else
+	{
+		int64 deleted = status->t_counts.t_tuples_deleted;
+
+		for (PgStat_TableXactStatus *trans = status->trans; trans != NULL; trans = trans->upper)
+			deleted += trans->tuples_deleted;
+		return deleted;
+	}
 #endif
 }
 

@@ -48,6 +48,11 @@
 #include "compat.h"
 #include "errors.h"
 #include "function.h"
+#include "guc.h"
+#include "name.h"
+
+/* callees that are kept although they may be of functions that are gone */
+#define MAX_STALE 200
 
 /* candidates that a hint lists */
 #define MAX_LISTED 10
@@ -94,7 +99,8 @@ typedef struct CalleeEntry
 
 struct Function
 {
-	Callee *callee;
+	Oid oid;
+	Callee *callee; /* good until the next get_callee() */
 	bool types_given;
 };
 
@@ -341,6 +347,21 @@ make_callee(Oid function)
 	return callee;
 }
 
+/* Those of functions that are called no more would stay for ever. */
+static void
+forget_stale_callees(void)
+{
+	HASH_SEQ_STATUS scan;
+	CalleeEntry *entry;
+
+	if (hash_get_num_entries(callees) <= MAX_STALE)
+		return;
+	hash_seq_init(&scan, callees);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+		if (entry->callee->changes != changes)
+			forget_callee(entry->callee);
+}
+
 static Callee *
 get_callee(Oid function)
 {
@@ -356,6 +377,7 @@ get_callee(Oid function)
 		forget_callee(entry->callee);
 
 	callee = make_callee(function);
+	forget_stale_callees();
 	entry = hash_search(callees, &function, HASH_ENTER, NULL);
 	entry->callee = callee;
 	MemoryContextSetParent(callee->context, TopMemoryContext);
@@ -525,6 +547,7 @@ function_find(text *name, Jsonb *args)
 	acl = idem_function_aclcheck(oid, GetUserId());
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(oid));
+	function->oid = oid;
 	function->callee = get_callee(oid);
 	check_arguments(function->callee, args);
 	return function;
@@ -537,14 +560,15 @@ function_identity(const Function *function)
 	StringInfoData s;
 
 	initStringInfo(&s);
-	appendStringInfoString(&s, quote_qualified_identifier(callee->schema, callee->name));
+	name_append(&s, callee->schema, callee->name);
 	if (function->types_given)
 	{
-		appendStringInfoChar(&s, '(');
 		for (int i = 0; i < callee->nparams; i++)
-			appendStringInfo(&s, "%s%s", i > 0 ? "," : "",
-							 format_type_be_qualified(callee->params[i].type));
-		appendStringInfoChar(&s, ')');
+		{
+			appendStringInfoChar(&s, i > 0 ? ',' : '(');
+			name_append_type(&s, callee->params[i].type);
+		}
+		appendStringInfoString(&s, callee->nparams > 0 ? ")" : "()");
 	}
 	return s.data;
 }
@@ -632,16 +656,33 @@ make_arguments(Callee *callee, Jsonb *args, ExprContext *econtext)
 	return list;
 }
 
-/* The same with the callee pinned: types and defaults may be a user's code. */
-static List *
-make_arguments_pinned(Callee *callee, Jsonb *args, ExprContext *econtext)
+/* ------------------------------------------------------------------------
+ * Running
+ * ------------------------------------------------------------------------
+ */
+
+/* The call, with its arguments evaluated. */
+static FuncExpr *
+make_call(Callee *callee, Jsonb *args, ExprContext *econtext)
 {
-	List *list = NIL;
+	FuncExpr *call =
+		makeFuncExpr(callee->function, callee->result_type, make_arguments(callee, args, econtext),
+					 callee->result_collation, callee->input_collation, COERCE_EXPLICIT_CALL);
+
+	call->funcretset = callee->returns_set;
+	return call;
+}
+
+/* The same with the callee pinned: types and defaults may be a user's code. */
+static FuncExpr *
+make_call_pinned(Callee *callee, Jsonb *args, ExprContext *econtext)
+{
+	FuncExpr *call = NULL;
 
 	callee->pins++;
 	PG_TRY();
 	{
-		list = make_arguments(callee, args, econtext);
+		call = make_call(callee, args, econtext);
 	}
 	PG_CATCH();
 	{
@@ -653,22 +694,6 @@ make_arguments_pinned(Callee *callee, Jsonb *args, ExprContext *econtext)
 	}
 	PG_END_TRY();
 	unpin_callee(callee);
-	return list;
-}
-
-/* ------------------------------------------------------------------------
- * Running
- * ------------------------------------------------------------------------
- */
-
-static FuncExpr *
-make_call(const Callee *callee, List *args)
-{
-	FuncExpr *call =
-		makeFuncExpr(callee->function, callee->result_type, args, callee->result_collation,
-					 callee->input_collation, COERCE_EXPLICIT_CALL);
-
-	call->funcretset = callee->returns_set;
 	return call;
 }
 
@@ -717,27 +742,36 @@ init_to_jsonb(FmgrInfo *to_jsonb, Oid type)
 					   to_jsonb);
 }
 
-/* A set is a JSON array, an empty one []. */
+/*
+ * A set is a JSON array, an empty one [].  An element takes at least a third of
+ * its own size in there, so what is far too large needs not be read to its end
+ * to be refused.
+ */
 static Datum
 run_set(FuncExpr *call, ExprContext *econtext)
 {
+	const double enough = 4.0 * idem_max_result_size;
+	double size = 0;
 	bool is_row;
 	TupleDesc desc = set_row_type(call->funcid, &is_row);
-	MemoryContext args =
-		AllocSetContextCreate(CurrentMemoryContext, "idempotency arguments", ALLOCSET_SMALL_SIZES);
+	MemoryContext per_row =
+		AllocSetContextCreate(CurrentMemoryContext, "idempotency set", ALLOCSET_DEFAULT_SIZES);
 	SetExprState *state = ExecInitTableFunctionResult((Expr *) call, econtext, NULL);
-	Tuplestorestate *rows = ExecMakeTableFunctionResult(state, econtext, args, desc, false);
+	Tuplestorestate *rows = ExecMakeTableFunctionResult(state, econtext, per_row, desc, false);
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
 	ArrayBuildState *elements = initArrayResult(JSONBOID, CurrentMemoryContext, false);
 	FmgrInfo to_jsonb;
 
 	init_to_jsonb(&to_jsonb, is_row ? desc->tdtypeid : TupleDescAttr(desc, 0)->atttypid);
-	while (tuplestore_gettupleslot(rows, true, false, slot))
+	while (size <= enough && tuplestore_gettupleslot(rows, true, false, slot))
 	{
+		MemoryContext old;
 		bool isnull = false;
 		Datum value;
 
 		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(per_row);
+		old = MemoryContextSwitchTo(per_row);
 		if (is_row)
 			value = ExecFetchSlotHeapTupleDatum(slot);
 		else
@@ -745,11 +779,16 @@ run_set(FuncExpr *call, ExprContext *econtext)
 		if (call->funcresulttype == VOIDOID)
 			isnull = true;
 		if (!isnull)
+		{
 			value = FunctionCall1(&to_jsonb, value);
+			size += VARSIZE_ANY(DatumGetPointer(value));
+		}
+		MemoryContextSwitchTo(old);
 		elements = accumArrayResult(elements, value, isnull, JSONBOID, CurrentMemoryContext);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	tuplestore_end(rows);
+	MemoryContextDelete(per_row);
 
 	init_to_jsonb(&to_jsonb, JSONBARRAYOID);
 	return FunctionCall1(&to_jsonb, makeArrayResult(elements, CurrentMemoryContext));
@@ -758,22 +797,17 @@ run_set(FuncExpr *call, ExprContext *econtext)
 bool
 function_run(Function *function, Jsonb *args, Datum *result)
 {
-	Callee *callee = get_callee(function->callee->function);
+	/* it may have been replaced while the caller waited */
+	Callee *callee = get_callee(function->oid);
 	ExprContext *econtext;
 	FuncExpr *call;
 	bool isnull = false;
 
-	/* it may have been replaced while the caller waited */
-	if (callee != function->callee)
-	{
-		function->callee = callee;
-		check_arguments(callee, args);
-	}
-
+	check_arguments(callee, args);
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	econtext = CreateStandaloneExprContext();
-	call = make_call(callee, make_arguments_pinned(callee, args, econtext));
+	call = make_call_pinned(callee, args, econtext);
 	if (call->funcretset)
 		*result = run_set(call, econtext);
 	else

@@ -19,34 +19,45 @@
 
 #include "key.h"
 
-/* The key of a version of a row in any of the partitions; false: it has none. */
-typedef bool (*MovedKey)(void *arg, Relation rel, HeapTuple row, IdemKey *key);
+/* Whose moves: rows of which table, under which trigger. */
+typedef struct MovedScope
+{
+	Oid root;			/* of the partitions */
+	pg_uuid_t identity; /* of the trigger's columns and scope */
+
+	/* the key of a version of a row in any of the partitions; false: it has none */
+	bool (*make_key)(void *arg, Relation rel, HeapTuple row, IdemKey *key);
+	void *arg;
+} MovedScope;
+
+/* Has the current transaction deleted this version to insert it elsewhere? */
+extern bool moved_is(HeapTuple old);
 
 /*
- * An AFTER DELETE trigger has seen a row go: if it only moves, it may come in
+ * An AFTER DELETE trigger has seen a row go that moved_is(): it may come in
  * again, under the same key, by the same command.
  */
-extern void moved_out(const IdemKey *key, HeapTuple old);
+extern void moved_out(const MovedScope *scope, const IdemKey *key, HeapTuple old);
 
 /*
  * Is the row that a command has inserted one of those?  True once for each.
  */
-extern bool moved_in(const IdemKey *key, HeapTuple inserted);
+extern bool moved_in(const MovedScope *scope, const IdemKey *key, Relation rel, HeapTuple inserted);
 
 /*
  * Without AFTER DELETE triggers: find all rows that the command which has
  * inserted this one has moved, for moved_in().  It reads those partitions in
  * which the transaction has deleted something, once a command.
  */
-extern void moved_collect(Oid root, HeapTuple inserted, MovedKey make_key, void *arg);
+extern void moved_collect(const MovedScope *scope, Relation rel, HeapTuple inserted);
 
 /*
- * Has any command of this transaction moved a row with that key?  It reads as
- * moved_collect() does, in each call.
+ * For BEFORE triggers: has the current command moved a row with that key?  It
+ * reads as moved_collect() does, and again only when more was deleted since.
  */
-extern bool moved_any(Oid root, const IdemKey *key, MovedKey make_key, void *arg);
+extern bool moved_any(const MovedScope *scope, const IdemKey *key);
 
-/* Has this transaction moved away the row that was there? */
+/* For BEFORE triggers: has the current command moved away the row that was there? */
 extern bool moved_from(Oid relid, ItemPointer tid);
 
 #endif /* IDEM_MOVED_H */

@@ -18,8 +18,9 @@
  * BEFORE: the source's BEFORE UPDATE trigger has fired for the same row just
  * before.  It has claimed a key that changed, and left the row and its key in
  * its Guard; each Guard belongs to one source of one running statement, which
- * moves one row at a time.  A row that is being moved is never dropped, since
- * that would delete it.
+ * moves one row at a time.  It may not have fired, for want of the event or by
+ * a WHEN: so before a row is dropped, the partitions are searched here as well.
+ * A row that is being moved is never dropped, since that would delete it.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,10 +35,13 @@
 #include "fmgr.h"
 #include "lib/ilist.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -45,7 +49,9 @@
 #include "compat.h"
 #include "errors.h"
 #include "moved.h"
+#include "name.h"
 #include "rowkey.h"
+#include "sha256.h"
 #include "ttl.h"
 
 PG_FUNCTION_INFO_V1(idem_once);
@@ -64,20 +70,21 @@ enum
 typedef struct Guard
 {
 	Oid relid;
-	Oid root; /* of a partition; else invalid */
 	bool skip;
 	bool has_ttl;
 	Interval ttl;
 	text *scope;
 	List *columns; /* char * */
 	RowKey key;
+	MovedScope moved; /* of a partition */
 
 	/* the row that its BEFORE UPDATE trigger has seen last */
 	dlist_node node; /* in "guards", while it is there */
 	bool listed;
 	bool in_hand;
 	ItemPointerData old;
-	pg_uuid_t digest;
+	text *new_key; /* NULL: none */
+	MemoryContext context;
 } Guard;
 
 /* those of partitions that are being updated under "skip" */
@@ -208,17 +215,93 @@ get_columns(TriggerData *trigdata, Guard *guard)
 	}
 }
 
-/* By default the table, or the root of the partitions: a key holds in all of them. */
+/* The table, or the root of the partitions: a key holds in all of them. */
+static Oid
+guard_table(const Guard *guard)
+{
+	return OidIsValid(guard->moved.root) ? guard->moved.root : guard->relid;
+}
+
+static text *
+default_scope(Oid table)
+{
+	StringInfoData s;
+
+	initStringInfo(&s);
+	name_append(&s, get_namespace_name(get_rel_namespace(table)), get_rel_name(table));
+	return cstring_to_text_with_len(s.data, s.len);
+}
+
 static void
 get_scope(TriggerData *trigdata, Guard *guard)
 {
 	const char *value = get_argument(trigdata, ARG_SCOPE);
-	Oid table = OidIsValid(guard->root) ? guard->root : guard->relid;
 
-	if (value == NULL)
-		value = quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
-										   get_rel_name(table));
-	guard->scope = cstring_to_text(value);
+	guard->scope = value != NULL ? cstring_to_text(value) : default_scope(guard_table(guard));
+}
+
+static bool
+same_columns(const Guard *guard, const char *other)
+{
+	List *columns;
+	ListCell *a;
+	ListCell *b;
+
+	if (!SplitIdentifierString(pstrdup(other), ',', &columns) ||
+		list_length(columns) != list_length(guard->columns))
+		return false;
+	forboth(a, columns, b, guard->columns) if (strcmp(lfirst(a), lfirst(b)) != 0) return false;
+	return true;
+}
+
+/*
+ * Two triggers with one scope would take each other's keys for their own.  The
+ * same columns are the same keys: such triggers may share the events.
+ */
+static void
+check_other_triggers(TriggerData *trigdata, Guard *guard)
+{
+	TriggerDesc *triggers = trigdata->tg_relation->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		TriggerData other = *trigdata;
+		const char *scope;
+		text *other_scope;
+
+		other.tg_trigger = &triggers->triggers[i];
+		if (other.tg_trigger->tgfoid != trigdata->tg_trigger->tgfoid ||
+			other.tg_trigger->tgnargs == 0 ||
+			same_columns(guard, other.tg_trigger->tgargs[ARG_COLUMNS]))
+			continue;
+		scope = get_argument(&other, ARG_SCOPE);
+		other_scope = scope != NULL ? cstring_to_text(scope) : default_scope(guard_table(guard));
+		if (key_same_text(other_scope, guard->scope))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg(ON_TABLE " has the same scope as trigger \"%s\"",
+							trigger_and_table(trigdata), other.tg_trigger->tgname),
+					 errdetail("Keys of different columns would be taken for each other."),
+					 errhint("Give one of them a scope of its own, as the fourth argument.")));
+	}
+}
+
+/* The key of a row in another partition, whose columns may be in other places. */
+static bool
+other_row_key(void *arg, Relation rel, HeapTuple row, IdemKey *key)
+{
+	Guard *guard = arg;
+	RowKey columns;
+	const char *missing;
+	text *t;
+
+	if (!rowkey_make(&columns, rel, guard->columns, &missing))
+		return false;
+	t = rowkey_text(&columns, rel, row);
+	if (t == NULL)
+		return false;
+	key_make(key, t, guard->scope, false);
+	return true;
 }
 
 static void
@@ -242,6 +325,21 @@ check_table(TriggerData *trigdata)
 		error_table(trigdata, "foreign table");
 }
 
+/* The same for the triggers of all partitions, another for one of other keys. */
+static void
+set_identity(Guard *guard)
+{
+	Sha256 *sha = sha256_start();
+	uint8 hash[PG_SHA256_DIGEST_LENGTH];
+	ListCell *lc;
+
+	sha256_framed(sha, VARDATA_ANY(guard->scope), VARSIZE_ANY_EXHDR(guard->scope));
+	foreach(lc, guard->columns)
+		sha256_framed(sha, lfirst(lc), strlen(lfirst(lc)));
+	sha256_finish(sha, hash);
+	memcpy(guard->moved.identity.data, hash, UUID_LEN);
+}
+
 static Guard *
 make_guard(TriggerData *trigdata, MemoryContext context)
 {
@@ -250,9 +348,14 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 	Guard *guard = palloc0(sizeof(Guard));
 	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
 
+	guard->context = context;
 	guard->relid = RelationGetRelid(rel);
 	if (rel->rd_rel->relispartition)
-		guard->root = llast_oid(get_partition_ancestors(guard->relid));
+		guard->moved.root = llast_oid(get_partition_ancestors(guard->relid));
+	if (trigdata->tg_trigger->tgdeferrable && OidIsValid(guard->moved.root) &&
+		TRIGGER_FOR_INSERT(trigdata->tg_trigger->tgtype) &&
+		!TRIGGER_FOR_DELETE(trigdata->tg_trigger->tgtype))
+		error_fired(trigdata, "by DELETE as well, as it is deferrable and on a partition");
 	if (trigdata->tg_trigger->tgnargs > MAX_ARGS)
 		error_argument(trigdata, "argument", trigdata->tg_trigger->tgargs[MAX_ARGS]);
 	get_mode(trigdata, guard);
@@ -260,6 +363,10 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 	get_ttl(trigdata, guard);
 	get_columns(trigdata, guard);
 	get_scope(trigdata, guard);
+	check_other_triggers(trigdata, guard);
+	set_identity(guard);
+	guard->moved.make_key = other_row_key;
+	guard->moved.arg = guard;
 
 	callback->func = unlist_guard;
 	callback->arg = guard;
@@ -273,34 +380,18 @@ make_guard(TriggerData *trigdata, MemoryContext context)
  * ------------------------------------------------------------------------
  */
 
-/* The key of a row; false if it has none. */
+/* Claim the key of a row; false if it is a repeated one. */
 static bool
-row_request(Guard *guard, Relation rel, HeapTuple row, ClaimRequest *request)
+claim_key(Guard *guard, text *key, ClaimRequest *request)
 {
-	text *key = rowkey_text(&guard->key, rel, row);
-
-	if (key == NULL)
-		return false;
 	claim_request(request, key, guard->scope, guard->has_ttl ? &guard->ttl : NULL);
-	return true;
+	return claim_once(request, false);
 }
 
-/* The key of a row in another partition, whose columns may be in other places. */
 static bool
-other_row_key(void *arg, Relation rel, HeapTuple row, IdemKey *key)
+same_key(const text *a, const text *b)
 {
-	Guard *guard = arg;
-	RowKey columns;
-	const char *missing;
-	text *t;
-
-	if (!rowkey_make(&columns, rel, guard->columns, &missing))
-		return false;
-	t = rowkey_text(&columns, rel, row);
-	if (t == NULL)
-		return false;
-	key_make(key, t, guard->scope, false);
-	return true;
+	return a == NULL ? b == NULL : b != NULL && key_same_text(a, b);
 }
 
 static char *
@@ -315,6 +406,28 @@ column_list(Guard *guard)
 	return s.data;
 }
 
+/*
+ * May the user see the key?  A column that it did not give may have got its value
+ * from a default.  A unique index tells under the same conditions.
+ */
+static bool
+may_see_key(Guard *guard)
+{
+	Oid table = guard_table(guard);
+	Oid user = GetUserId();
+	ListCell *lc;
+
+	if (check_enable_rls(table, InvalidOid, true) == RLS_ENABLED)
+		return false;
+	if (pg_class_aclcheck(table, user, ACL_SELECT) == ACLCHECK_OK)
+		return true;
+	foreach(lc, guard->columns)
+		if (pg_attribute_aclcheck(table, get_attnum(table, lfirst(lc)), user, ACL_SELECT) !=
+			ACLCHECK_OK)
+			return false;
+	return true;
+}
+
 /* As a unique index would tell it, for ORMs and drivers to recognise. */
 pg_noreturn static void
 error_duplicate(TriggerData *trigdata, Guard *guard, HeapTuple row)
@@ -326,8 +439,9 @@ error_duplicate(TriggerData *trigdata, Guard *guard, HeapTuple row)
 		(errcode(ERRCODE_UNIQUE_VIOLATION),
 		 errmsg("duplicate key value violates unique constraint \"%s\"",
 				trigdata->tg_trigger->tgname),
-		 errdetail("Key (%s)=(%s) already exists.", column_list(guard),
-				   rowkey_display(&guard->key, rel, row)),
+		 may_see_key(guard) ? errdetail("Key (%s)=(%s) already exists.", column_list(guard),
+										rowkey_display(&guard->key, rel, row))
+							: 0,
 		 errhint("Trigger \"%s\" remembers a key until it expires, even if its row was deleted; "
 				 "idem_forget() frees it.",
 				 trigdata->tg_trigger->tgname),
@@ -338,73 +452,94 @@ error_duplicate(TriggerData *trigdata, Guard *guard, HeapTuple row)
 static bool
 was_moved(TriggerData *trigdata, Guard *guard, const IdemKey *key, HeapTuple row)
 {
-	if (!OidIsValid(guard->root) || !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+	Relation rel = trigdata->tg_relation;
+
+	if (!OidIsValid(guard->moved.root) || !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
 		return false;
 	if (!TRIGGER_FOR_DELETE(trigdata->tg_trigger->tgtype))
-		moved_collect(guard->root, row, other_row_key, guard);
-	return moved_in(key, row);
+		moved_collect(&guard->moved, rel, row);
+	return moved_in(&guard->moved, key, rel, row);
 }
 
+/* AFTER INSERT or UPDATE: "key" is that of the row. */
 static void
-raise_duplicate(TriggerData *trigdata, Guard *guard, HeapTuple row)
+raise_duplicate(TriggerData *trigdata, Guard *guard, text *key, HeapTuple row)
 {
 	ClaimRequest request;
 
-	if (row_request(guard, trigdata->tg_relation, row, &request) && !claim_once(&request, false) &&
+	if (key != NULL && !claim_key(guard, key, &request) &&
 		!was_moved(trigdata, guard, &request.key, row))
 		error_duplicate(trigdata, guard, row);
 }
 
-/* BEFORE INSERT: the update that is moving a row to here, if there is one. */
+/* AFTER DELETE: a row that only moves may come back. */
+static void
+let_go(TriggerData *trigdata, Guard *guard, HeapTuple row)
+{
+	text *t;
+	IdemKey key;
+
+	if (!OidIsValid(guard->moved.root) || !moved_is(row))
+		return;
+	t = rowkey_text(&guard->key, trigdata->tg_relation, row);
+	if (t == NULL)
+		return;
+	key_make(&key, t, guard->scope, false);
+	moved_out(&guard->moved, &key, row);
+}
+
+/* BEFORE INSERT: the update that is moving a row to here, if its trigger has fired. */
 static Guard *
 find_mover(Guard *guard)
 {
 	dlist_iter iter;
 
-	if (!OidIsValid(guard->root))
+	if (!OidIsValid(guard->moved.root))
 		return NULL;
 	dlist_foreach(iter, &guards)
 	{
 		Guard *mover = dlist_container(Guard, node, iter.cur);
 
-		if (mover->in_hand && mover->root == guard->root && moved_from(mover->relid, &mover->old))
+		if (mover->in_hand && mover->moved.root == guard->moved.root &&
+			memcmp(&mover->moved.identity, &guard->moved.identity, UUID_LEN) == 0 &&
+			moved_from(mover->relid, &mover->old))
 			return mover;
 	}
 	return NULL;
 }
 
 /*
- * Without BEFORE UPDATE nothing tells whether this is a row on the move; if
- * anything that was moved had its key, better no answer than a lost row.
+ * A repeated row is dropped, unless it is on the move and nobody has told: better
+ * an error than a lost row.
  */
 static void
 check_not_moving(TriggerData *trigdata, Guard *guard, const IdemKey *key)
 {
-	if (OidIsValid(guard->root) && !TRIGGER_FOR_UPDATE(trigdata->tg_trigger->tgtype) &&
-		moved_any(guard->root, key, other_row_key, guard))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg(ON_TABLE " must be fired by INSERT OR UPDATE, as rows move between "
-								 "partitions",
-						trigger_and_table(trigdata)),
-				 errdetail("An UPDATE would have lost a row under idempotency key \"%s\".",
-						   key_display(key))));
+	if (OidIsValid(guard->moved.root) && moved_any(&guard->moved, key))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+			 errmsg(ON_TABLE " would lose a row that moves to here", trigger_and_table(trigdata)),
+			 errdetail("No BEFORE UPDATE trigger of idem_once() has let the row with "
+					   "idempotency key \"%s\" pass.",
+					   key_display(key)),
+			 errhint("Create it as BEFORE INSERT OR UPDATE, without a list of columns and "
+					 "without WHEN, on all partitions.")));
 }
 
 /* BEFORE INSERT: is the row to be kept? */
 static bool
 keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
 {
+	text *key = rowkey_text(&guard->key, trigdata->tg_relation, row);
 	Guard *mover = find_mover(guard);
 	ClaimRequest request;
 
 	if (mover != NULL)
 		mover->in_hand = false;
-	if (!row_request(guard, trigdata->tg_relation, row, &request))
+	if (key == NULL || (mover != NULL && same_key(mover->new_key, key)))
 		return true;
-	if (mover != NULL && memcmp(&mover->digest, &request.key.digest, UUID_LEN) == 0)
-		return true;
-	if (claim_once(&request, false))
+	if (claim_key(guard, key, &request))
 		return true;
 	if (mover != NULL)
 		error_duplicate(trigdata, guard, row);
@@ -414,26 +549,23 @@ keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
 
 /* Remember the row whose turn it is, in case that it moves. */
 static void
-take_in_hand(Guard *guard, HeapTuple old, const IdemKey *key)
+take_in_hand(Guard *guard, HeapTuple old, text *new_key)
 {
-	if (!OidIsValid(guard->root))
+	if (!OidIsValid(guard->moved.root))
 		return;
 	if (!guard->listed)
 		dlist_push_head(&guards, &guard->node);
 	guard->listed = true;
 	guard->in_hand = true;
 	guard->old = old->t_self;
-	memset(&guard->digest, 0, sizeof(guard->digest));
-	if (key != NULL)
-		guard->digest = key->digest;
-}
-
-static bool
-has_same_key(Guard *guard, Relation rel, HeapTuple old, const IdemKey *key)
-{
-	text *t = rowkey_text(&guard->key, rel, old);
-
-	return t != NULL && key_same_text(t, key->key);
+	if (guard->new_key != NULL)
+		pfree(guard->new_key);
+	guard->new_key = NULL;
+	if (new_key != NULL)
+	{
+		guard->new_key = MemoryContextAlloc(guard->context, VARSIZE_ANY(new_key));
+		memcpy(guard->new_key, new_key, VARSIZE_ANY(new_key));
+	}
 }
 
 /* BEFORE UPDATE: is the row to be updated? */
@@ -441,12 +573,13 @@ static bool
 keep_updated(TriggerData *trigdata, Guard *guard, HeapTuple old, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
+	text *old_key = rowkey_text(&guard->key, rel, old);
+	text *key = rowkey_text(&guard->key, rel, row);
 	ClaimRequest request;
-	bool has_key = row_request(guard, rel, row, &request);
 
-	if (has_key && !has_same_key(guard, rel, old, &request.key) && !claim_once(&request, false))
+	if (key != NULL && !same_key(old_key, key) && !claim_key(guard, key, &request))
 		return false;
-	take_in_hand(guard, old, has_key ? &request.key : NULL);
+	take_in_hand(guard, old, key);
 	return true;
 }
 
@@ -473,18 +606,19 @@ fire_after(TriggerData *trigdata, Guard *guard)
 {
 	Relation rel = trigdata->tg_relation;
 	HeapTuple row = trigdata->tg_trigtuple;
-	ClaimRequest request;
+	HeapTuple new_row = trigdata->tg_newtuple;
 
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		raise_duplicate(trigdata, guard, row);
+		raise_duplicate(trigdata, guard, rowkey_text(&guard->key, rel, row), row);
 	else if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 	{
-		if (row_request(guard, rel, trigdata->tg_newtuple, &request) &&
-			!has_same_key(guard, rel, row, &request.key))
-			raise_duplicate(trigdata, guard, trigdata->tg_newtuple);
+		text *key = rowkey_text(&guard->key, rel, new_row);
+
+		if (!same_key(rowkey_text(&guard->key, rel, row), key))
+			raise_duplicate(trigdata, guard, key, new_row);
 	}
-	else if (OidIsValid(guard->root) && row_request(guard, rel, row, &request))
-		moved_out(&request.key, row);
+	else
+		let_go(trigdata, guard, row);
 }
 
 static void
