@@ -1,0 +1,1 @@
+SELECT bench.place_order(7, 'book');

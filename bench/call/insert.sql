@@ -1,0 +1,1 @@
+INSERT INTO bench.orders (customer, item) VALUES (7, 'book') RETURNING id;
