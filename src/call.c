@@ -54,7 +54,7 @@ call_context(void *arg)
 	RunContext *context = arg;
 
 	errcontext("call of function \"%s\" under idempotency key \"%s\"",
-			   text_to_cstring(context->function), key_display(context->key));
+			   key_text_display(context->function), key_display(context->key));
 }
 
 static Datum
@@ -75,14 +75,14 @@ call_row(const char *state, bool has_result, Datum result, double *retry_after)
  * What was started: the work and the one write.  An error takes the claim along.
  */
 static Datum
-run_and_finish(const IdemKey *key, Function *function, Jsonb *args)
+run_and_finish(const ClaimRequest *request, Function *function, Jsonb *args)
 {
 	Datum result = (Datum) 0;
 	bool has_result = function_run(function, args, &result);
 
 	if (has_result)
-		check_stored_jsonb(result, key, "result");
-	claim_finish(key, has_result, result);
+		check_stored_jsonb(result, &request->key, "result");
+	claim_finish(request, has_result, result);
 	return call_row("finished", has_result, result, NULL);
 }
 
@@ -97,7 +97,7 @@ decide_and_run(const ClaimRequest *request, TimestampTz wait_until, Function *fu
 	switch (state)
 	{
 		case BEGIN_STARTED:
-			return run_and_finish(&request->key, function, args);
+			return run_and_finish(request, function, args);
 		case BEGIN_REPLAYED:
 			return call_row(claim_begin_states[state], row.has_result, row.result, NULL);
 		case BEGIN_IN_PROGRESS:

@@ -364,13 +364,21 @@ finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datum resu
 	pending_finish(claim, write.expires_at);
 }
 
+/* What ran in between may have done with the claim what it liked. */
 void
-claim_finish(const IdemKey *key, bool has_result, Datum result)
+claim_finish(const ClaimRequest *request, bool has_result, Datum result)
 {
+	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
 
+	if (XactReadOnly)
+		error_read_only(key, "finish");
 	if (mine == NULL || mine->state != PENDING_OPEN)
 		lease_error_nothing_open(key, mine);
+	if (mine->has_fingerprint != request->has_fingerprint ||
+		(mine->has_fingerprint &&
+		 memcmp(mine->fingerprint, request->fingerprint, FINGERPRINT_BYTES) != 0))
+		error_no_claim(key);
 	finish_open(key, mine, has_result, result);
 }
 

@@ -61,10 +61,11 @@ claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, 
 extern double claim_retry_after(const StoreRow *row);
 
 /*
- * Finish what claim_begin() started, in the same transaction.  ID003 or ID006 if
- * it is not open any more.
+ * Finish what claim_begin() started for the same request, in the same
+ * transaction.  ID003 or ID006 if that is not open any more, 25006 if the transaction
+ * became read-only.
  */
-extern void claim_finish(const IdemKey *key, bool has_result, Datum result);
+extern void claim_finish(const ClaimRequest *request, bool has_result, Datum result);
 
 /*
  * Write the key's finished row unless one is there; waits for concurrent

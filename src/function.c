@@ -5,8 +5,8 @@
  *
  * The name is looked up in every call, since that depends on the caller's
  * search_path and rights and is cheap.  What is known of a function by its OID,
- * as a callee, is kept for the session: parameters, their types and planned
- * defaults, the state of their conversion.  Any change of a function, a type
+ * as a callee, is kept for the session: parameters, their types and defaults,
+ * the state of their conversion.  Any change of a function, a type
  * or a schema makes all of these stale; stale ones are made anew when they are
  * asked for next.  A callee that is in use, by a conversion or a default that
  * runs a user's code and so perhaps comes back here, is pinned and not freed.
@@ -61,7 +61,7 @@ typedef struct CalleeParam
 {
 	char *name; /* NULL: it has none */
 	Oid type;
-	Expr *default_value; /* planned; NULL: it has none */
+	Node *default_value; /* not planned, which depends on the caller; NULL: none */
 
 	/*
 	 * The conversion is jsonb_to_record's, one column at a time so that an
@@ -99,7 +99,8 @@ typedef struct CalleeEntry
 
 struct Function
 {
-	Oid oid;
+	text *name;		/* as the caller gave it */
+	uint64 changes; /* when it was looked up */
 	Callee *callee; /* good until the next get_callee() */
 	bool types_given;
 };
@@ -129,7 +130,7 @@ callee_display(const Callee *callee)
 }
 
 static char *
-param_list(const Callee *callee)
+param_hint(const Callee *callee)
 {
 	StringInfoData s;
 
@@ -137,7 +138,9 @@ param_list(const Callee *callee)
 	for (int i = 0; i < callee->nparams; i++)
 		if (callee->params[i].name != NULL)
 			appendStringInfo(&s, "%s\"%s\"", s.len > 0 ? ", " : "", callee->params[i].name);
-	return s.data;
+	if (s.len > 0)
+		return psprintf("It has %s.", s.data);
+	return pstrdup(callee->nparams > 0 ? "It has no named parameters." : "It has no parameters.");
 }
 
 pg_noreturn static void
@@ -254,8 +257,7 @@ callee_param(CalleeParam *param, const char *name, Oid type, Node *default_value
 		idem_tupledesc_finalize(param->column);
 	}
 	param->type = type;
-	if (default_value != NULL)
-		param->default_value = expression_planner((Expr *) default_value);
+	param->default_value = default_value;
 	param->keep_state =
 		(typtype == TYPTYPE_BASE && !OidIsValid(get_element_type(type))) || typtype == TYPTYPE_ENUM;
 	fmgr_info(F_JSONB_TO_RECORD, &param->convert);
@@ -300,7 +302,10 @@ fill_callee(Callee *callee, HeapTuple tuple)
 	char *modes;
 	int nall = get_func_arg_info(tuple, &types, &names, &modes);
 
-	callee->schema = get_namespace_name(proc->pronamespace);
+	/* the same in every session */
+	callee->schema = isAnyTempNamespace(proc->pronamespace)
+		? pstrdup("pg_temp")
+		: get_namespace_name(proc->pronamespace);
 	callee->name = pstrdup(NameStr(proc->proname));
 	callee->result_type = proc->prorettype;
 	callee->returns_set = proc->proretset;
@@ -423,7 +428,7 @@ json_keys(Jsonb *args)
 }
 
 static List *
-parse_name(const char *name)
+parse_name(const char *name, const char *shown)
 {
 	List *parts;
 	List *names = NIL;
@@ -432,7 +437,7 @@ parse_name(const char *name)
 	if (!SplitIdentifierString(pstrdup(name), '.', &parts) || parts == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid function name \"%s\"", name),
+				 errmsg("invalid function name \"%s\"", shown),
 				 errhint("Give a name, as in SQL, or a name and argument types in parentheses.")));
 	foreach(lc, parts)
 		names = lappend(names, makeString(lfirst(lc)));
@@ -441,9 +446,9 @@ parse_name(const char *name)
 
 /* By name alone if there is only one, else as in f(a => ..., b => ...). */
 static Oid
-find_by_name(const char *name, Jsonb *args)
+find_by_name(const char *name, const char *shown, Jsonb *args)
 {
-	List *names = parse_name(name);
+	List *names = parse_name(name, shown);
 	List *keys;
 	FuncCandidateList all = idem_function_candidates(names, -1, NIL, false);
 	FuncCandidateList fitting;
@@ -451,7 +456,7 @@ find_by_name(const char *name, Jsonb *args)
 	if (all == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function \"%s\" does not exist", name),
+				 errmsg("function \"%s\" does not exist", shown),
 				 errhint("There is no function of that name that is visible to the caller.")));
 	if (all->next == NULL)
 		return all->oid;
@@ -459,7 +464,7 @@ find_by_name(const char *name, Jsonb *args)
 	keys = json_keys(args);
 	fitting = idem_function_candidates(names, list_length(keys), keys, true);
 	if (fitting == NULL || fitting->next != NULL || !OidIsValid(fitting->oid))
-		error_ambiguous(name, all);
+		error_ambiguous(shown, all);
 	return fitting->oid;
 }
 
@@ -489,8 +494,7 @@ error_unknown(const Callee *callee, Jsonb *args)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("function %s has no parameter \"%s\"", callee_display(callee),
 							pnstrdup(key, pg_mbcliplen(key, strlen(key), NAMEDATALEN))),
-					 callee->nparams > 0 ? errhint("It has %s.", param_list(callee))
-										 : errhint("It has no parameters.")));
+					 errhint("%s", param_hint(callee))));
 	}
 	elog(ERROR, "arguments of function %s do not fit", callee_display(callee));
 }
@@ -529,26 +533,28 @@ function_find(text *name, Jsonb *args)
 {
 	Function *function = palloc(sizeof(Function));
 	char *str = text_to_cstring(name);
+	char *shown = key_text_display(name);
 	AclResult acl;
 	Oid oid;
 
 	if (args != NULL && !JB_ROOT_IS_OBJECT(args))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("args of function \"%s\" must be a JSON object", str),
+				 errmsg("args of function \"%s\" must be a JSON object", shown),
 				 errhint("Pass the arguments by name: {\"name\": value, ...}.")));
 
 	function->types_given = gives_types(str);
 	if (function->types_given)
 		oid = DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(str)));
 	else
-		oid = find_by_name(str, args);
+		oid = find_by_name(str, shown, args);
 
 	acl = idem_function_aclcheck(oid, GetUserId());
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(oid));
-	function->oid = oid;
+	function->name = name;
 	function->callee = get_callee(oid);
+	function->changes = function->callee->changes;
 	check_arguments(function->callee, args);
 	return function;
 }
@@ -645,7 +651,8 @@ make_arguments(Callee *callee, Jsonb *args, ExprContext *econtext)
 		if (given)
 			value = convert_argument(param, args, &isnull);
 		else
-			value = eval(param->default_value, econtext, &isnull);
+			value = eval(expression_planner(copyObject((Expr *) param->default_value)), econtext,
+						 &isnull);
 		get_typlenbyval(param->type, &typlen, &typbyval);
 		list = lappend(list,
 					   makeConst(param->type, -1, get_typcollation(param->type), typlen,
@@ -797,13 +804,17 @@ run_set(FuncExpr *call, ExprContext *econtext)
 bool
 function_run(Function *function, Jsonb *args, Datum *result)
 {
-	/* it may have been replaced while the caller waited */
-	Callee *callee = get_callee(function->oid);
+	Callee *callee;
 	ExprContext *econtext;
 	FuncExpr *call;
 	bool isnull = false;
 
-	check_arguments(callee, args);
+	/* it may have been replaced, or the right to it revoked, while the caller waited */
+	AcceptInvalidationMessages();
+	if (function->changes != changes)
+		function = function_find(function->name, args);
+	callee = function->callee;
+
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	econtext = CreateStandaloneExprContext();

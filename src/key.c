@@ -32,8 +32,8 @@ static struct
 	pg_uuid_t digest;
 } memo;
 
-static char *
-text_display(text *t)
+char *
+key_text_display(text *t)
 {
 	const char *raw = VARDATA_ANY(t);
 	int len = VARSIZE_ANY_EXHDR(t);
@@ -51,7 +51,7 @@ check_length(const char *what, text *t, int len, int min)
 	if (len > KEY_MAX_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s \"%s\" is too long", what, text_display(t)),
+				 errmsg("%s \"%s\" is too long", what, key_text_display(t)),
 				 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", len, KEY_MAX_BYTES),
 				 errhint("Use a hash of it instead.")));
 }
@@ -154,7 +154,7 @@ key_copy(IdemKey *out, const IdemKey *in)
 char *
 key_display(const IdemKey *key)
 {
-	return text_display(key->key);
+	return key_text_display(key->key);
 }
 
 /*

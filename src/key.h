@@ -54,6 +54,9 @@ extern int key_cmp(const IdemKey *a, const IdemKey *b);
 /* A copy in the current memory context. */
 extern void key_copy(IdemKey *out, const IdemKey *in);
 
+/* Cut at KEY_MESSAGE_CHARS characters, palloc'd, for messages. */
+extern char *key_text_display(text *t);
+
 /* The key, cut at KEY_MESSAGE_CHARS characters, palloc'd, for messages. */
 extern char *key_display(const IdemKey *key);
 
