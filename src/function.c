@@ -6,10 +6,11 @@
  * The name is looked up in every call, since that depends on the caller's
  * search_path and rights and is cheap.  What is known of a function by its OID,
  * as a callee, is kept for the session: parameters, their types and defaults,
- * the state of their conversion.  Any change of a function, a type
- * or a schema makes all of these stale; stale ones are made anew when they are
- * asked for next.  A callee that is in use, by a conversion or a default that
- * runs a user's code and so perhaps comes back here, is pinned and not freed.
+ * the state of their conversion.  Any change of a function or a schema makes all
+ * of these stale; stale ones are made anew when they are asked for next.  (The
+ * state is kept for such types only whose changes the conversion notices.)  A
+ * callee that is in use, by a conversion or a default that runs a user's code
+ * and so perhaps comes back here, is pinned and not freed.
  *
  * The call itself is an expression tree with the function's OID in it, made
  * for the occasion: SQL text would have to be resolved a second time, and
@@ -187,7 +188,6 @@ init_callees(void)
 
 	callees = hash_create("idempotency functions", 16, &ctl, HASH_ELEM | HASH_BLOBS);
 	CacheRegisterSyscacheCallback(PROCOID, count_change, (Datum) 0);
-	CacheRegisterSyscacheCallback(TYPEOID, count_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, count_change, (Datum) 0);
 }
 

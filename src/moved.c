@@ -37,7 +37,9 @@ typedef enum MovedWhat
 {
 	MOVED_KEY,		 /* "id" has moved out that many times more than in */
 	MOVED_COLLECTED, /* for the trigger "id" the partitions were searched */
-	MOVED_NOTHING	 /* in partition "rel", while so many are deleted there */
+	MOVED_PASSED,	 /* the trigger "id" has let so many pass */
+	MOVED_NOTHING,	 /* in partition "rel", while so many are deleted there */
+	MOVED_NOTHING_BY /* ... by the command in "id" */
 } MovedWhat;
 
 typedef struct MovedTag
@@ -151,11 +153,7 @@ typedef struct Search
 {
 	const MovedScope *scope;
 	CommandId command;
-
-	/* told of each moved row; false ends the search */
-	bool (*found)(struct Search *search, const IdemKey *key, HeapTuple old);
-	const IdemKey *wanted;
-	bool is_there;
+	bool collect; /* for moved_in() */
 } Search;
 
 /*
@@ -179,108 +177,144 @@ deleted_in(Relation rel)
 	return deleted;
 }
 
-/* False: the search is over. */
-static bool
-search_partition(Relation rel, Search *search)
+static void
+collect_row(const MovedScope *scope, Relation rel, HeapTuple row)
 {
-	TupleTableSlot *slot;
-	TableScanDesc scan;
-	MemoryContext per_row;
-	int64 deleted = deleted_in(rel);
-	MovedEntry *nothing;
-	bool moved_here = false;
-	bool more = true;
+	IdemKey key;
 
-	/* the number can only return by a rollback, which leaves the subtransaction */
-	nothing = find_entry(MOVED_NOTHING, GetCurrentSubTransactionId(), RelationGetRelid(rel), NULL,
-						 HASH_FIND);
-	if (deleted == 0 || (deleted > 0 && nothing != NULL && nothing->count == deleted))
-		return true;
+	if (scope->make_key(scope->arg, rel, row, &key))
+		moved_out(scope, &key, row);
+}
 
-	slot = table_slot_create(rel, NULL);
-	scan = idem_table_beginscan(rel, SnapshotAny);
-	per_row = AllocSetContextCreate(CurrentMemoryContext, "moved rows", ALLOCSET_SMALL_SIZES);
-	while (more && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+/* How many the command has moved; "any": has another one? */
+static int64
+scan_partition(Relation rel, const Search *search, bool *any)
+{
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = idem_table_beginscan(rel, SnapshotAny);
+	MemoryContext per_row =
+		AllocSetContextCreate(CurrentMemoryContext, "moved rows", ALLOCSET_SMALL_SIZES);
+	int64 found = 0;
+
+	*any = false;
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		HeapTuple row = ((BufferHeapTupleTableSlot *) slot)->base.tuple;
 		MemoryContext old;
-		IdemKey key;
 
 		CHECK_FOR_INTERRUPTS();
+		if (!moved_is(row))
+			continue;
+		*any = true;
 		if (!moved_by(row, search->command))
 			continue;
-		moved_here = true;
+		found++;
+		if (!search->collect)
+			continue;
 		old = MemoryContextSwitchTo(per_row);
-		if (search->scope->make_key(search->scope->arg, rel, row, &key))
-			more = search->found(search, &key, row);
+		collect_row(search->scope, rel, row);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(per_row);
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	MemoryContextDelete(per_row);
-
-	if (!moved_here && deleted > 0)
-		find_entry(MOVED_NOTHING, GetCurrentSubTransactionId(), RelationGetRelid(rel), NULL,
-				   HASH_ENTER)
-			->count = deleted;
-	return more;
+	return found;
 }
 
-/* Only where this transaction has written: those are locked, for sure. */
-static void
-search_partitions(Search *search)
+/*
+ * That nothing has moved is remembered while nothing more is deleted.  The
+ * number of deleted ones can only return by a rollback, which leaves the
+ * subtransaction.
+ */
+static MovedEntry *
+nothing_entry(MovedWhat what, Relation rel, CommandId command, HASHACTION action)
+{
+	pg_uuid_t id = {0};
+
+	memcpy(id.data, &command, sizeof(command));
+	return find_entry(what, GetCurrentSubTransactionId(), RelationGetRelid(rel), &id, action);
+}
+
+static bool
+known_as_nothing(MovedWhat what, Relation rel, CommandId command, int64 deleted)
+{
+	MovedEntry *entry = nothing_entry(what, rel, command, HASH_FIND);
+
+	return entry != NULL && entry->count == deleted;
+}
+
+static int64
+search_partition(Relation rel, const Search *search)
+{
+	int64 deleted = deleted_in(rel);
+	int64 found;
+	bool any;
+
+	if (deleted == 0)
+		return 0;
+	if (deleted > 0 &&
+		(known_as_nothing(MOVED_NOTHING, rel, InvalidCommandId, deleted) ||
+		 known_as_nothing(MOVED_NOTHING_BY, rel, search->command, deleted)))
+		return 0;
+
+	found = scan_partition(rel, search, &any);
+	if (!any)
+		nothing_entry(MOVED_NOTHING, rel, InvalidCommandId, HASH_ENTER)->count = deleted;
+	else if (found == 0)
+		nothing_entry(MOVED_NOTHING_BY, rel, search->command, HASH_ENTER)->count = deleted;
+	return found;
+}
+
+/* How many have moved.  Looks only where this transaction has written. */
+static int64
+search_partitions(const Search *search)
 {
 	ListCell *lc;
-	bool more = true;
+	int64 found = 0;
 
 	foreach(lc, find_all_inheritors(search->scope->root, NoLock, NULL))
 	{
 		Relation rel;
 
-		if (!more || !idem_relation_locked_by_me(lfirst_oid(lc), RowExclusiveLock))
+		if (!idem_relation_locked_by_me(lfirst_oid(lc), RowExclusiveLock))
 			continue;
 		rel = relation_open(lfirst_oid(lc), NoLock);
 		if (rel->rd_rel->relkind == RELKIND_RELATION &&
 			rel->rd_tableam == GetHeapamTableAmRoutine())
-			more = search_partition(rel, search);
+			found += search_partition(rel, search);
 		relation_close(rel, NoLock);
 	}
-}
-
-static bool
-collect_row(Search *search, const IdemKey *key, HeapTuple old)
-{
-	moved_out(search->scope, key, old);
-	return true;
+	return found;
 }
 
 void
 moved_collect(const MovedScope *scope, Relation rel, HeapTuple inserted)
 {
-	Search search = {.scope = scope, .found = collect_row};
+	Search search = {.scope = scope, .collect = true};
 
 	if (inserted_by(rel, inserted, &search.command) &&
 		find_entry(MOVED_COLLECTED, search.command, scope->root, &scope->identity, HASH_ENTER)
 				->count++ == 0)
-		search_partitions(&search);
+		(void) search_partitions(&search);
 }
 
-static bool
-compare_row(Search *search, const IdemKey *key, HeapTuple old)
+void
+moved_let_pass(const MovedScope *scope)
 {
-	search->is_there = key_cmp(key, search->wanted) == 0;
-	return !search->is_there;
+	find_entry(MOVED_PASSED, GetActiveSnapshot()->curcid, scope->root, &scope->identity, HASH_ENTER)
+		->count++;
 }
 
 bool
-moved_any(const MovedScope *scope, const IdemKey *key)
+moved_more(const MovedScope *scope)
 {
-	Search search = {.scope = scope, .found = compare_row, .wanted = key};
+	Search search = {.scope = scope, .command = GetActiveSnapshot()->curcid};
+	int64 found = search_partitions(&search);
+	MovedEntry *passed =
+		find_entry(MOVED_PASSED, search.command, scope->root, &scope->identity, HASH_FIND);
 
-	search.command = GetActiveSnapshot()->curcid;
-	search_partitions(&search);
-	return search.is_there;
+	return found > (passed == NULL ? 0 : passed->count);
 }
 
 bool

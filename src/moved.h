@@ -52,10 +52,12 @@ extern bool moved_in(const MovedScope *scope, const IdemKey *key, Relation rel, 
 extern void moved_collect(const MovedScope *scope, Relation rel, HeapTuple inserted);
 
 /*
- * For BEFORE triggers: has the current command moved a row with that key?  It
- * reads as moved_collect() does, and again only when more was deleted since.
+ * For BEFORE triggers: one of the rows that the current command has moved was let
+ * pass; and has it moved more than those?  That reads as moved_collect() does,
+ * and again only when more was deleted since.
  */
-extern bool moved_any(const MovedScope *scope, const IdemKey *key);
+extern void moved_let_pass(const MovedScope *scope);
+extern bool moved_more(const MovedScope *scope);
 
 /* For BEFORE triggers: has the current command moved away the row that was there? */
 extern bool moved_from(Oid relid, ItemPointer tid);

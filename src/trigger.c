@@ -347,11 +347,15 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 	Relation rel = trigdata->tg_relation;
 	Guard *guard = palloc0(sizeof(Guard));
 	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
+	List *ancestors = NIL;
 
 	guard->context = context;
 	guard->relid = RelationGetRelid(rel);
+	/* none, if it is being detached */
 	if (rel->rd_rel->relispartition)
-		guard->moved.root = llast_oid(get_partition_ancestors(guard->relid));
+		ancestors = get_partition_ancestors(guard->relid);
+	if (ancestors != NIL)
+		guard->moved.root = llast_oid(ancestors);
 	if (trigdata->tg_trigger->tgdeferrable && OidIsValid(guard->moved.root) &&
 		TRIGGER_FOR_INSERT(trigdata->tg_trigger->tgtype) &&
 		!TRIGGER_FOR_DELETE(trigdata->tg_trigger->tgtype))
@@ -509,19 +513,19 @@ find_mover(Guard *guard)
 }
 
 /*
- * A repeated row is dropped, unless it is on the move and nobody has told: better
- * an error than a lost row.
+ * A repeated row is dropped, unless it may be one on the move of which nobody has
+ * told: better an error than a lost row.
  */
 static void
 check_not_moving(TriggerData *trigdata, Guard *guard, const IdemKey *key)
 {
-	if (OidIsValid(guard->moved.root) && moved_any(&guard->moved, key))
+	if (OidIsValid(guard->moved.root) && moved_more(&guard->moved))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-			 errmsg(ON_TABLE " would lose a row that moves to here", trigger_and_table(trigdata)),
-			 errdetail("No BEFORE UPDATE trigger of idem_once() has let the row with "
-					   "idempotency key \"%s\" pass.",
+			 errmsg(ON_TABLE " might lose a row that moves to here", trigger_and_table(trigdata)),
+			 errdetail("No BEFORE UPDATE trigger of idem_once() has let the row pass that is "
+					   "inserted under idempotency key \"%s\".",
 					   key_display(key)),
 			 errhint("Create it as BEFORE INSERT OR UPDATE, without a list of columns and "
 					 "without WHEN, on all partitions.")));
@@ -536,7 +540,10 @@ keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
 	ClaimRequest request;
 
 	if (mover != NULL)
+	{
 		mover->in_hand = false;
+		moved_let_pass(&guard->moved);
+	}
 	if (key == NULL || (mover != NULL && same_key(mover->new_key, key)))
 		return true;
 	if (claim_key(guard, key, &request))
