@@ -87,6 +87,7 @@ CREATE TABLE idem_codes (
 	secret uuid NOT NULL,
 	issued_at timestamptz NOT NULL,
 	expires_at timestamptz NOT NULL,
+	valid_until timestamptz NOT NULL,
 	counted_until timestamptz NOT NULL,
 	used_at timestamptz,
 	attempts integer NOT NULL,
@@ -104,7 +105,8 @@ COMMENT ON COLUMN idem_codes.digest IS 'identity of (purpose, subject)';
 COMMENT ON COLUMN idem_codes.series IS 'codes that share a count of guesses';
 COMMENT ON COLUMN idem_codes.secret IS 'row of idem_secrets that mac was made with';
 COMMENT ON COLUMN idem_codes.issued_at IS 'when the code was issued';
-COMMENT ON COLUMN idem_codes.expires_at IS 'from then on the code is expired, and the row may be deleted';
+COMMENT ON COLUMN idem_codes.expires_at IS 'the later of valid_until and counted_until; from then on the row may be deleted';
+COMMENT ON COLUMN idem_codes.valid_until IS 'from then on the code is expired';
 COMMENT ON COLUMN idem_codes.counted_until IS 'a new code that is issued before then goes on with the count of guesses';
 COMMENT ON COLUMN idem_codes.used_at IS 'when the code was verified';
 COMMENT ON COLUMN idem_codes.attempts IS 'guesses that are counted, right or wrong';
@@ -125,7 +127,7 @@ CREATE TABLE idem_secrets (
 COMMENT ON TABLE idem_secrets IS 'keys of the HMACs in idem_codes; whoever has them and a dump can find out live codes';
 COMMENT ON COLUMN idem_secrets.id IS 'what idem_codes.secret refers to';
 COMMENT ON COLUMN idem_secrets.created_at IS 'when it was made; the newest is used for new codes';
-COMMENT ON COLUMN idem_secrets.secret IS '256 random bits';
+COMMENT ON COLUMN idem_secrets.secret IS 'SHA-256 of more than 256 random bits';
 
 REVOKE ALL ON TABLE idem_tokens, idem_codes, idem_secrets FROM PUBLIC;
 

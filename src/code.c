@@ -13,8 +13,9 @@
  * does not undo, and in the row, which a crash does not.
  *
  * The count belongs to a series of codes.  A new code goes on with the series
- * until the first code of it would have expired; so asking for new codes buys no
- * guesses, and being locked out has an end.
+ * before the old one would have expired; so asking for new codes buys no guesses.
+ * The series ends with a right guess, and a new code does not prolong one that
+ * is locked, so being locked out has an end.
  *
  *-------------------------------------------------------------------------
  */
@@ -173,24 +174,22 @@ typedef struct CodeRow
 {
 	bool used;
 	bool expired;
-	bool counting; /* the series is not over */
+	bool counting; /* a new code would go on with the series */
 	pg_uuid_t series;
 	int attempts;
 	int max_attempts;
 	pg_uuid_t secret;
 	bytea *nonce;
 	bytea *mac;
-	TimestampTz expires_at;
+	TimestampTz valid_until;
 	TimestampTz counted_until;
+	TimestampTz expires_at; /* the later one: then the row is dead */
 } CodeRow;
 
-static Datum
-column(OwnSql *sql, int n)
+static bytea *
+bytea_value(OwnSql *sql, int n)
 {
-	Datum value = (Datum) 0;
-
-	(void) own_sql_column(sql, n, &value);
-	return value;
+	return (bytea *) DatumGetPointer(own_sql_value(sql, n, BYTEAOID));
 }
 
 /* Lock the row, waiting for others, and read it; false: there is none. */
@@ -203,24 +202,25 @@ lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
 	if (own_sql_run(
 			sql,
 			"SELECT used_at IS NOT NULL, series, attempts, max_attempts, secret, nonce, mac,"
-			" expires_at, counted_until FROM %s WHERE digest OPERATOR(pg_catalog.=) $1"
+			" valid_until, counted_until FROM %s WHERE digest OPERATOR(pg_catalog.=) $1"
 			" FOR UPDATE",
 			lengthof(params), params) == 0)
 		return false;
 
 	/* it may have waited */
 	now = GetCurrentTimestamp();
-	row->used = DatumGetBool(column(sql, 1));
-	row->series = *DatumGetUUIDP(column(sql, 2));
-	row->attempts = DatumGetInt32(column(sql, 3));
-	row->max_attempts = DatumGetInt32(column(sql, 4));
-	row->secret = *DatumGetUUIDP(column(sql, 5));
-	row->nonce = DatumGetByteaP(column(sql, 6));
-	row->mac = DatumGetByteaP(column(sql, 7));
-	row->expires_at = DatumGetTimestampTz(column(sql, 8));
-	row->counted_until = DatumGetTimestampTz(column(sql, 9));
-	row->expired = row->expires_at <= now;
-	row->counting = row->counted_until > now;
+	row->used = DatumGetBool(own_sql_value(sql, 1, BOOLOID));
+	row->series = *DatumGetUUIDP(own_sql_value(sql, 2, UUIDOID));
+	row->attempts = DatumGetInt32(own_sql_value(sql, 3, INT4OID));
+	row->max_attempts = DatumGetInt32(own_sql_value(sql, 4, INT4OID));
+	row->secret = *DatumGetUUIDP(own_sql_value(sql, 5, UUIDOID));
+	row->nonce = bytea_value(sql, 6);
+	row->mac = bytea_value(sql, 7);
+	row->valid_until = DatumGetTimestampTz(own_sql_value(sql, 8, TIMESTAMPTZOID));
+	row->counted_until = DatumGetTimestampTz(own_sql_value(sql, 9, TIMESTAMPTZOID));
+	row->expires_at = Max(row->valid_until, row->counted_until);
+	row->expired = row->valid_until <= now;
+	row->counting = row->counted_until > now && !row->used;
 	return true;
 }
 
@@ -229,9 +229,9 @@ lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
  * ------------------------------------------------------------------------
  */
 
-#define ISSUE_PARAMS 12
+#define ISSUE_PARAMS 13
 
-/* The columns of a new code, as $1 to $12. */
+/* The columns of a new code, as $1 to $13. */
 static void
 set_params(OwnParam *params, const Owner *owner, const CodeRow *row, TimestampTz now)
 {
@@ -245,30 +245,34 @@ set_params(OwnParam *params, const Owner *owner, const CodeRow *row, TimestampTz
 	params[7] = PARAM(BYTEAOID, PointerGetDatum(row->nonce));
 	params[8] = PARAM(BYTEAOID, PointerGetDatum(row->mac));
 	params[9] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(now));
-	params[10] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->expires_at));
+	params[10] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->valid_until));
 	params[11] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->counted_until));
+	params[12] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->expires_at));
 }
 
-/* Go on with the series of the row that is there, or begin one. */
+/*
+ * Go on with the series of the row that is there, or begin one.  A code of a
+ * locked series will never be looked at, so it does not prolong that.
+ */
 static void
 set_series(CodeRow *row, const CodeRow *old)
 {
-	if (old != NULL && old->counting)
-	{
-		row->series = old->series;
-		row->attempts = guess_counted(&old->series, old->attempts);
-		/* who guessed right has lost nothing by it */
-		if (old->used && row->attempts > 0)
-			row->attempts--;
-		row->counted_until = old->counted_until;
-		guess_extend(&old->series, row->expires_at);
-	}
-	else
+	if (old == NULL || !old->counting)
 	{
 		secret_random(&row->series, sizeof(row->series));
 		row->attempts = 0;
-		row->counted_until = row->expires_at;
+		row->counted_until = row->valid_until;
+		row->expires_at = row->valid_until;
+		guess_new_series(&row->series);
+		return;
 	}
+
+	row->series = old->series;
+	row->expires_at = Max(old->counted_until, row->valid_until);
+	row->attempts = guess_take_over(&old->series, old->attempts, row->expires_at);
+	row->counted_until = row->attempts >= row->max_attempts ? old->counted_until : row->expires_at;
+	if (row->attempts > 0)
+		guess_in_row(&row->series, row->attempts);
 }
 
 /*
@@ -276,7 +280,7 @@ set_series(CodeRow *row, const CodeRow *old)
  * the first one at the same time: look again then.
  */
 static void
-write_code(const Owner *owner, CodeRow *row, TimestampTz now)
+write_code(const Owner *owner, CodeRow *row, const Interval *ttl)
 {
 	OwnParam params[ISSUE_PARAMS];
 	CodeRow old;
@@ -287,25 +291,26 @@ write_code(const Owner *owner, CodeRow *row, TimestampTz now)
 	while (!written)
 	{
 		bool replaces = lock_row(&sql, owner, &old);
+		TimestampTz now = GetCurrentTimestamp();
 
 		CHECK_FOR_INTERRUPTS();
+		row->valid_until = ttl_after(now, ttl, "ttl", NULL);
 		set_series(row, replaces ? &old : NULL);
 		set_params(params, owner, row, now);
 		if (replaces)
-			written = own_sql_run(&sql,
-								  "UPDATE %s SET purpose = $2, subject = $3, series = $4,"
-								  " attempts = $5, max_attempts = $6, secret = $7, nonce = $8,"
-								  " mac = $9, issued_at = $10, expires_at = $11,"
-								  " counted_until = $12, used_at = NULL"
-								  " WHERE digest OPERATOR(pg_catalog.=) $1",
-								  ISSUE_PARAMS, params) > 0;
-		else
-			written = own_sql_run(&sql,
-								  "INSERT INTO %s (digest, purpose, subject, series, attempts,"
-								  " max_attempts, secret, nonce, mac, issued_at, expires_at,"
-								  " counted_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,"
-								  " $11, $12) ON CONFLICT DO NOTHING",
-								  ISSUE_PARAMS, params) > 0;
+			own_sql_change(&sql,
+						   "UPDATE %s SET purpose = $2, subject = $3, series = $4, attempts = $5,"
+						   " max_attempts = $6, secret = $7, nonce = $8, mac = $9, issued_at = $10,"
+						   " valid_until = $11, counted_until = $12, expires_at = $13,"
+						   " used_at = NULL WHERE digest OPERATOR(pg_catalog.=) $1",
+						   ISSUE_PARAMS, params);
+		written = replaces ||
+			own_sql_run(&sql,
+						"INSERT INTO %s (digest, purpose, subject, series, attempts, max_attempts,"
+						" secret, nonce, mac, issued_at, valid_until, counted_until, expires_at)"
+						" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+						" ON CONFLICT (digest) DO NOTHING",
+						ISSUE_PARAMS, params) > 0;
 	}
 	own_sql_end(&sql);
 }
@@ -319,7 +324,6 @@ idem_code_issue(PG_FUNCTION_ARGS)
 {
 	Owner owner;
 	CodeRow row = {0};
-	TimestampTz now = GetCurrentTimestamp();
 	uint8 nonce[NONCE_BYTES];
 	uint8 mac[MAC_BYTES];
 	bytea *secret;
@@ -329,7 +333,7 @@ idem_code_issue(PG_FUNCTION_ARGS)
 	arg_owner(fcinfo, &owner);
 	if (PG_ARGISNULL(2))
 		error_null("ttl");
-	row.expires_at = ttl_after(now, PG_GETARG_INTERVAL_P(2), "ttl", NULL);
+	(void) ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(2), "ttl", NULL);
 	digits = arg_int(fcinfo, 3, "digits", DIGITS_DEFAULT, DIGITS_MIN, DIGITS_MAX);
 	row.max_attempts = arg_int(fcinfo, 4, "max_attempts", ATTEMPTS_DEFAULT, 1, PG_INT32_MAX);
 	if (XactReadOnly)
@@ -341,7 +345,8 @@ idem_code_issue(PG_FUNCTION_ARGS)
 	secret = secret_current(&row.secret);
 	make_mac(mac, secret, &owner, row.nonce, code);
 	row.mac = make_bytea(mac, sizeof(mac));
-	write_code(&owner, &row, now);
+	secret_forget(secret);
+	write_code(&owner, &row, PG_GETARG_INTERVAL_P(2));
 	PG_RETURN_TEXT_P(code);
 }
 
@@ -370,18 +375,10 @@ verdict_row(const Verdict *verdict)
 
 /* A code that is too long is not even fetched: it may be megabytes of nonsense. */
 static bool
-is_right(const Owner *owner, const CodeRow *row, Datum code)
+is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum code)
 {
-	bytea *secret = secret_by_id(&row->secret);
 	uint8 mac[MAC_BYTES];
 
-	if (secret == NULL)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("the secret that the code was made with is missing"),
-			 errhint("Restore table \"idem_secrets\" together with \"idem_codes\", or issue a new "
-					 "code.")));
 	if (VARSIZE_ANY_EXHDR(row->mac) != MAC_BYTES ||
 		toast_raw_datum_size(code) - VARHDRSZ > DIGITS_MAX)
 		return false;
@@ -393,25 +390,27 @@ is_right(const Owner *owner, const CodeRow *row, Datum code)
 static Verdict
 guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 {
-	int number = guess_count(&row->series, row->attempts, row->max_attempts, row->expires_at);
+	bytea *secret = secret_by_id(&row->secret);
 	OwnParam params[3];
+	int number;
 	bool right;
 
-	if (number == GUESS_TABLE_FULL)
-		ereport(WARNING,
-				(errmsg("a guess at a code was refused, as no more can be counted"),
-				 errhint("Increase \"idempotency.guess_entries\".")));
+	/* whoever has deleted the secret has ended its codes */
+	if (secret == NULL)
+		return (Verdict){"unknown"};
+
+	number = guess_count(&row->series, row->attempts, row->max_attempts, row->expires_at);
 	if (number <= 0)
 		return (Verdict){"locked", true, 0};
-
-	right = is_right(owner, row, code);
+	right = is_right(owner, row, secret, code);
+	secret_forget(secret);
 	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
 	params[1] = PARAM(INT4OID, Int32GetDatum(number));
 	params[2] = (OwnParam){TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()), right};
-	(void) own_sql_run(sql,
-					   "UPDATE %s SET attempts = $2, used_at = $3"
-					   " WHERE digest OPERATOR(pg_catalog.=) $1",
-					   lengthof(params), params);
+	own_sql_change(sql,
+				   "UPDATE %s SET attempts = $2, used_at = $3"
+				   " WHERE digest OPERATOR(pg_catalog.=) $1",
+				   lengthof(params), params);
 	guess_in_row(&row->series, number);
 	return right ? (Verdict){"verified"} : (Verdict){"wrong", true, row->max_attempts - number};
 }

@@ -3,8 +3,8 @@
  * errors.h
  *	  One helper per condition, so that a SQLSTATE is written once.
  *
- * Every message names the key, cut by key_display(); none ever shows a
- * token or a code.
+ * Every message about a claim names the key, cut by key_display(); none ever
+ * shows a token or a code.
  *
  *-------------------------------------------------------------------------
  */

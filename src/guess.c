@@ -8,7 +8,7 @@
  *
  * The transaction remembers what its rows count, by subtransaction, and gives
  * the entries back after its commit, where nothing may fail.  An entry that has
- * been counted up by somebody else since stays.
+ * been counted up by somebody else since stays.  After PREPARE all stay.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,6 +29,12 @@
 
 #define NO_ENTRY (-1)
 
+/* An entry lasts a day at most, so that no table is full for ever. */
+#define KEPT USECS_PER_DAY
+
+/* how often a session complains of a full table */
+#define WARN_EVERY USECS_PER_MINUTE
+
 typedef struct GuessKey
 {
 	pg_uuid_t series;
@@ -47,18 +53,20 @@ typedef struct GuessEntry
 typedef struct GuessTable
 {
 	LWLock lock;
-	int nentries; /* never changes; as many buckets */
-	int free;	  /* first of the free entries */
+	int nentries;			 /* never changes; as many buckets */
+	int free;				 /* first of the free entries */
+	TimestampTz next_expiry; /* none expires before */
 
 	/* then int bucket[nentries], and the entries */
 } GuessTable;
 
-/* What a row of this transaction counts. */
+/* What a row of this transaction counts, and whether the series is new with it. */
 typedef struct RowCount
 {
 	slist_node node;
 	pg_uuid_t series;
 	int count;
+	bool is_new;
 	SubTransactionId sub;
 } RowCount;
 
@@ -102,6 +110,7 @@ guess_create(void *address, int tranche)
 	LWLockInitialize(&table->lock, tranche);
 	table->nentries = idem_guess_entries;
 	table->free = 0;
+	table->next_expiry = DT_NOEND;
 	for (int i = 0; i < table->nentries; i++)
 	{
 		buckets(table)[i] = NO_ENTRY;
@@ -150,17 +159,28 @@ static void
 free_expired(GuessTable *table)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = DT_NOEND;
 
+	if (table->next_expiry > now)
+		return;
 	for (int i = 0; i < table->nentries; i++)
 	{
 		int *link = &buckets(table)[i];
 
 		while (*link != NO_ENTRY)
-			if (entries(table)[*link].until <= now)
+		{
+			GuessEntry *entry = &entries(table)[*link];
+
+			if (entry->until <= now)
 				free_entry(table, link);
 			else
-				link = &entries(table)[*link].next;
+			{
+				next = Min(next, entry->until);
+				link = &entry->next;
+			}
+		}
 	}
+	table->next_expiry = next;
 }
 
 static GuessEntry *
@@ -169,6 +189,13 @@ find_entry(GuessTable *table, const GuessKey *key)
 	int n = *find_link(table, key);
 
 	return n == NO_ENTRY ? NULL : &entries(table)[n];
+}
+
+static void
+keep_until(GuessTable *table, GuessEntry *entry, TimestampTz until)
+{
+	entry->until = Max(entry->until, Min(until, GetCurrentTimestamp() + KEPT));
+	table->next_expiry = Min(table->next_expiry, entry->until);
 }
 
 /* NULL: all are live */
@@ -216,6 +243,22 @@ get_table(void)
 	return table;
 }
 
+static void
+warn_full(void)
+{
+	static TimestampTz warned = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now - warned < WARN_EVERY)
+		return;
+	warned = now;
+	ereport(WARNING,
+			(errmsg("a guess at a code was refused, as no more can be counted"),
+			 errdetail("All %d entries of the table of guesses are in use.",
+					   ((GuessTable *) shmem_get(&area))->nentries),
+			 errhint("Increase \"idempotency.guess_entries\".")));
+}
+
 int
 guess_count(const pg_uuid_t *series, int in_row, int limit, TimestampTz until)
 {
@@ -240,15 +283,17 @@ guess_count(const pg_uuid_t *series, int in_row, int limit, TimestampTz until)
 		else
 		{
 			result = entry->count = Max(in_row, entry->count) + 1;
-			entry->until = Max(until, entry->until);
+			keep_until(table, entry, until);
 		}
 	}
 	LWLockRelease(&table->lock);
+	if (result == GUESS_TABLE_FULL)
+		warn_full();
 	return result;
 }
 
 int
-guess_counted(const pg_uuid_t *series, int in_row)
+guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until)
 {
 	GuessTable *table = get_table();
 	GuessKey key = guess_key(series);
@@ -257,28 +302,15 @@ guess_counted(const pg_uuid_t *series, int in_row)
 
 	if (table == NULL)
 		return in_row;
-	LWLockAcquire(&table->lock, LW_SHARED);
-	entry = find_entry(table, &key);
-	if (entry != NULL)
-		result = Max(in_row, entry->count);
-	LWLockRelease(&table->lock);
-	return result;
-}
-
-void
-guess_extend(const pg_uuid_t *series, TimestampTz until)
-{
-	GuessTable *table = get_table();
-	GuessKey key = guess_key(series);
-	GuessEntry *entry;
-
-	if (table == NULL)
-		return;
 	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
 	entry = find_entry(table, &key);
 	if (entry != NULL)
-		entry->until = Max(until, entry->until);
+	{
+		result = Max(in_row, entry->count);
+		keep_until(table, entry, until);
+	}
 	LWLockRelease(&table->lock);
+	return result;
 }
 
 /* ------------------------------------------------------------------------
@@ -286,23 +318,44 @@ guess_extend(const pg_uuid_t *series, TimestampTz until)
  * ------------------------------------------------------------------------
  */
 
+/* One for each series and subtransaction. */
+static RowCount *
+row_count(const pg_uuid_t *series)
+{
+	SubTransactionId sub = GetCurrentSubTransactionId();
+	slist_iter iter;
+	RowCount *row;
+
+	slist_foreach(iter, &row_counts)
+	{
+		row = slist_container(RowCount, node, iter.cur);
+		if (row->sub == sub && memcmp(&row->series, series, UUID_LEN) == 0)
+			return row;
+	}
+	row = MemoryContextAllocZero(TopTransactionContext, sizeof(RowCount));
+	row->series = *series;
+	row->sub = sub;
+	slist_push_head(&row_counts, &row->node);
+	return row;
+}
+
 void
 guess_in_row(const pg_uuid_t *series, int count)
 {
-	RowCount *row;
-
-	if (shmem_get(&area) == NULL)
-		return;
-	row = MemoryContextAllocZero(TopTransactionContext, sizeof(RowCount));
-	row->series = *series;
-	row->count = count;
-	row->sub = GetCurrentSubTransactionId();
-	slist_push_head(&row_counts, &row->node);
+	if (shmem_get(&area) != NULL)
+		row_count(series)->count = count;
 }
 
-/* After the commit: what the row counts need not be counted here. */
+void
+guess_new_series(const pg_uuid_t *series)
+{
+	if (shmem_get(&area) != NULL)
+		row_count(series)->is_new = true;
+}
+
+/* Give the entry back if it has this count; any, if that is 0. */
 static void
-settle(const RowCount *row)
+give_back(const RowCount *row, int count)
 {
 	GuessTable *table = shmem_get(&area);
 	GuessKey key = guess_key(&row->series);
@@ -310,9 +363,22 @@ settle(const RowCount *row)
 
 	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
 	link = find_link(table, &key);
-	if (*link != NO_ENTRY && entries(table)[*link].count == row->count)
+	if (*link != NO_ENTRY && (count == 0 || entries(table)[*link].count == count))
 		free_entry(table, link);
 	LWLockRelease(&table->lock);
+}
+
+/*
+ * After a commit: what the row counts need not be counted here.  After a
+ * rollback: nobody can guess at codes that do not exist.
+ */
+static void
+end_row(const RowCount *row, bool committed)
+{
+	if (committed && row->count > 0)
+		give_back(row, row->count);
+	else if (!committed && row->is_new)
+		give_back(row, 0);
 }
 
 static void
@@ -322,9 +388,9 @@ xact_callback(XactEvent event, void *arg)
 
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
-	if (event == XACT_EVENT_COMMIT)
+	if (event != XACT_EVENT_PREPARE)
 		slist_foreach(iter, &row_counts)
-			settle(slist_container(RowCount, node, iter.cur));
+			end_row(slist_container(RowCount, node, iter.cur), event == XACT_EVENT_COMMIT);
 	/* the memory goes with TopTransactionContext */
 	slist_init(&row_counts);
 }
@@ -345,7 +411,10 @@ subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId pare
 		if (event == SUBXACT_EVENT_COMMIT_SUB)
 			row->sub = parent;
 		else
+		{
 			slist_delete_current(&iter);
+			end_row(row, false);
+		}
 	}
 }
 

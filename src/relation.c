@@ -12,8 +12,11 @@
 #include "access/table.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_trigger.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -22,6 +25,8 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/plancache.h"
+#include "utils/reltrigger.h"
 
 #include "compat.h"
 #include "relation.h"
@@ -65,6 +70,73 @@ relation_find(const char *name)
 	return relid;
 }
 
+/* What a table is for, by its name, for messages. */
+static const char *
+purpose(const char *name)
+{
+	if (strcmp(name, "idem_tokens") == 0)
+		return "tokens";
+	if (strcmp(name, "idem_codes") == 0 || strcmp(name, "idem_secrets") == 0)
+		return "codes";
+	return "idempotency keys";
+}
+
+void
+relation_refuse(const char *name, const char *detail)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+		 errmsg("cannot keep %s in table \"%s\"", purpose(name), name), errdetail("%s", detail),
+		 errhint(
+			 "The table must stay the plain, logged, local table that CREATE EXTENSION made.")));
+}
+
+/*
+ * TRUNCATE triggers are the owner's own safety catch and do no harm, unless
+ * they are internal: a sharding engine marks its tables with such a one.
+ */
+static void
+check_triggers(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger *t = &triggers->triggers[i];
+
+		if (t->tgenabled == TRIGGER_DISABLED)
+			continue;
+		if (t->tgisinternal ||
+			(t->tgtype & ~TRIGGER_TYPE_ROW & ~TRIGGER_TYPE_BEFORE) != TRIGGER_TYPE_TRUNCATE)
+			relation_refuse(RelationGetRelationName(rel),
+							psprintf("It has the trigger \"%s\".", t->tgname));
+	}
+}
+
+void
+relation_check_plain(Relation rel)
+{
+	const char *name = RelationGetRelationName(rel);
+
+	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->rd_rel->relam != HEAP_TABLE_AM_OID)
+		relation_refuse(name, "It is not a heap table.");
+	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
+		relation_refuse(
+			name, "It is not logged: a crash would empty it, and every request could run again.");
+	if (rel->rd_rel->relispartition ||
+		(rel->rd_rel->relhassubclass &&
+		 find_inheritance_children(RelationGetRelid(rel), NoLock) != NIL))
+		relation_refuse(name, "It takes part in inheritance or partitioning.");
+	if (rel->rd_rules != NULL)
+		relation_refuse(name, "It has rules, which would not apply.");
+	check_triggers(rel);
+	if (rel->rd_att->constr != NULL && rel->rd_att->constr->num_check > 0)
+		relation_refuse(name, "It has CHECK constraints.");
+	if (rel->rd_rel->relforcerowsecurity)
+		relation_refuse(name, "Its owner is under row-level security.");
+}
+
 void
 owner_become(Relation rel, OwnerContext *saved)
 {
@@ -86,19 +158,41 @@ own_sql_start(OwnSql *sql, const char *relation, LOCKMODE lockmode)
 {
 	sql->caller = CurrentMemoryContext;
 	sql->rel = table_open(relation_find(relation), lockmode);
-	sql->name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(sql->rel)),
-										   RelationGetRelationName(sql->rel));
+	relation_check_plain(sql->rel);
 	owner_become(sql->rel, &sql->owner);
 	idem_restrict_search_path();
 	SPI_connect();
 }
 
+/*
+ * The plan has looked its names up, and does not look again: it is not saved, so
+ * nothing makes it invalid.
+ */
+static void
+check_relations(OwnSql *sql, SPIPlanPtr plan)
+{
+	ListCell *source;
+	ListCell *oid;
+
+	foreach(source, SPI_plan_get_plan_sources(plan))
+		foreach(oid, ((CachedPlanSource *) lfirst(source))->relationOids)
+			if (lfirst_oid(oid) != RelationGetRelid(sql->rel))
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("table \"%s\" was renamed or replaced",
+								RelationGetRelationName(sql->rel)),
+						 errhint("Retry the transaction.")));
+}
+
 uint64
 own_sql_run(OwnSql *sql, const char *format, int nparams, const OwnParam *params)
 {
+	Oid relid = RelationGetRelid(sql->rel);
 	Oid types[MAX_PARAMS];
 	Datum values[MAX_PARAMS];
 	char nulls[MAX_PARAMS];
+	const char *name;
+	SPIPlanPtr plan;
 	int rc;
 
 	Assert(nparams <= MAX_PARAMS);
@@ -108,23 +202,54 @@ own_sql_run(OwnSql *sql, const char *format, int nparams, const OwnParam *params
 		values[i] = params[i].value;
 		nulls[i] = params[i].given ? ' ' : 'n';
 	}
-	rc =
-		SPI_execute_with_args(psprintf(format, sql->name), nparams, types, values, nulls, false, 0);
+	name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+									  get_rel_name(relid));
+	plan = SPI_prepare(psprintf(format, name), nparams, types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare a statement on table \"%s\": %s", name,
+			 SPI_result_code_string(SPI_result));
+	check_relations(sql, plan);
+	rc = SPI_execute_plan(plan, values, nulls, false, 0);
 	if (rc < 0)
-		elog(ERROR, "could not run a statement on table \"%s\": %s",
-			 RelationGetRelationName(sql->rel), SPI_result_code_string(rc));
+		elog(ERROR, "could not run a statement on table \"%s\": %s", name,
+			 SPI_result_code_string(rc));
 	return SPI_processed;
 }
 
+void
+own_sql_change(OwnSql *sql, const char *format, int nparams, const OwnParam *params)
+{
+	uint64 changed = own_sql_run(sql, format, nparams, params);
+
+	if (changed != 1)
+		elog(ERROR, "%llu rows of table \"%s\" were changed, not 1", (unsigned long long) changed,
+			 RelationGetRelationName(sql->rel));
+}
+
+pg_noreturn static void
+error_column(OwnSql *sql, int number)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("column \"%s\" of table \"%s\" is not what version %s of the library knows",
+					SPI_fname(SPI_tuptable->tupdesc, number), RelationGetRelationName(sql->rel),
+					IDEM_VERSION),
+			 errhint("Run ALTER EXTENSION %s UPDATE, and undo changes to the table made by hand.",
+					 EXTENSION_NAME)));
+}
+
 bool
-own_sql_column(OwnSql *sql, int number, Datum *value)
+own_sql_column(OwnSql *sql, int number, Oid type, Datum *value)
 {
 	TupleDesc desc = SPI_tuptable->tupdesc;
 	Form_pg_attribute att = TupleDescAttr(desc, number - 1);
 	MemoryContext old;
 	bool isnull;
-	Datum d = SPI_getbinval(SPI_tuptable->vals[0], desc, number, &isnull);
+	Datum d;
 
+	if (att->atttypid != type)
+		error_column(sql, number);
+	d = SPI_getbinval(SPI_tuptable->vals[0], desc, number, &isnull);
 	if (isnull)
 		return false;
 	old = MemoryContextSwitchTo(sql->caller);
@@ -134,6 +259,16 @@ own_sql_column(OwnSql *sql, int number, Datum *value)
 		*value = datumCopy(d, att->attbyval, att->attlen);
 	MemoryContextSwitchTo(old);
 	return true;
+}
+
+Datum
+own_sql_value(OwnSql *sql, int number, Oid type)
+{
+	Datum value = (Datum) 0;
+
+	if (!own_sql_column(sql, number, type, &value))
+		error_column(sql, number);
+	return value;
 }
 
 void

@@ -14,7 +14,6 @@
 #include "secret.h"
 
 #define SECRET_TABLE "idem_secrets"
-#define SECRET_BYTES 32
 
 void
 secret_random(void *out, size_t len)
@@ -41,50 +40,45 @@ secret_by_id(const pg_uuid_t *id)
 {
 	OwnSql sql;
 	OwnParam param = PARAM(UUIDOID, UUIDPGetDatum(id));
-	Datum secret = PointerGetDatum(NULL);
+	bytea *secret = NULL;
 
 	own_sql_start(&sql, SECRET_TABLE, AccessShareLock);
 	if (own_sql_run(&sql, "SELECT secret FROM %s WHERE id OPERATOR(pg_catalog.=) $1", 1, &param) >
 		0)
-		(void) own_sql_column(&sql, 1, &secret);
+		secret = (bytea *) DatumGetPointer(own_sql_value(&sql, 1, BYTEAOID));
 	own_sql_end(&sql);
-	return DatumGetByteaP(secret);
-}
-
-/* Two sessions that are both the first make one each, which does no harm. */
-static bytea *
-make_secret(OwnSql *sql, pg_uuid_t *id)
-{
-	bytea *secret = MemoryContextAlloc(sql->caller, VARHDRSZ + SECRET_BYTES);
-	OwnParam params[2];
-
-	secret_random(id, sizeof(*id));
-	SET_VARSIZE(secret, VARHDRSZ + SECRET_BYTES);
-	secret_random(VARDATA(secret), SECRET_BYTES);
-	params[0] = PARAM(UUIDOID, UUIDPGetDatum(id));
-	params[1] = PARAM(BYTEAOID, PointerGetDatum(secret));
-	(void) own_sql_run(sql, "INSERT INTO %s (id, secret) VALUES ($1, $2)", 2, params);
 	return secret;
 }
 
+/*
+ * The server makes it inside the statement: a parameter would be a constant of
+ * the plan, which may be logged.  Two sessions that are both the first make one
+ * each, which does no harm.
+ */
 bytea *
 secret_current(pg_uuid_t *id)
 {
 	OwnSql sql;
-	Datum value;
 	bytea *secret;
 
 	own_sql_start(&sql, SECRET_TABLE, RowExclusiveLock);
 	if (own_sql_run(&sql, "SELECT id, secret FROM %s ORDER BY created_at DESC LIMIT 1", 0, NULL) ==
 		0)
-		secret = make_secret(&sql, id);
-	else
-	{
-		(void) own_sql_column(&sql, 1, &value);
-		*id = *DatumGetUUIDP(value);
-		(void) own_sql_column(&sql, 2, &value);
-		secret = DatumGetByteaP(value);
-	}
+		own_sql_change(
+			&sql,
+			"INSERT INTO %s (id, secret) SELECT pg_catalog.gen_random_uuid(), pg_catalog.sha256("
+			" pg_catalog.string_agg(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), ''))"
+			" FROM pg_catalog.generate_series(1, 3) RETURNING id, secret",
+			0, NULL);
+	*id = *DatumGetUUIDP(own_sql_value(&sql, 1, UUIDOID));
+	secret = (bytea *) DatumGetPointer(own_sql_value(&sql, 2, BYTEAOID));
 	own_sql_end(&sql);
 	return secret;
+}
+
+void
+secret_forget(bytea *secret)
+{
+	explicit_bzero(VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret));
+	pfree(secret);
 }

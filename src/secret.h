@@ -26,7 +26,10 @@ extern bool secret_equal(const void *a, const void *b, size_t len);
  */
 extern bytea *secret_current(pg_uuid_t *id);
 
-/* The one of that id; NULL if there is none. */
+/* The one of that id; NULL if there is none (any more). */
 extern bytea *secret_by_id(const pg_uuid_t *id);
+
+/* Leave nothing of it in memory. */
+extern void secret_forget(bytea *secret);
 
 #endif /* IDEM_SECRET_H */

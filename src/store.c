@@ -151,37 +151,6 @@ store_init(void)
  */
 
 static void
-refuse(const char *detail)
-{
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		 errmsg("cannot keep idempotency keys in table \"%s\"", TABLE_NAME),
-		 errdetail("%s", detail),
-		 errhint(
-			 "The table must stay the plain, logged, local table that CREATE EXTENSION made.")));
-}
-
-/*
- * TRUNCATE triggers are the owner's own safety catch and do no harm, unless
- * they are internal: a sharding engine marks its tables with such a one.
- */
-static void
-check_triggers(TriggerDesc *triggers)
-{
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-	{
-		Trigger *t = &triggers->triggers[i];
-
-		if (t->tgenabled == TRIGGER_DISABLED)
-			continue;
-		if (t->tgisinternal ||
-			(t->tgtype & ~TRIGGER_TYPE_ROW & ~TRIGGER_TYPE_BEFORE) != TRIGGER_TYPE_TRUNCATE)
-			refuse(psprintf("It has the trigger \"%s\", which would not fire.", t->tgname));
-	}
-}
-
-static void
 check_columns(TupleDesc desc)
 {
 	bool same = desc->natts >= NCOLUMNS;
@@ -206,25 +175,6 @@ check_columns(TupleDesc desc)
 					TABLE_NAME, IDEM_VERSION),
 			 errhint("Run ALTER EXTENSION %s UPDATE, and undo changes to the table made by hand.",
 					 EXTENSION_NAME)));
-}
-
-static void
-check_table(Relation rel)
-{
-	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->rd_rel->relam != HEAP_TABLE_AM_OID)
-		refuse("It is not a heap table.");
-	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
-		refuse("It is not logged: a crash would empty it, and every request could run again.");
-	if (rel->rd_rel->relispartition ||
-		(rel->rd_rel->relhassubclass &&
-		 find_inheritance_children(RelationGetRelid(rel), NoLock) != NIL))
-		refuse("It takes part in inheritance or partitioning.");
-	if (rel->rd_rules != NULL)
-		refuse("It has rules, which would not apply.");
-	check_triggers(rel->trigdesc);
-	if (rel->rd_att->constr != NULL && rel->rd_att->constr->num_check > 0)
-		refuse("It has CHECK constraints, which would not be enforced.");
-	check_columns(RelationGetDescr(rel));
 }
 
 static Oid
@@ -274,7 +224,8 @@ store_open(Store *store, LOCKMODE lockmode)
 		if (checked && known.heap == relid)
 			break;
 
-		check_table(store->heap);
+		relation_check_plain(store->heap);
+		check_columns(RelationGetDescr(store->heap));
 		known.index = check_primary_key(store->heap);
 		known.fence = relation_find(FENCE_NAME);
 		known.heap = relid;
@@ -1104,7 +1055,8 @@ store_new_fence(int64 last)
 
 	sequence = relation_open(known.fence, AccessShareLock);
 	if (sequence->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
-		refuse("Its sequence is not logged: a crash would issue fences again.");
+		relation_refuse(TABLE_NAME,
+						"Its sequence is not logged: a crash would issue fences again.");
 	buffer = ReadBuffer(sequence, 0);
 	lsn = BufferGetLSNAtomic(buffer);
 	ReleaseBuffer(buffer);

@@ -10,7 +10,7 @@
  *
  * A redeem is one UPDATE of a row that nobody has redeemed: a concurrent one
  * waits for it, and finds the row used, or redeems it if the first was rolled
- * back.
+ * back.  A token never becomes valid again.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,8 +55,7 @@ typedef enum TokenState
 /* What the table knows of a token by. */
 typedef struct TokenDigest
 {
-	uint8 hash[PG_SHA256_DIGEST_LENGTH];
-	pg_uuid_t digest; /* first half of it */
+	pg_uuid_t digest; /* first half of the hash */
 	bytea *verifier;  /* second half */
 } TokenDigest;
 
@@ -86,6 +85,7 @@ make_token(void)
 	secret_random(VARDATA(random), TOKEN_BYTES);
 	token = DatumGetTextP(
 		DirectFunctionCall2(binary_encode, PointerGetDatum(random), CStringGetTextDatum("base64")));
+	secret_forget(random);
 	SET_VARSIZE(token, VARHDRSZ + TOKEN_CHARS);
 	for (int i = 0; i < TOKEN_CHARS; i++)
 	{
@@ -118,16 +118,17 @@ static void
 make_digest(TokenDigest *out, text *purpose, text *token)
 {
 	Sha256 *sha = sha256_start();
+	uint8 hash[PG_SHA256_DIGEST_LENGTH];
 	int len;
 	const char *utf8 = key_utf8("purpose", purpose, 1, &len);
 
 	sha256_framed(sha, utf8, len);
 	sha256_framed(sha, VARDATA_ANY(token), VARSIZE_ANY_EXHDR(token));
-	sha256_finish(sha, out->hash);
-	memcpy(out->digest.data, out->hash, UUID_LEN);
+	sha256_finish(sha, hash);
+	memcpy(out->digest.data, hash, UUID_LEN);
 	out->verifier = palloc(VARHDRSZ + VERIFIER_BYTES);
 	SET_VARSIZE(out->verifier, VARHDRSZ + VERIFIER_BYTES);
-	memcpy(VARDATA(out->verifier), out->hash + UUID_LEN, VERIFIER_BYTES);
+	memcpy(VARDATA(out->verifier), hash + UUID_LEN, VERIFIER_BYTES);
 }
 
 /* ------------------------------------------------------------------------
@@ -189,48 +190,49 @@ check_writable(const char *verb)
 static void
 look_up(OwnSql *sql, const TokenDigest *digest, Token *token)
 {
-	OwnParam params[] = {PARAM(UUIDOID, UUIDPGetDatum(&digest->digest)),
-						 PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()))};
+	OwnParam params[] = {PARAM(UUIDOID, UUIDPGetDatum(&digest->digest))};
+	bytea *verifier;
 	Datum value;
 
 	memset(token, 0, sizeof(*token));
-	if (own_sql_run(
-			sql,
-			"SELECT verifier, used_at, expires_at OPERATOR(pg_catalog.<=) $2, subject, payload"
-			" FROM %s WHERE digest OPERATOR(pg_catalog.=) $1",
-			lengthof(params), params) == 0)
+	if (own_sql_run(sql,
+					"SELECT verifier, used_at,"
+					" expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp(), subject,"
+					" payload FROM %s WHERE digest OPERATOR(pg_catalog.=) $1",
+					lengthof(params), params) == 0)
 		return;
-	if (!own_sql_column(sql, 1, &value) ||
-		VARSIZE_ANY_EXHDR(DatumGetByteaP(value)) != VERIFIER_BYTES ||
-		!secret_equal(VARDATA_ANY(DatumGetByteaP(value)), VARDATA(digest->verifier),
-					  VERIFIER_BYTES))
+	verifier = (bytea *) DatumGetPointer(own_sql_value(sql, 1, BYTEAOID));
+	if (VARSIZE_ANY_EXHDR(verifier) != VERIFIER_BYTES ||
+		!secret_equal(VARDATA_ANY(verifier), VARDATA(digest->verifier), VERIFIER_BYTES))
 		return;
 
-	if (own_sql_column(sql, 2, &value))
+	if (own_sql_column(sql, 2, TIMESTAMPTZOID, &value))
 		token->state = TOKEN_USED;
-	else if (own_sql_column(sql, 3, &value) && DatumGetBool(value))
+	else if (DatumGetBool(own_sql_value(sql, 3, BOOLOID)))
 		token->state = TOKEN_EXPIRED;
 	else
 	{
 		token->state = TOKEN_VALID;
-		token->has_subject = own_sql_column(sql, 4, &token->subject);
-		token->has_payload = own_sql_column(sql, 5, &token->payload);
+		token->has_subject = own_sql_column(sql, 4, TEXTOID, &token->subject);
+		token->has_payload = own_sql_column(sql, 5, JSONBOID, &token->payload);
 	}
 }
 
-/* Change the row if nobody has used it and it is still valid. */
+/*
+ * Change the row if it is still valid, waiting for whoever else changes it.  The
+ * clock is read by the statement, and again if it has waited.
+ */
 static bool
 change_valid(OwnSql *sql, const TokenDigest *digest, const char *format)
 {
-	OwnParam params[] = {PARAM(UUIDOID, UUIDPGetDatum(&digest->digest)),
-						 PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()))};
+	OwnParam params[] = {PARAM(UUIDOID, UUIDPGetDatum(&digest->digest))};
 
 	return own_sql_run(sql, format, lengthof(params), params) > 0;
 }
 
 #define WHERE_VALID \
 	" WHERE digest OPERATOR(pg_catalog.=) $1 AND used_at IS NULL" \
-	" AND expires_at OPERATOR(pg_catalog.>) $2"
+	" AND expires_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()"
 
 static Datum
 token_row(const Token *token, const char *state)
@@ -322,20 +324,20 @@ idem_token_redeem(PG_FUNCTION_ARGS)
 	Token token = {TOKEN_UNKNOWN};
 	OwnSql sql;
 
+	check_writable("redeem");
 	if (!arg_token(fcinfo, &digest))
 		return token_row(&token, "unknown");
-	check_writable("redeem");
 
 	own_sql_start(&sql, TOKEN_TABLE, RowExclusiveLock);
-	for (;;)
+	look_up(&sql, &digest, &token);
+	if (token.state == TOKEN_VALID &&
+		!change_valid(&sql, &digest,
+					  "UPDATE %s SET used_at = pg_catalog.clock_timestamp()" WHERE_VALID))
 	{
+		/* used, revoked or expired just now, for good */
 		look_up(&sql, &digest, &token);
-		if (token.state != TOKEN_VALID)
-			break;
-		if (change_valid(&sql, &digest, "UPDATE %s SET used_at = $2" WHERE_VALID))
-			break;
-		/* used, revoked or expired just now; look again */
-		CHECK_FOR_INTERRUPTS();
+		if (token.state == TOKEN_VALID)
+			elog(ERROR, "could not redeem a token that is valid");
 	}
 	own_sql_end(&sql);
 	return token_row(&token, state_name(token.state, "redeemed"));
@@ -371,9 +373,9 @@ idem_token_revoke(PG_FUNCTION_ARGS)
 	OwnSql sql;
 	bool revoked = false;
 
+	check_writable("revoke");
 	if (!arg_token(fcinfo, &digest))
 		PG_RETURN_BOOL(false);
-	check_writable("revoke");
 
 	own_sql_start(&sql, TOKEN_TABLE, RowExclusiveLock);
 	look_up(&sql, &digest, &token);
@@ -391,7 +393,7 @@ idem_token_revoke_all(PG_FUNCTION_ARGS)
 {
 	text *purpose = arg_purpose(fcinfo, 0);
 	text *subject = arg_text(fcinfo, 1);
-	OwnParam params[3];
+	OwnParam params[2];
 	OwnSql sql;
 	uint64 revoked;
 	int len;
@@ -403,12 +405,11 @@ idem_token_revoke_all(PG_FUNCTION_ARGS)
 
 	params[0] = PARAM(TEXTOID, PointerGetDatum(purpose));
 	params[1] = PARAM(TEXTOID, PointerGetDatum(subject));
-	params[2] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()));
 	own_sql_start(&sql, TOKEN_TABLE, RowExclusiveLock);
 	revoked = own_sql_run(&sql,
 						  "DELETE FROM %s WHERE subject OPERATOR(pg_catalog.=) $2"
 						  " AND purpose OPERATOR(pg_catalog.=) $1 AND used_at IS NULL"
-						  " AND expires_at OPERATOR(pg_catalog.>) $3",
+						  " AND expires_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()",
 						  lengthof(params), params);
 	own_sql_end(&sql);
 	PG_RETURN_INT64((int64) revoked);
