@@ -14,8 +14,7 @@
  *
  * The count belongs to a series of codes.  A new code goes on with the series
  * before the old one would have expired; so asking for new codes buys no guesses.
- * The series ends with a right guess, and a new code does not prolong one that
- * is locked, so being locked out has an end.
+ * But it does not prolong a series that is locked: being locked out has an end.
  *
  *-------------------------------------------------------------------------
  */
@@ -220,7 +219,7 @@ lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
 	row->counted_until = DatumGetTimestampTz(own_sql_value(sql, 9, TIMESTAMPTZOID));
 	row->expires_at = Max(row->valid_until, row->counted_until);
 	row->expired = row->valid_until <= now;
-	row->counting = row->counted_until > now && !row->used;
+	row->counting = row->counted_until > now;
 	return true;
 }
 
@@ -270,9 +269,12 @@ set_series(CodeRow *row, const CodeRow *old)
 	row->series = old->series;
 	row->expires_at = Max(old->counted_until, row->valid_until);
 	row->attempts = guess_take_over(&old->series, old->attempts, row->expires_at);
-	row->counted_until = row->attempts >= row->max_attempts ? old->counted_until : row->expires_at;
 	if (row->attempts > 0)
 		guess_in_row(&row->series, row->attempts);
+	/* who guessed right has lost nothing by it */
+	if (old->used && row->attempts > 0)
+		row->attempts--;
+	row->counted_until = row->attempts >= row->max_attempts ? old->counted_until : row->expires_at;
 }
 
 /*
