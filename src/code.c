@@ -402,10 +402,10 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 		return (Verdict){"unknown"};
 
 	number = guess_count(&row->series, row->attempts, row->max_attempts, row->expires_at);
+	right = number > 0 && is_right(owner, row, secret, code);
+	secret_forget(secret);
 	if (number <= 0)
 		return (Verdict){"locked", true, 0};
-	right = is_right(owner, row, secret, code);
-	secret_forget(secret);
 	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
 	params[1] = PARAM(INT4OID, Int32GetDatum(number));
 	params[2] = (OwnParam){TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()), right};

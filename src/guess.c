@@ -318,23 +318,13 @@ guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until)
  * ------------------------------------------------------------------------
  */
 
-/* One for each series and subtransaction. */
 static RowCount *
-row_count(const pg_uuid_t *series)
+add_row(const pg_uuid_t *series)
 {
-	SubTransactionId sub = GetCurrentSubTransactionId();
-	slist_iter iter;
-	RowCount *row;
+	RowCount *row = MemoryContextAllocZero(TopTransactionContext, sizeof(RowCount));
 
-	slist_foreach(iter, &row_counts)
-	{
-		row = slist_container(RowCount, node, iter.cur);
-		if (row->sub == sub && memcmp(&row->series, series, UUID_LEN) == 0)
-			return row;
-	}
-	row = MemoryContextAllocZero(TopTransactionContext, sizeof(RowCount));
 	row->series = *series;
-	row->sub = sub;
+	row->sub = GetCurrentSubTransactionId();
 	slist_push_head(&row_counts, &row->node);
 	return row;
 }
@@ -343,14 +333,14 @@ void
 guess_in_row(const pg_uuid_t *series, int count)
 {
 	if (shmem_get(&area) != NULL)
-		row_count(series)->count = count;
+		add_row(series)->count = count;
 }
 
 void
 guess_new_series(const pg_uuid_t *series)
 {
 	if (shmem_get(&area) != NULL)
-		row_count(series)->is_new = true;
+		add_row(series)->is_new = true;
 }
 
 /* Give the entry back if it has this count; any, if that is 0. */
@@ -406,8 +396,9 @@ subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId pare
 	{
 		RowCount *row = slist_container(RowCount, node, iter.cur);
 
+		/* the newest come first: what is older than the subtransaction is not its */
 		if (row->sub != sub)
-			continue;
+			break;
 		if (event == SUBXACT_EVENT_COMMIT_SUB)
 			row->sub = parent;
 		else
