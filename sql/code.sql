@@ -335,6 +335,32 @@ BEGIN READ ONLY;
 SELECT idem_code_verify('otp', 'good', '123456');
 ROLLBACK;
 
+-- tables that are not as they were made are refused, and nothing is guessed
+CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER swallow BEFORE UPDATE ON idem_codes FOR EACH ROW EXECUTE FUNCTION swallow();
+SELECT wrong('good');
+DROP TRIGGER swallow ON idem_codes;
+DROP FUNCTION swallow;
+ALTER TABLE idem_codes ADD CONSTRAINT never CHECK (attempts < 0) NOT VALID;
+SELECT wrong('good');
+ALTER TABLE idem_codes DROP CONSTRAINT never;
+ALTER TABLE idem_codes SET UNLOGGED;
+SELECT wrong('good');
+ALTER TABLE idem_codes SET LOGGED;
+\set VERBOSITY sqlstate
+ALTER TABLE idem_codes ALTER max_attempts TYPE bigint;
+SELECT wrong('good');
+ALTER TABLE idem_codes ALTER max_attempts TYPE integer;
+ALTER TABLE idem_codes ALTER nonce DROP NOT NULL;
+CALL issue('no nonce');
+UPDATE idem_codes SET nonce = NULL WHERE subject = 'no nonce';
+SELECT wrong('no nonce');
+DELETE FROM idem_codes WHERE subject = 'no nonce';
+ALTER TABLE idem_codes ALTER nonce SET NOT NULL;
+\set VERBOSITY default
+CALL issue('good');
+SELECT wrong('good');
+
 DROP TABLE c, old, odd, calls CASCADE;
 DROP FUNCTION code, verify, wrong, hmac, framed;
 DROP PROCEDURE issue;
