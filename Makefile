@@ -3,8 +3,8 @@ EXTENSION = idempotency
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(EXTENSION).control)
 
 MODULE_big = idempotency
-OBJS = $(patsubst %,src/%.o,idempotency call claim code fingerprint function grant guc guess key lease lock moved name pending \
-	relation row rowkey secret sha256 shmem store token trigger ttl)
+OBJS = $(patsubst %,src/%.o,idempotency call claim code fingerprint function grant guc guess held key lease limit lock moved name pending \
+	relation row rowkey secret sha256 shmem siphash stats store throttle token trigger ttl)
 DATA = $(EXTENSION)--$(EXTVERSION).sql
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
 

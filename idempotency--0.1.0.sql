@@ -316,6 +316,21 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_code_verify(text, text, text) IS
 'guess at a code: verified, used, wrong, locked, expired or unknown';
 
+CREATE FUNCTION idem_throttle(
+	key text,
+	period interval,
+	max_calls integer DEFAULT NULL,
+	scope text DEFAULT NULL,
+	cost integer DEFAULT NULL,
+	OUT allowed boolean,
+	OUT remaining integer,
+	OUT retry_after double precision,
+	OUT reset_after double precision)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION idem_throttle(text, interval, integer, text, integer) IS
+'count a call against a limit of max_calls in a period, in shared memory: allowed or not';
+
 CREATE FUNCTION idem_lookup(key text, scope text DEFAULT NULL)
 RETURNS TABLE (
 	state text,
@@ -342,6 +357,164 @@ RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_forget_scope(text) IS
 'erase all keys of a scope; returns how many';
+
+CREATE FUNCTION idem_stat_counters(
+	OUT datid oid,
+	OUT started bigint,
+	OUT replayed bigint,
+	OUT in_progress bigint,
+	OUT mismatched bigint,
+	OUT finished bigint,
+	OUT released bigint,
+	OUT taken_over bigint,
+	OUT claimed bigint,
+	OUT duplicates bigint,
+	OUT throttle_allowed bigint,
+	OUT throttle_rejected bigint,
+	OUT throttle_evicted bigint,
+	OUT tokens_issued bigint,
+	OUT tokens_redeemed bigint,
+	OUT tokens_refused bigint,
+	OUT codes_issued bigint,
+	OUT codes_verified bigint,
+	OUT codes_refused bigint,
+	OUT purged bigint,
+	OUT guard_errors bigint,
+	OUT stats_reset timestamptz,
+	OUT last_purge timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 5;
+COMMENT ON FUNCTION idem_stat_counters() IS
+'what view idem_stat has from shared memory';
+
+CREATE FUNCTION idem_stat_reset()
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION idem_stat_reset() IS
+'set the counters of the current database in view idem_stat to zero';
+
+CREATE FUNCTION idem_held_keys()
+RETURNS TABLE (
+	pid integer,
+	classid oid,
+	objid oid,
+	key text,
+	scope text,
+	since timestamptz)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 10;
+COMMENT ON FUNCTION idem_held_keys() IS
+'what view idem_in_flight has from shared memory: which keys the last locks of sessions were for';
+
+/*
+ * 7648 is the space of our locks (src/lock.c).  Of several notes of one lock the
+ * newest is about it; those of locks that were given back meet none.
+ */
+CREATE VIEW idem_transaction_claims AS
+WITH locks AS MATERIALIZED (
+	SELECT l.*
+	FROM pg_catalog.pg_locks l
+	WHERE l.locktype = 'advisory' AND l.objsubid = 7648
+		AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())),
+notes AS MATERIALIZED (
+	SELECT DISTINCT ON (n.pid, n.classid, n.objid) n.*
+	FROM idem_held_keys() n
+	ORDER BY n.pid, n.classid, n.objid, n.since DESC)
+SELECT l.pid,
+	coalesce(a.usename, p.owner) AS role,
+	n.key,
+	n.scope,
+	coalesce(n.since, a.xact_start, p.prepared) AS since,
+	ARRAY(
+		SELECT w.pid FROM locks w
+		WHERE NOT w.granted AND w.classid = l.classid AND w.objid = l.objid
+		ORDER BY w.waitstart, w.pid) AS waiting
+FROM locks l
+LEFT JOIN notes n ON n.pid = l.pid AND n.classid = l.classid AND n.objid = l.objid
+LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_catalog.pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
+WHERE l.granted;
+COMMENT ON VIEW idem_transaction_claims IS
+'the part of idem_in_flight that is about running and prepared transactions';
+
+CREATE VIEW idem_in_flight AS
+SELECT c.pid, c.role, c.key, c.scope, c.since, 'transaction' AS held_by, NULL::timestamptz AS lease_until, c.waiting
+FROM idem_transaction_claims c
+UNION ALL
+SELECT NULL, NULL, k.key, k.scope, k.created_at, 'lease', k.lease_until, '{}'
+FROM idem_keys k
+WHERE k.finished_at IS NULL AND k.lease_until > clock_timestamp();
+
+COMMENT ON VIEW idem_in_flight IS 'claims that are held now, by transactions and by leases; reads all of idem_keys';
+COMMENT ON COLUMN idem_in_flight.pid IS 'process of the session; none has a lease, nor a prepared transaction';
+COMMENT ON COLUMN idem_in_flight.role IS 'role of the session, or of who prepared the transaction';
+COMMENT ON COLUMN idem_in_flight.key IS 'the key; of a transaction, its first 95 bytes, where shared memory has noted them: for the last 4 locks of a session';
+COMMENT ON COLUMN idem_in_flight.scope IS 'scope of the key, likewise';
+COMMENT ON COLUMN idem_in_flight.since IS 'when the claim was begun; where that is not known, when its transaction was';
+COMMENT ON COLUMN idem_in_flight.held_by IS 'transaction or lease';
+COMMENT ON COLUMN idem_in_flight.lease_until IS 'end of the lease';
+COMMENT ON COLUMN idem_in_flight.waiting IS 'processes of the sessions that wait for the lock, the first one first';
+
+/*
+ * The gauges look at a sample of about 1,000 pages, or at all if there are no more:
+ * their cost does not grow with the table.
+ */
+CREATE VIEW idem_stat AS
+SELECT d.oid AS datid,
+	d.datname,
+	s.started, s.replayed, s.in_progress, s.mismatched, s.finished, s.released, s.taken_over,
+	s.claimed, s.duplicates,
+	s.throttle_allowed, s.throttle_rejected, s.throttle_evicted,
+	s.tokens_issued, s.tokens_redeemed, s.tokens_refused,
+	s.codes_issued, s.codes_verified, s.codes_refused,
+	s.purged, s.guard_errors, s.stats_reset,
+	g.live_keys, g.oldest_expired, s.last_purge, g.open_leases,
+	clock_timestamp() - least(g.oldest_lease, t.oldest) AS oldest_claim_age
+FROM pg_catalog.pg_database d
+LEFT JOIN idem_stat_counters() s ON s.datid = d.oid
+LEFT JOIN (
+	SELECT k.*
+	FROM (SELECT least(100, 100.0 * 1000 * current_setting('block_size')::integer
+			/ greatest(pg_relation_size('idem_keys'), 1))::real AS percent) sample,
+	LATERAL (
+		SELECT round((count(*) FILTER (WHERE expires_at > clock_timestamp()) * 100 / sample.percent)::numeric)::bigint AS live_keys,
+			min(expires_at) FILTER (WHERE expires_at <= clock_timestamp()) AS oldest_expired,
+			round((count(*) FILTER (WHERE finished_at IS NULL AND lease_until > clock_timestamp()) * 100 / sample.percent)::numeric)::bigint AS open_leases,
+			min(created_at) FILTER (WHERE finished_at IS NULL AND lease_until > clock_timestamp()) AS oldest_lease
+		FROM idem_keys TABLESAMPLE SYSTEM (sample.percent)) k) g ON d.datname = current_database()
+LEFT JOIN (SELECT min(since) AS oldest FROM idem_transaction_claims) t ON d.datname = current_database()
+WHERE s.datid IS NOT NULL OR d.datname = current_database();
+
+COMMENT ON VIEW idem_stat IS 'one row a database, of those in use: counters since stats_reset, as of ended transactions, rolled back ones included, NULL without shared memory; gauges of the current database only';
+COMMENT ON COLUMN idem_stat.datid IS 'OID of the database';
+COMMENT ON COLUMN idem_stat.datname IS 'name of the database';
+COMMENT ON COLUMN idem_stat.started IS 'idem_begin and idem_call: claims begun';
+COMMENT ON COLUMN idem_stat.replayed IS 'idem_begin and idem_call: stored results returned';
+COMMENT ON COLUMN idem_stat.in_progress IS 'idem_begin and idem_call: told that another holds the key';
+COMMENT ON COLUMN idem_stat.mismatched IS 'the key was used with another request';
+COMMENT ON COLUMN idem_stat.finished IS 'claims finished, by idem_finish or idem_call';
+COMMENT ON COLUMN idem_stat.released IS 'claims given up by idem_release';
+COMMENT ON COLUMN idem_stat.taken_over IS 'of started: claims whose last lease had run out or was released';
+COMMENT ON COLUMN idem_stat.claimed IS 'idem_claim, idem_claim_many and trigger idem_once: new keys';
+COMMENT ON COLUMN idem_stat.duplicates IS 'idem_claim, idem_claim_many and trigger idem_once: known keys';
+COMMENT ON COLUMN idem_stat.throttle_allowed IS 'calls that idem_throttle allowed';
+COMMENT ON COLUMN idem_stat.throttle_rejected IS 'calls that idem_throttle did not allow';
+COMMENT ON COLUMN idem_stat.throttle_evicted IS 'live limits that made room for others: increase idempotency.throttle_entries';
+COMMENT ON COLUMN idem_stat.tokens_issued IS 'tokens issued';
+COMMENT ON COLUMN idem_stat.tokens_redeemed IS 'tokens redeemed';
+COMMENT ON COLUMN idem_stat.tokens_refused IS 'tokens that were used, expired or unknown when they were to be redeemed';
+COMMENT ON COLUMN idem_stat.codes_issued IS 'codes issued';
+COMMENT ON COLUMN idem_stat.codes_verified IS 'codes verified';
+COMMENT ON COLUMN idem_stat.codes_refused IS 'guesses at codes that were not verified';
+COMMENT ON COLUMN idem_stat.purged IS 'rows deleted by purges';
+COMMENT ON COLUMN idem_stat.guard_errors IS 'commits that failed because of a claim that was not finished, or expired';
+COMMENT ON COLUMN idem_stat.stats_reset IS 'when the counters were zero';
+COMMENT ON COLUMN idem_stat.live_keys IS 'rows of idem_keys that are not expired, estimated';
+COMMENT ON COLUMN idem_stat.oldest_expired IS 'when the oldest expired row of idem_keys that was seen expired';
+COMMENT ON COLUMN idem_stat.last_purge IS 'when the last purge ended';
+COMMENT ON COLUMN idem_stat.open_leases IS 'running leases, estimated';
+COMMENT ON COLUMN idem_stat.oldest_claim_age IS 'age of the oldest claim that is open, of the leases that were seen and all transactions';
+
+REVOKE ALL ON TABLE idem_transaction_claims, idem_in_flight, idem_stat FROM PUBLIC;
 
 CREATE FUNCTION idem_grant(role regrole, jobs text[] DEFAULT NULL)
 RETURNS void
@@ -373,6 +546,10 @@ REVOKE ALL ON FUNCTION
 	idem_token_revoke_all(text, text),
 	idem_code_issue(text, text, interval, integer, integer),
 	idem_code_verify(text, text, text),
+	idem_throttle(text, interval, integer, text, integer),
+	idem_stat_counters(),
+	idem_stat_reset(),
+	idem_held_keys(),
 	idem_lookup(text, text),
 	idem_forget(text, text),
 	idem_forget_scope(text),
@@ -408,3 +585,8 @@ BEGIN
 		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
 	END LOOP;
 END $$;
+
+-- a view's functions run with the rights of who reads it; search_path is that of the block above
+GRANT USAGE ON SCHEMA @extschema@ TO pg_monitor;
+GRANT SELECT ON TABLE @extschema@.idem_stat, @extschema@.idem_in_flight TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@.idem_stat_counters(), @extschema@.idem_held_keys() TO pg_monitor;

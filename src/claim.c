@@ -44,6 +44,7 @@
 #include "lock.h"
 #include "pending.h"
 #include "row.h"
+#include "stats.h"
 #include "store.h"
 #include "ttl.h"
 
@@ -157,6 +158,21 @@ start_claim(const ClaimRequest *request, const StoreRow *row, int64 *fence)
 	return true;
 }
 
+static void
+count_begin(BeginState state, const StoreRow *row)
+{
+	static const StatCounter counters[] = {
+		[BEGIN_STARTED] = STAT_STARTED,
+		[BEGIN_REPLAYED] = STAT_REPLAYED,
+		[BEGIN_IN_PROGRESS] = STAT_IN_PROGRESS,
+		[BEGIN_MISMATCH] = STAT_MISMATCHED,
+	};
+
+	stats_count(counters[state], 1);
+	if (state == BEGIN_STARTED && row->life == STORE_ABANDONED)
+		stats_count(STAT_TAKEN_OVER, 1);
+}
+
 /*
  * The lease of a claim that this transaction has begun, or changed, has run out
  * before its end.  To take it over from ourselves would do the work twice in
@@ -174,8 +190,8 @@ is_own_lapsed(const IdemKey *key, const StoreRow *row)
 		pending_leased(key, row->fence);
 }
 
-BeginState
-claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, int64 *fence)
+static BeginState
+try_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, int64 *fence)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
@@ -201,9 +217,10 @@ claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, 
 			(row->life == STORE_ABSENT || row->life == STORE_EXPIRED ||
 			 row->life == STORE_ABANDONED))
 		{
-			if (start_claim(request, row, fence))
-				return BEGIN_STARTED;
-			continue;
+			if (!start_claim(request, row, fence))
+				continue;
+			lock_show(key);
+			return BEGIN_STARTED;
 		}
 		if (locked)
 			lock_release(key);
@@ -232,6 +249,15 @@ claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, 
 			locked = true;
 		}
 	}
+}
+
+BeginState
+claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, int64 *fence)
+{
+	BeginState state = try_begin(request, wait_until, row, fence);
+
+	count_begin(state, row);
+	return state;
 }
 
 /* Columns of idem_begin's row, in the order of the install script. */
@@ -362,6 +388,7 @@ finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datum resu
 
 	store_finish(key, &write, claim->seen, claim->fence);
 	pending_finish(claim, write.expires_at);
+	stats_count(STAT_FINISHED, 1);
 }
 
 /* What ran in between may have done with the claim what it liked. */
@@ -446,6 +473,7 @@ idem_release(PG_FUNCTION_ARGS)
 				 "If it commits, what it has written stays, and a repeated request runs again."),
 			 errhint("Roll back instead of releasing the claim.")));
 	pending_release(mine);
+	stats_count(STAT_RELEASED, 1);
 	PG_RETURN_BOOL(true);
 }
 
@@ -475,7 +503,10 @@ check_same_request(const ClaimRequest *request, const StoreRow *row)
 	if (row->unseen)
 		error_serialization(&request->key);
 	if (is_mismatch(request, row))
+	{
+		stats_count(STAT_MISMATCHED, 1);
 		error_mismatch(&request->key);
+	}
 }
 
 /*
@@ -483,8 +514,8 @@ check_same_request(const ClaimRequest *request, const StoreRow *row)
  * claim takes it and waits for the outcome.  A batch takes none, as it would
  * fill the lock table; there the begin's finish finds the row (40001).
  */
-bool
-claim_once(const ClaimRequest *request, bool lock)
+static bool
+try_claim(const ClaimRequest *request, bool lock)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
@@ -531,6 +562,8 @@ claim_once(const ClaimRequest *request, bool lock)
 			if (store_claim(key, &write, &row))
 			{
 				pending_written(key, write.expires_at);
+				if (lock)
+					lock_show(key);
 				return true;
 			}
 		}
@@ -546,6 +579,15 @@ claim_once(const ClaimRequest *request, bool lock)
 		if (row.life == STORE_HELD)
 			(void) store_wait(key, &row, DT_NOEND);
 	}
+}
+
+bool
+claim_once(const ClaimRequest *request, bool lock)
+{
+	bool claimed = try_claim(request, lock);
+
+	stats_count(claimed ? STAT_CLAIMED : STAT_DUPLICATES, 1);
+	return claimed;
 }
 
 /*

@@ -37,6 +37,7 @@
 #include "row.h"
 #include "secret.h"
 #include "sha256.h"
+#include "stats.h"
 #include "ttl.h"
 
 PG_FUNCTION_INFO_V1(idem_code_issue);
@@ -349,6 +350,7 @@ idem_code_issue(PG_FUNCTION_ARGS)
 	row.mac = make_bytea(mac, sizeof(mac));
 	secret_forget(secret);
 	write_code(&owner, &row, PG_GETARG_INTERVAL_P(2));
+	stats_count(STAT_CODES_ISSUED, 1);
 	PG_RETURN_TEXT_P(code);
 }
 
@@ -362,6 +364,7 @@ typedef struct Verdict
 	const char *state;
 	bool tells_left;
 	int left;
+	bool verified;
 } Verdict;
 
 static Datum
@@ -414,7 +417,8 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 				   " WHERE digest OPERATOR(pg_catalog.=) $1",
 				   lengthof(params), params);
 	guess_in_row(&row->series, number);
-	return right ? (Verdict){"verified"} : (Verdict){"wrong", true, row->max_attempts - number};
+	return right ? (Verdict){"verified", .verified = true}
+				 : (Verdict){"wrong", true, row->max_attempts - number};
 }
 
 /*
@@ -444,5 +448,6 @@ idem_code_verify(PG_FUNCTION_ARGS)
 	else
 		verdict = guess(&sql, &owner, &row, PG_GETARG_DATUM(2));
 	own_sql_end(&sql);
+	stats_count(verdict.verified ? STAT_CODES_VERIFIED : STAT_CODES_REFUSED, 1);
 	return verdict_row(&verdict);
 }

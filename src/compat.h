@@ -145,6 +145,30 @@ idem_local_transaction(void)
 #endif
 }
 
+/* Below MaxBackends, for those that have a database.  17: a variable. */
+static inline int
+idem_my_proc_number(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyProc->pgprocno;
+#endif
+}
+
+/* What a session waits for, by a name in pg_stat_activity.  17: names for extensions. */
+static inline uint32
+idem_wait_event(uint32 *event, const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	if (*event == 0)
+		*event = WaitEventExtensionNew(name);
+	return *event;
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
 /* 19: a tranche has its name from the start, in every backend. */
 static inline int
 idem_new_lwlock_tranche(const char *name)
@@ -168,6 +192,12 @@ idem_register_lwlock_tranche(int tranche, const char *name)
  * Shared memory that the first backend creates under a name; NULL before 17,
  * which has none.  19: "create" can be passed an argument.
  */
+#if PG_VERSION_NUM >= 170000
+#define idem_has_named_dsm_segments true
+#else
+#define idem_has_named_dsm_segments false
+#endif
+
 #if PG_VERSION_NUM >= 190000
 static inline void
 idem_create_segment(void *address, void *create)

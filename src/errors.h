@@ -75,6 +75,14 @@
 					   (Size) (size_), (limit_)), \
 			 errhint("Store the data elsewhere and a reference to it here.")))
 
+/* 55000 */
+#define error_no_shared_memory(what_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("%s needs shared memory, and there is none", (what_)), \
+			 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the " \
+					 "server; PostgreSQL 17 and later need no preload.")))
+
 /* 55P03: waiting would be waiting for ourselves */
 #define error_own_claim(key_) \
 	ereport(ERROR, \

@@ -37,23 +37,20 @@ typedef struct Job
 	const char *functions[10]; /* NULL-terminated */
 } Job;
 
-/*
- * No function is in two jobs, or revoking one would take from the other.  A
- * job without functions is one that this version does not have yet.
- */
+/* No function is in two jobs, or revoking one would take from the other. */
 static const Job jobs[] = {
 	{"claims",
 	 true,
 	 {"idem_begin", "idem_finish", "idem_release", "idem_extend", "idem_checkpoint", "idem_claim",
 	  "idem_claim_many", "idem_once"}},
 	{"call", false, {"idem_call"}},
-	{"throttle", true, {NULL}},
+	{"throttle", true, {"idem_throttle"}},
 	{"tokens",
 	 false,
 	 {"idem_token_issue", "idem_token_redeem", "idem_token_peek", "idem_token_revoke",
 	  "idem_token_revoke_all", "idem_code_issue", "idem_code_verify"}},
 	{"lookup", false, {"idem_lookup"}},
-	{"operate", false, {"idem_digest", "idem_forget", "idem_forget_scope"}},
+	{"operate", false, {"idem_digest", "idem_forget", "idem_forget_scope", "idem_stat_reset"}},
 };
 
 /*
@@ -90,15 +87,8 @@ find_job(const char *name)
 	StringInfoData known;
 
 	for (int i = 0; i < lengthof(jobs); i++)
-	{
-		if (strcmp(jobs[i].name, name) != 0)
-			continue;
-		if (jobs[i].functions[0] == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("job \"%s\" is not supported by this version", name)));
-		return &jobs[i];
-	}
+		if (strcmp(jobs[i].name, name) == 0)
+			return &jobs[i];
 
 	initStringInfo(&known);
 	for (int i = 0; i < lengthof(jobs); i++)
@@ -135,7 +125,7 @@ get_jobs(FunctionCallInfo fcinfo)
 	if (PG_ARGISNULL(1))
 	{
 		for (int i = 0; i < lengthof(jobs); i++)
-			if (jobs[i].by_default && jobs[i].functions[0] != NULL)
+			if (jobs[i].by_default)
 				chosen = lappend(chosen, unconstify(Job *, &jobs[i]));
 		return chosen;
 	}

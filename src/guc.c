@@ -23,6 +23,7 @@ int idem_guess_entries;
 int idem_max_result_size;
 int idem_retry_after;
 bool idem_require_scope;
+int idem_throttle_entries;
 
 /* 0 is no ttl, and what fractions of a second are rounded to. */
 static bool
@@ -37,6 +38,10 @@ check_default_ttl(int *newval, void **extra, GucSource source)
 void
 guc_init(void)
 {
+	/* a setting that only a start of the server can change may not come later */
+	GucContext of_shared_memory =
+		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP;
+
 	DefineCustomIntVariable("idempotency.default_ttl",
 							"How long a finished key is kept when the caller gives no ttl.",
 							"-1 keeps it for ever.", &idem_default_ttl, 24 * 60 * 60, -1, INT_MAX,
@@ -56,13 +61,17 @@ guc_init(void)
 							 "Keeps a tenant's keys from meeting another's by omission.",
 							 &idem_require_scope, false, PGC_SUSET, 0, NULL, NULL, NULL);
 
-	/* a setting that only a start of the server can change may not come later */
 	DefineCustomIntVariable(
 		"idempotency.guess_entries",
 		"Guesses at codes that shared memory can count until their transactions have committed.",
 		"Takes effect when the shared memory is created. A full table refuses guesses.",
-		&idem_guess_entries, 10000, 16, 100 * 1000 * 1000,
-		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP, 0, NULL, NULL,
+		&idem_guess_entries, 10000, 16, 100 * 1000 * 1000, of_shared_memory, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"idempotency.throttle_entries", "Rate limits that shared memory can hold at once.",
+		"Takes effect when the shared memory is created, about 70 bytes each. When all are "
+		"live, a new one evicts the one that would have ended first.",
+		&idem_throttle_entries, 100000, 16, 100 * 1000 * 1000, of_shared_memory, 0, NULL, NULL,
 		NULL);
 
 	MarkGUCPrefixReserved("idempotency");

@@ -73,7 +73,7 @@ typedef struct RowCount
 static Size guess_size(void);
 static void guess_create(void *address, int tranche);
 
-static ShmemArea area = {.size = guess_size, .create = guess_create};
+static ShmemArea area = {.name = "idempotency_guess", .size = guess_size, .create = guess_create};
 static slist_head row_counts = SLIST_STATIC_INIT(row_counts);
 
 /* ------------------------------------------------------------------------

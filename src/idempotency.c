@@ -10,8 +10,11 @@
 #include "compat.h"
 #include "guc.h"
 #include "guess.h"
+#include "held.h"
+#include "limit.h"
 #include "pending.h"
 #include "shmem.h"
+#include "stats.h"
 #include "store.h"
 
 IDEM_MODULE_MAGIC(IDEM_VERSION);
@@ -25,5 +28,8 @@ _PG_init(void)
 	store_init();
 	pending_init();
 	guess_init();
+	limit_init();
+	stats_init();
+	held_init();
 	shmem_init();
 }

@@ -101,20 +101,27 @@ memo_remember(const IdemKey *k)
 }
 
 void
+key_require_scope(const char *what, text *key, text *scope)
+{
+	if (idem_require_scope && (scope == NULL || VARSIZE_ANY_EXHDR(scope) == 0))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s \"%s\" needs a scope", what, key_text_display(key)),
+			 errhint(
+				 "\"idempotency.require_scope\" is on: pass a non-empty scope, such as the tenant "
+				 "or the endpoint.")));
+}
+
+void
 key_make(IdemKey *out, text *key, text *scope, bool scope_required)
 {
 	if (key == NULL)
 		error_null("idempotency key");
 	if (scope == NULL)
 		scope = cstring_to_text("");
-	if (scope_required && idem_require_scope && VARSIZE_ANY_EXHDR(scope) == 0)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("idempotency key \"%s\" needs a scope", key_display(&(IdemKey){.key = key})),
-			 errhint(
-				 "\"idempotency.require_scope\" is on: pass a non-empty scope, such as the tenant "
-				 "or the endpoint.")));
+	if (scope_required)
+		key_require_scope("idempotency key", key, scope);
 
 	out->key = key;
 	out->scope = scope;

@@ -40,6 +40,12 @@ typedef struct IdemKey
 extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 
 /*
+ * 22023, naming "what" and the key, if idempotency.require_scope is on and the
+ * scope is NULL or empty.
+ */
+extern void key_require_scope(const char *what, text *key, text *scope);
+
+/*
  * A text that follows the rules of a key, or of a scope with min 0 (22023, naming
  * "what"), in UTF-8; not NUL-terminated where no conversion was needed.
  */

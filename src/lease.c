@@ -17,6 +17,7 @@
 #include "errors.h"
 #include "lease.h"
 #include "lock.h"
+#include "stats.h"
 #include "store.h"
 #include "ttl.h"
 
@@ -139,6 +140,7 @@ lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_resul
 	write.expires_at = ttl_after(write.finished_at, &row.ttl, "ttl", key);
 	check_changed(store_lease_finish(key, fence, &write), key);
 	pending_changed(key, fence, write.expires_at);
+	stats_count(STAT_FINISHED, 1);
 }
 
 void
@@ -152,6 +154,7 @@ lease_release(const IdemKey *key, int64 fence, PendingClaim *mine)
 	expires_at = ttl_after(GetCurrentTimestamp(), &row.ttl, "ttl", key);
 	check_changed(store_lease_release(key, fence, expires_at), key);
 	pending_changed(key, fence, expires_at);
+	stats_count(STAT_RELEASED, 1);
 }
 
 /*

@@ -14,6 +14,7 @@
 #include "utils/timestamp.h"
 
 #include "errors.h"
+#include "held.h"
 #include "lock.h"
 
 /*
@@ -88,6 +89,15 @@ bool
 lock_try(const IdemKey *key)
 {
 	return acquire(key, true);
+}
+
+void
+lock_show(const IdemKey *key)
+{
+	LOCKTAG tag;
+
+	key_locktag(&tag, key);
+	held_note(&tag, key);
 }
 
 static void

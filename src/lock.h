@@ -27,6 +27,12 @@
 /* Take the lock if it is free.  53200 if the lock table is full. */
 extern bool lock_try(const IdemKey *key);
 
+/*
+ * The session keeps the lock that it has, for the key: to be seen in
+ * idem_in_flight.
+ */
+extern void lock_show(const IdemKey *key);
+
 /* Wait for the lock: lock_timeout, statement_timeout and deadlocks raise. */
 extern void lock_wait(const IdemKey *key);
 

@@ -43,6 +43,7 @@
 
 #include "errors.h"
 #include "pending.h"
+#include "stats.h"
 
 static slist_head claims = SLIST_STATIC_INIT(claims);
 
@@ -300,7 +301,10 @@ guard(void)
 		}
 	}
 	if (open != NULL)
+	{
+		stats_count(STAT_GUARD_ERRORS, 1);
 		error_unfinished(&open->key, nopen - 1);
+	}
 
 	now = GetCurrentTimestamp();
 	slist_foreach(iter, &claims)
@@ -308,7 +312,10 @@ guard(void)
 		PendingClaim *claim = slist_container(PendingClaim, node, iter.cur);
 
 		if (has_expired(claim, now))
+		{
+			stats_count(STAT_GUARD_ERRORS, 1);
 			error_expired_before_commit(&claim->key);
+		}
 	}
 }
 

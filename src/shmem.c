@@ -15,11 +15,17 @@
  */
 #include "postgres.h"
 
+#include <unistd.h>
+
+#include "access/xact.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "storage/dsm.h"
+#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
+#include "utils/resowner.h"
 
 #include "compat.h"
 #include "shmem.h"
@@ -29,9 +35,11 @@
 
 typedef struct SharedBlock
 {
-	int tranche;
-	int nareas;
-	Size offset[MAX_AREAS];
+	struct
+	{
+		int tranche;
+		Size offset;
+	} area[MAX_AREAS];
 } SharedBlock;
 
 static ShmemArea *areas[MAX_AREAS];
@@ -61,19 +69,109 @@ block_size(void)
 	return size;
 }
 
+static void *
+area_address(SharedBlock *where, int number)
+{
+	return (char *) where + where->area[number].offset;
+}
+
 static void
 create_block(SharedBlock *new)
 {
 	Size offset = MAXALIGN(sizeof(SharedBlock));
 
-	new->tranche = idem_new_lwlock_tranche(BLOCK_NAME);
-	new->nareas = nareas;
 	for (int i = 0; i < nareas; i++)
 	{
-		new->offset[i] = offset;
-		areas[i]->create((char *) new + offset, new->tranche);
+		new->area[i].tranche = idem_new_lwlock_tranche(areas[i]->name);
+		new->area[i].offset = offset;
+		areas[i]->create(area_address(new, i), new->area[i].tranche);
 		offset += MAXALIGN(areas[i]->size());
 	}
+}
+
+static void
+name_tranches(void)
+{
+	for (int i = 0; i < nareas; i++)
+		idem_register_lwlock_tranche(block->area[i].tranche, areas[i]->name);
+}
+
+/* ------------------------------------------------------------------------
+ * Over a restart
+ * ------------------------------------------------------------------------
+ */
+
+/* changes with what any area saves */
+#define FILE_MAGIC 0x1DE00001
+
+static char *
+file_name(const ShmemArea *area, const char *suffix)
+{
+	return psprintf(PGSTAT_STAT_PERMANENT_DIRECTORY "/%s.stat%s", area->name, suffix);
+}
+
+static void
+load_area(const ShmemArea *area)
+{
+	void *address = area_address(block, area->number);
+	char *name = file_name(area, "");
+	FILE *file = AllocateFile(name, PG_BINARY_R);
+	uint32 magic;
+
+	if (file == NULL)
+	{
+		if (errno != ENOENT)
+			ereport(LOG,
+					(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", name)));
+		return;
+	}
+	if (fread(&magic, sizeof(magic), 1, file) != 1 || magic != FILE_MAGIC ||
+		!area->load(address, file) || fgetc(file) != EOF)
+	{
+		ereport(LOG,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("ignoring invalid data in file \"%s\"", name)));
+		area->create(address, block->area[area->number].tranche);
+	}
+	FreeFile(file);
+	if (unlink(name) != 0)
+		ereport(LOG, (errcode_for_file_access(), errmsg("could not remove file \"%s\": %m", name)));
+}
+
+static void
+save_area(const ShmemArea *area)
+{
+	char *temporary = file_name(area, ".tmp");
+	FILE *file = AllocateFile(temporary, PG_BINARY_W);
+	uint32 magic = FILE_MAGIC;
+	bool failed = file == NULL;
+
+	if (file != NULL)
+	{
+		(void) fwrite(&magic, sizeof(magic), 1, file);
+		area->save(area_address(block, area->number), file);
+		failed = ferror(file);
+		failed = FreeFile(file) != 0 || failed;
+	}
+	if (failed)
+	{
+		ereport(LOG,
+				(errcode_for_file_access(), errmsg("could not write file \"%s\": %m", temporary)));
+		(void) unlink(temporary);
+	}
+	else
+		(void) durable_rename(temporary, file_name(area, ""), LOG);
+}
+
+/* When the server stops; "code" is not 0 in a crash. */
+static void
+save_areas(int code, Datum arg)
+{
+	if (code != 0 || block == NULL)
+		return;
+	for (int i = 0; i < nareas; i++)
+		if (areas[i]->save != NULL)
+			save_area(areas[i]);
 }
 
 /* ------------------------------------------------------------------------
@@ -102,7 +200,15 @@ shmem_startup(void)
 	if (!found)
 		create_block(block);
 	LWLockRelease(AddinShmemInitLock);
-	idem_register_lwlock_tranche(block->tranche, BLOCK_NAME);
+	name_tranches();
+
+	/* the process that lives as long as the memory does; nobody else is there yet */
+	if (IsUnderPostmaster || found)
+		return;
+	on_shmem_exit(save_areas, (Datum) 0);
+	for (int i = 0; i < nareas; i++)
+		if (areas[i]->load != NULL)
+			load_area(areas[i]);
 }
 
 void
@@ -154,7 +260,9 @@ create_segment(Anchor *anchor)
 static void
 attach_block(void)
 {
-	Anchor *anchor = idem_named_dsm_segment(BLOCK_NAME, sizeof(Anchor), create_anchor);
+	/* another version of the library has another idea of what is in it */
+	Anchor *anchor =
+		idem_named_dsm_segment(BLOCK_NAME " " IDEM_VERSION, sizeof(Anchor), create_anchor);
 	dsm_segment *segment;
 
 	if (anchor == NULL)
@@ -171,7 +279,7 @@ attach_block(void)
 
 	dsm_pin_mapping(segment);
 	block = dsm_segment_address(segment);
-	idem_register_lwlock_tranche(block->tranche, BLOCK_NAME);
+	name_tranches();
 }
 
 void *
@@ -180,8 +288,45 @@ shmem_get(const ShmemArea *area)
 	if (block == NULL && !preloaded)
 		attach_block();
 
-	/* another version of the library may have created it */
-	if (block == NULL || area->number >= block->nareas)
+	return block == NULL ? NULL : area_address(block, area->number);
+}
+
+/* Attaching may fail half-way; a subtransaction's end cleans up. */
+void *
+shmem_try(const ShmemArea *area)
+{
+	static bool failed = false;
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	if (block != NULL || preloaded || !idem_has_named_dsm_segments)
+		return shmem_get(area);
+	if (failed)
 		return NULL;
-	return (char *) block + block->offset[area->number];
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		attach_block();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		failed = true;
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		ereport(LOG,
+				(errcode(edata->sqlerrcode),
+				 errmsg("could not attach to shared memory of \"%s\": %s", BLOCK_NAME,
+						edata->message)));
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return failed ? NULL : shmem_get(area);
 }

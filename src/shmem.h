@@ -8,7 +8,9 @@
  * otherwise, and it lives as long as the server does; the settings of that
  * backend decide its size.  Else there is none, and callers say what is lost.
  *
- * Nothing in it survives a crash or a restart by itself.
+ * Nothing in it survives a crash.  Over a clean restart of a server that preloads
+ * it, what an area saves is kept in a file of the server's folder of statistics,
+ * which is gone once it is read: no crash, and no backup, finds an old one.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,11 +19,21 @@
 
 typedef struct ShmemArea
 {
+	const char *name; /* of its locks, as a wait event, and of its file */
+
 	/* bytes that it needs, by the settings */
 	Size (*size)(void);
 
 	/* once, before anybody else sees it; locks in it take that tranche */
 	void (*create)(void *address, int tranche);
+
+	/*
+	 * Over a clean restart; both NULL: nothing is kept.  Nobody else has access.
+	 * "load" comes after "create"; false: not what "save" wrote, and the area is
+	 * created anew.
+	 */
+	void (*save)(void *address, FILE *file);
+	bool (*load)(void *address, FILE *file);
 
 	int number; /* set by shmem_register() */
 } ShmemArea;
@@ -32,5 +44,12 @@ extern void shmem_init(void);
 
 /* Where the area is, or NULL if there is no shared memory. */
 extern void *shmem_get(const ShmemArea *area);
+
+/*
+ * The same for what must not fail for it: a server that cannot make the memory
+ * says so in its log, once a session, and there is none.  Not while a transaction
+ * ends.
+ */
+extern void *shmem_try(const ShmemArea *area);
 
 #endif /* IDEM_SHMEM_H */

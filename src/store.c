@@ -514,6 +514,7 @@ wait_for_holder(void *arg)
 static bool
 wait_on_standby(const StoreRow *row, TimestampTz deadline)
 {
+	static uint32 wait_event = 0;
 	TimestampTz lock_deadline =
 		LockTimeout > 0 ? GetCurrentTimestamp() + LockTimeout * INT64CONST(1000) : DT_NOEND;
 
@@ -528,7 +529,7 @@ wait_on_standby(const StoreRow *row, TimestampTz deadline)
 					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 					 errmsg("canceling statement due to lock timeout")));
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STANDBY_POLL_MS,
-						 PG_WAIT_EXTENSION);
+						 idem_wait_event(&wait_event, "IdempotencyHolder"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

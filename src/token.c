@@ -32,6 +32,7 @@
 #include "row.h"
 #include "secret.h"
 #include "sha256.h"
+#include "stats.h"
 #include "ttl.h"
 
 PG_FUNCTION_INFO_V1(idem_token_issue);
@@ -311,7 +312,28 @@ idem_token_issue(PG_FUNCTION_ARGS)
 					   " expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
 					   lengthof(params), params);
 	own_sql_end(&sql);
+	stats_count(STAT_TOKENS_ISSUED, 1);
 	PG_RETURN_TEXT_P(token);
+}
+
+/* Its state before: valid, if it is redeemed by this. */
+static void
+redeem(const TokenDigest *digest, Token *token)
+{
+	OwnSql sql;
+
+	own_sql_start(&sql, TOKEN_TABLE, RowExclusiveLock);
+	look_up(&sql, digest, token);
+	if (token->state == TOKEN_VALID &&
+		!change_valid(&sql, digest,
+					  "UPDATE %s SET used_at = pg_catalog.clock_timestamp()" WHERE_VALID))
+	{
+		/* used, revoked or expired just now, for good */
+		look_up(&sql, digest, token);
+		if (token->state == TOKEN_VALID)
+			elog(ERROR, "could not redeem a token that is valid");
+	}
+	own_sql_end(&sql);
 }
 
 /*
@@ -322,24 +344,11 @@ idem_token_redeem(PG_FUNCTION_ARGS)
 {
 	TokenDigest digest;
 	Token token = {TOKEN_UNKNOWN};
-	OwnSql sql;
 
 	check_writable("redeem");
-	if (!arg_token(fcinfo, &digest))
-		return token_row(&token, "unknown");
-
-	own_sql_start(&sql, TOKEN_TABLE, RowExclusiveLock);
-	look_up(&sql, &digest, &token);
-	if (token.state == TOKEN_VALID &&
-		!change_valid(&sql, &digest,
-					  "UPDATE %s SET used_at = pg_catalog.clock_timestamp()" WHERE_VALID))
-	{
-		/* used, revoked or expired just now, for good */
-		look_up(&sql, &digest, &token);
-		if (token.state == TOKEN_VALID)
-			elog(ERROR, "could not redeem a token that is valid");
-	}
-	own_sql_end(&sql);
+	if (arg_token(fcinfo, &digest))
+		redeem(&digest, &token);
+	stats_count(token.state == TOKEN_VALID ? STAT_TOKENS_REDEEMED : STAT_TOKENS_REFUSED, 1);
 	return token_row(&token, state_name(token.state, "redeemed"));
 }
 

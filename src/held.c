@@ -1,0 +1,168 @@
+/*-------------------------------------------------------------------------
+ *
+ * held.c
+ *	  Which keys the sessions' locks are for: view idem_in_flight.
+ *
+ * Each session has a few places of its own, the oldest of which is used next, and
+ * a spinlock for them, which nobody else takes but whoever looks at the view.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "storage/spin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "compat.h"
+#include "held.h"
+#include "shmem.h"
+
+PG_FUNCTION_INFO_V1(idem_held_keys);
+
+#define NOTES 4		  /* of a session */
+#define NOTE_BYTES 96 /* of a key, and of a scope */
+
+typedef struct HeldNote
+{
+	uint32 tag[2];
+	TimestampTz since;
+	char key[NOTE_BYTES]; /* cut, and NUL-terminated */
+	char scope[NOTE_BYTES];
+} HeldNote;
+
+/* The notes are of the session with that process, in that database. */
+typedef struct HeldKeys
+{
+	slock_t lock;
+	int pid;
+	Oid database;
+	int next;
+	int used;
+	HeldNote note[NOTES];
+} HeldKeys;
+
+static Size held_size(void);
+static void held_create(void *address, int tranche);
+
+static ShmemArea area = {.name = "idempotency_held", .size = held_size, .create = held_create};
+
+/* ------------------------------------------------------------------------
+ * Noting
+ * ------------------------------------------------------------------------
+ */
+
+static Size
+held_size(void)
+{
+	return mul_size(MaxBackends, sizeof(HeldKeys));
+}
+
+static void
+held_create(void *address, int tranche)
+{
+	HeldKeys *sessions = address;
+
+	memset(sessions, 0, held_size());
+	for (int i = 0; i < MaxBackends; i++)
+		SpinLockInit(&sessions[i].lock);
+}
+
+void
+held_init(void)
+{
+	shmem_register(&area);
+}
+
+static void
+copy_text(char *out, text *t)
+{
+	int len = pg_mbcliplen(VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t), NOTE_BYTES - 1);
+
+	memcpy(out, VARDATA_ANY(t), len);
+	out[len] = '\0';
+}
+
+void
+held_note(const LOCKTAG *tag, const IdemKey *key)
+{
+	HeldKeys *sessions = shmem_try(&area);
+	HeldKeys *mine;
+	HeldNote note;
+
+	if (sessions == NULL)
+		return;
+	note.tag[0] = tag->locktag_field2;
+	note.tag[1] = tag->locktag_field3;
+	note.since = GetCurrentTimestamp();
+	copy_text(note.key, key->key);
+	copy_text(note.scope, key->scope);
+
+	mine = &sessions[idem_my_proc_number()];
+	SpinLockAcquire(&mine->lock);
+	if (mine->pid != MyProcPid || mine->database != MyDatabaseId)
+	{
+		mine->pid = MyProcPid;
+		mine->database = MyDatabaseId;
+		mine->next = mine->used = 0;
+	}
+	mine->note[mine->next] = note;
+	mine->next = (mine->next + 1) % NOTES;
+	mine->used = Max(mine->used, mine->next == 0 ? NOTES : mine->next);
+	SpinLockRelease(&mine->lock);
+}
+
+/* ------------------------------------------------------------------------
+ * Looking
+ * ------------------------------------------------------------------------
+ */
+
+static void
+put_note(ReturnSetInfo *rsinfo, int pid, const HeldNote *note)
+{
+	Datum values[6];
+	bool isnull[6] = {0};
+
+	values[0] = Int32GetDatum(pid);
+	values[1] = ObjectIdGetDatum(note->tag[0]);
+	values[2] = ObjectIdGetDatum(note->tag[1]);
+	values[3] = CStringGetTextDatum(note->key);
+	values[4] = CStringGetTextDatum(note->scope);
+	values[5] = TimestampTzGetDatum(note->since);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
+
+/*
+ * idem_held_keys() RETURNS TABLE (pid, classid, objid, key, scope, since)
+ *
+ * Locks as in pg_locks; of sessions in this database, the newest of a lock.  Not
+ * all of these locks are still held.
+ */
+Datum
+idem_held_keys(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HeldKeys *sessions = shmem_try(&area);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; sessions != NULL && i < MaxBackends; i++)
+	{
+		HeldKeys copy;
+
+		SpinLockAcquire(&sessions[i].lock);
+		memcpy(&copy, &sessions[i], sizeof(copy));
+		SpinLockRelease(&sessions[i].lock);
+		if (copy.database != MyDatabaseId)
+			continue;
+		for (int j = 0; j < copy.used; j++)
+			put_note(rsinfo, copy.pid, &copy.note[j]);
+	}
+	return (Datum) 0;
+}

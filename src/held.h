@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * held.h
+ *	  Which keys the sessions' locks are for: view idem_in_flight.
+ *
+ * The server knows who has a lock, and who waits for it, by half of the key's
+ * digest.  So each session notes in shared memory, if there is any, the text of the
+ * last keys it has locked.  A note is a hint to who is looking at pg_locks, and never taken
+ * back: it means something as long as the lock is there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_HELD_H
+#define IDEM_HELD_H
+
+#include "storage/lock.h"
+
+#include "key.h"
+
+extern void held_init(void);
+
+/* This session has that lock, which is of the key.  Never fails. */
+extern void held_note(const LOCKTAG *tag, const IdemKey *key);
+
+#endif /* IDEM_HELD_H */

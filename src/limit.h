@@ -1,0 +1,58 @@
+/*-------------------------------------------------------------------------
+ *
+ * limit.h
+ *	  The state of rate limits, in a table of fixed size in shared memory.
+ *
+ * A limit is known by a hash under a secret key, so that nobody can choose a key
+ * that shares the state of another's.  Its state carries information until its
+ * theoretical arrival time; after that it is as good as absent, and its place
+ * may be reused at once.  When the state of all places is live, the one whose time
+ * comes first makes room for a new limit, and is counted as evicted.
+ *
+ * About 70 bytes an entry: "idempotency.throttle_entries".
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_LIMIT_H
+#define IDEM_LIMIT_H
+
+#include "datatype/timestamp.h"
+
+#include "siphash.h"
+
+/*
+ * Theoretical arrival time: when the limit will be unused again.  Absent: 0.
+ * Clock of limit_now(); the fraction of a microsecond is in units of the caller's,
+ * who has one such unit for each limit.
+ */
+/* 10 years of 365.25 days, in microseconds */
+#define LIMIT_MAX_AHEAD (INT64CONST(87660) * USECS_PER_HOUR)
+
+typedef struct RateState
+{
+	int64 arrival; /* at most LIMIT_MAX_AHEAD after now */
+	uint32 fraction;
+} RateState;
+
+/*
+ * Look at a state, and change it or not: true if it is to be stored, which must
+ * not move the arrival back.  Runs under a lock, maybe more than once: nothing but
+ * arithmetic.
+ */
+typedef bool (*LimitChange)(RateState *state, void *arg);
+
+extern void limit_init(void);
+
+/* Is there shared memory for limits? */
+extern bool limit_available(void);
+
+/* Microseconds of a clock that nobody can set; since the machine's start, or so. */
+extern int64 limit_now(void);
+
+/* What identifies a limit, hashed.  There must be shared memory. */
+extern SipHash limit_id(const void *data, Size len);
+
+/* "now": of limit_now().  True if a live limit was evicted for this one. */
+extern bool limit_change(const SipHash *id, int64 now, LimitChange change, void *arg);
+
+#endif /* IDEM_LIMIT_H */

@@ -1,0 +1,330 @@
+/*-------------------------------------------------------------------------
+ *
+ * stats.c
+ *	  What happened, counted for operators: view idem_stat.
+ *
+ * A session counts for itself and adds that up in shared memory when its
+ * transaction ends, so that a loop of calls does not pull a cache line from
+ * processor to processor.  A database keeps its place until another needs it and
+ * the database is gone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "shmem.h"
+#include "stats.h"
+
+PG_FUNCTION_INFO_V1(idem_stat_counters);
+PG_FUNCTION_INFO_V1(idem_stat_reset);
+
+/* 200 bytes each; a database beyond them counts nothing */
+#define MAX_DATABASES 500
+
+/*
+ * The table's lock: which database it is.  Counters change without it, also while
+ * somebody resets or reads them; the place of a database in use stays.
+ */
+typedef struct DatabaseStats
+{
+	Oid database; /* InvalidOid: free */
+	pg_atomic_uint64 reset_at;
+	pg_atomic_uint64 purged_at; /* 0: never */
+	pg_atomic_uint64 counter[STAT_NCOUNTERS];
+} DatabaseStats;
+
+typedef struct StatsTable
+{
+	LWLock lock;
+	DatabaseStats databases[MAX_DATABASES];
+} StatsTable;
+
+static Size stats_size(void);
+static void stats_create(void *address, int tranche);
+static void stats_save(void *address, FILE *file);
+static bool stats_load(void *address, FILE *file);
+
+static ShmemArea area = {
+	.name = "idempotency_stat",
+	.size = stats_size,
+	.create = stats_create,
+	.save = stats_save,
+	.load = stats_load,
+};
+
+/* of this session's database; NULL: not looked for yet, or no place */
+static DatabaseStats *mine = NULL;
+
+static int64 unreported[STAT_NCOUNTERS];
+static bool has_unreported = false;
+
+/* ------------------------------------------------------------------------
+ * The table
+ * ------------------------------------------------------------------------
+ */
+
+static Size
+stats_size(void)
+{
+	return sizeof(StatsTable);
+}
+
+static void
+set_counters(DatabaseStats *stats, uint64 reset_at, const uint64 *counters)
+{
+	pg_atomic_write_u64(&stats->reset_at, reset_at);
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		pg_atomic_write_u64(&stats->counter[i], counters == NULL ? 0 : counters[i]);
+}
+
+static void
+stats_create(void *address, int tranche)
+{
+	StatsTable *table = address;
+
+	LWLockInitialize(&table->lock, tranche);
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseStats *stats = &table->databases[i];
+
+		stats->database = InvalidOid;
+		pg_atomic_init_u64(&stats->reset_at, 0);
+		pg_atomic_init_u64(&stats->purged_at, 0);
+		for (int j = 0; j < STAT_NCOUNTERS; j++)
+			pg_atomic_init_u64(&stats->counter[j], 0);
+	}
+}
+
+static DatabaseStats *
+find_database(StatsTable *table, Oid database)
+{
+	for (int i = 0; i < MAX_DATABASES; i++)
+		if (table->databases[i].database == database)
+			return &table->databases[i];
+	return NULL;
+}
+
+/* In place of nobody, or of a database that is gone. */
+static DatabaseStats *
+add_database(StatsTable *table, Oid gone)
+{
+	DatabaseStats *stats;
+
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	stats = find_database(table, MyDatabaseId);
+	if (stats == NULL)
+	{
+		stats = find_database(table, gone);
+		if (stats != NULL)
+		{
+			stats->database = MyDatabaseId;
+			pg_atomic_write_u64(&stats->purged_at, 0);
+			set_counters(stats, GetCurrentTimestamp(), NULL);
+		}
+	}
+	LWLockRelease(&table->lock);
+	return stats;
+}
+
+static DatabaseStats *
+replace_gone_database(StatsTable *table)
+{
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		Oid database = table->databases[i].database;
+
+		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
+			return add_database(table, database);
+	}
+	return NULL;
+}
+
+/* This session's; made if there is none and there is a place. */
+static DatabaseStats *
+find_mine(void)
+{
+	static bool no_place = false;
+	StatsTable *table;
+
+	if (mine != NULL || no_place)
+		return mine;
+	table = shmem_try(&area);
+	if (table == NULL)
+		return NULL;
+	mine = add_database(table, InvalidOid);
+	if (mine == NULL)
+		mine = replace_gone_database(table);
+	no_place = mine == NULL;
+	return mine;
+}
+
+/* ------------------------------------------------------------------------
+ * Counting
+ * ------------------------------------------------------------------------
+ */
+
+void
+stats_count(StatCounter counter, int64 n)
+{
+	/* here, since the end of a transaction is no time to look for it */
+	if (find_mine() == NULL)
+		return;
+	unreported[counter] += n;
+	has_unreported = true;
+}
+
+static void
+report(void)
+{
+	if (!has_unreported)
+		return;
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		if (unreported[i] != 0)
+			(void) pg_atomic_fetch_add_u64(&mine->counter[i], unreported[i]);
+	memset(unreported, 0, sizeof(unreported));
+	has_unreported = false;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		report();
+}
+
+void
+stats_init(void)
+{
+	shmem_register(&area);
+	RegisterXactCallback(xact_callback, NULL);
+}
+
+/* ------------------------------------------------------------------------
+ * Over a restart
+ * ------------------------------------------------------------------------
+ */
+
+typedef struct SavedStats
+{
+	Oid database;
+	uint64 reset_at;
+	uint64 purged_at;
+	uint64 counter[STAT_NCOUNTERS];
+} SavedStats;
+
+static void
+stats_save(void *address, FILE *file)
+{
+	StatsTable *table = address;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseStats *stats = &table->databases[i];
+		SavedStats saved;
+
+		memset(&saved, 0, sizeof(saved));
+		saved.database = stats->database;
+		saved.reset_at = pg_atomic_read_u64(&stats->reset_at);
+		saved.purged_at = pg_atomic_read_u64(&stats->purged_at);
+		for (int j = 0; j < STAT_NCOUNTERS; j++)
+			saved.counter[j] = pg_atomic_read_u64(&stats->counter[j]);
+		(void) fwrite(&saved, sizeof(saved), 1, file);
+	}
+}
+
+static bool
+stats_load(void *address, FILE *file)
+{
+	StatsTable *table = address;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		SavedStats saved;
+
+		if (fread(&saved, sizeof(saved), 1, file) != 1)
+			return false;
+		table->databases[i].database = saved.database;
+		pg_atomic_write_u64(&table->databases[i].purged_at, saved.purged_at);
+		set_counters(&table->databases[i], saved.reset_at, saved.counter);
+	}
+	return true;
+}
+
+/* ------------------------------------------------------------------------
+ * SQL
+ * ------------------------------------------------------------------------
+ */
+
+#define NCOLUMNS (STAT_NCOUNTERS + 3) /* and datid, stats_reset, last_purge */
+
+static void
+put_row(ReturnSetInfo *rsinfo, DatabaseStats *stats)
+{
+	Datum values[NCOLUMNS];
+	bool isnull[NCOLUMNS] = {0};
+	TimestampTz purged_at = (TimestampTz) pg_atomic_read_u64(&stats->purged_at);
+
+	values[0] = ObjectIdGetDatum(stats->database);
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		values[i + 1] = Int64GetDatum((int64) pg_atomic_read_u64(&stats->counter[i]));
+	values[STAT_NCOUNTERS + 1] =
+		TimestampTzGetDatum((TimestampTz) pg_atomic_read_u64(&stats->reset_at));
+	values[STAT_NCOUNTERS + 2] = TimestampTzGetDatum(purged_at);
+	isnull[STAT_NCOUNTERS + 2] = purged_at == 0;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
+
+/*
+ * idem_stat_counters() RETURNS SETOF record
+ *
+ * Of all databases that have counted something, and of this one; none without
+ * shared memory.  What this transaction has counted is among it.
+ */
+Datum
+idem_stat_counters(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	StatsTable *table;
+
+	InitMaterializedSRF(fcinfo, 0);
+	(void) find_mine();
+	report();
+	table = shmem_try(&area);
+	if (table == NULL)
+		return (Datum) 0;
+	LWLockAcquire(&table->lock, LW_SHARED);
+	for (int i = 0; i < MAX_DATABASES; i++)
+		if (OidIsValid(table->databases[i].database))
+			put_row(rsinfo, &table->databases[i]);
+	LWLockRelease(&table->lock);
+	return (Datum) 0;
+}
+
+/*
+ * idem_stat_reset() RETURNS void
+ *
+ * Of this database.
+ */
+Datum
+idem_stat_reset(PG_FUNCTION_ARGS)
+{
+	if (find_mine() != NULL)
+	{
+		memset(unreported, 0, sizeof(unreported));
+		has_unreported = false;
+		set_counters(mine, GetCurrentTimestamp(), NULL);
+	}
+	PG_RETURN_VOID();
+}
