@@ -411,7 +411,7 @@ COMMENT ON FUNCTION idem_held_keys() IS
  */
 CREATE VIEW idem_transaction_claims AS
 WITH locks AS MATERIALIZED (
-	SELECT l.*
+	SELECT l.pid, l.classid, l.objid, l.granted, l.virtualtransaction, l.waitstart
 	FROM pg_catalog.pg_locks l
 	WHERE l.locktype = 'advisory' AND l.objsubid = 7648
 		AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())),

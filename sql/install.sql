@@ -48,19 +48,20 @@ FROM members WHERE obj_description(objid, classid::regclass::name) IS NULL
 UNION ALL
 SELECT a.attname
 FROM members m JOIN pg_attribute a ON m.classid = 'pg_class'::regclass AND a.attrelid = m.objid
-JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r'
+JOIN pg_class c ON c.oid = a.attrelid AND (c.relkind = 'r' OR c.relname IN ('idem_stat', 'idem_in_flight'))
 WHERE a.attnum > 0 AND NOT a.attisdropped AND col_description(a.attrelid, a.attnum) IS NULL;
 SELECT obj_description(oid, 'pg_extension') IS NOT NULL AS commented
 FROM pg_extension WHERE extname = 'idempotency';
 
--- granted to anybody but the owner: none
-SELECT pg_describe_object(m.classid, m.objid, 0) AS open_object, acl.privilege_type
+-- granted to anybody but the owner: what monitoring needs
+SELECT pg_describe_object(m.classid, m.objid, 0) AS open_object, acl.privilege_type, acl.grantee::regrole
 FROM members m
 LEFT JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
 LEFT JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid,
 LATERAL aclexplode(coalesce(p.proacl, c.relacl,
 	acldefault(CASE WHEN p.oid IS NOT NULL THEN 'f' ELSE 'r' END::"char", coalesce(p.proowner, c.relowner)))) acl
-WHERE acl.grantee <> coalesce(p.proowner, c.relowner);
+WHERE acl.grantee <> coalesce(p.proowner, c.relowner)
+ORDER BY 1;
 CREATE ROLE regress_idem_nobody;
 SELECT pg_describe_object(m.classid, m.objid, 0) AS open_object
 FROM members m

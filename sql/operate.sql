@@ -137,6 +137,7 @@ SELECT may('regress_idem_app');
 SELECT idem_grant('regress_idem_operator', '{operate}');
 SELECT may('regress_idem_operator');
 SELECT idem_grant('regress_idem_operator', '{lookup}');
+SELECT idem_grant('regress_idem_operator', '{throttle}');
 SELECT may('regress_idem_operator');
 SELECT idem_grant('"regress_idem Quoted""Role"', '{claims,lookup}');
 SELECT may('"regress_idem Quoted""Role"');
@@ -151,8 +152,6 @@ SELECT idem_grant('regress_idem_app', '{claims,nonsense}');
 SELECT idem_grant('regress_idem_app', ARRAY['claims', NULL]);
 SELECT idem_grant('regress_idem_app', '{Claims}');
 SELECT idem_grant('regress_idem_app', '{""}');
-SELECT idem_grant('regress_idem_app', '{claims,throttle}');
-SELECT idem_grant('regress_idem_app', '{throttle}');
 SELECT idem_grant(NULL);
 SELECT idem_revoke(NULL, '{claims}');
 SELECT idem_revoke('regress_idem_app', '{nonsense}');
@@ -160,7 +159,6 @@ SELECT idem_grant('regress_idem_no_such_role');
 SELECT may('regress_idem_app');
 \set VERBOSITY default
 SELECT idem_grant('regress_idem_app', '{nonsense}');
-SELECT idem_grant('regress_idem_app', '{throttle}');
 SELECT idem_grant(NULL);
 \set VERBOSITY sqlstate
 

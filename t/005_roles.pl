@@ -37,6 +37,7 @@ my %calls = (
 		"SELECT idem.idem_digest('c1')",
 		"SELECT idem.idem_forget('c1')",
 		"SELECT idem.idem_forget_scope('nowhere')",
+		'SELECT idem.idem_stat_reset()',
 	],
 	admin => [ "SELECT idem.idem_grant('app')", "SELECT idem.idem_revoke('app')" ],
 	table => [

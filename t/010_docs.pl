@@ -48,6 +48,7 @@ sub trimmed
 
 my $node = PostgreSQL::Test::Cluster->new('docs');
 $node->init;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\n");
 $node->start;
 
 my $shown = 0;
