@@ -564,6 +564,7 @@ FROM PUBLIC;
 DO LANGUAGE plpgsql $$
 DECLARE
 	acl record;
+	script_path text := pg_catalog.current_setting('search_path');
 BEGIN
 	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	FOR acl IN
@@ -584,9 +585,12 @@ BEGIN
 	LOOP
 		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
 	END LOOP;
+
+	EXECUTE (SELECT format('GRANT USAGE ON SCHEMA %s TO pg_monitor', e.extnamespace::regnamespace)
+		FROM pg_extension e WHERE e.extname = 'idempotency');
+	PERFORM set_config('search_path', script_path, true);
 END $$;
 
--- a view's functions run with the rights of who reads it; search_path is that of the block above
-GRANT USAGE ON SCHEMA @extschema@ TO pg_monitor;
-GRANT SELECT ON TABLE @extschema@.idem_stat, @extschema@.idem_in_flight TO pg_monitor;
-GRANT EXECUTE ON FUNCTION @extschema@.idem_stat_counters(), @extschema@.idem_held_keys() TO pg_monitor;
+-- a view's functions run with the rights of who reads it
+GRANT SELECT ON TABLE idem_stat, idem_in_flight TO pg_monitor;
+GRANT EXECUTE ON FUNCTION idem_stat_counters(), idem_held_keys() TO pg_monitor;
