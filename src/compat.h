@@ -31,6 +31,13 @@
 #error "idempotency needs PostgreSQL 15 or later"
 #endif
 
+/* Have memory read that is needed soon. */
+#if defined(__GNUC__)
+#define idem_prefetch(address) __builtin_prefetch(address)
+#else
+#define idem_prefetch(address) ((void) (address))
+#endif
+
 /* 16: the varlena macros have left postgres.h. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"

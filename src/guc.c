@@ -69,7 +69,7 @@ guc_init(void)
 
 	DefineCustomIntVariable(
 		"idempotency.throttle_entries", "Rate limits that shared memory can hold at once.",
-		"Takes effect when the shared memory is created, about 70 bytes each. When all are "
+		"Takes effect when the shared memory is created, about 90 bytes each. When all are "
 		"live, a new one evicts the one that would have ended first.",
 		&idem_throttle_entries, 100000, 16, 100 * 1000 * 1000, of_shared_memory, 0, NULL, NULL,
 		NULL);

@@ -3,14 +3,16 @@
  * limit.c
  *	  The state of rate limits, in a table of fixed size in shared memory.
  *
- * A chained hash table, in partitions with a lock each.  A partition also has a
- * heap of its entries, by the time from which they carry no information: the first
- * is the one to reuse or to evict.  The first times of all partitions lie together,
- * where a look at them takes no lock, so entries move to where they are needed.
+ * A hash table in partitions with a lock each.  A partition has places for entries,
+ * twice as many as it needs, and linear probing: a call reads memory that is in no
+ * cache, which is most of its time, and this way it is one line of it.
  *
- * An entry that was once used is in one partition; it goes from one to another
- * while both locks are held, taken in the order of the partitions.
- * Nothing under the locks raises or allocates.
+ * A partition also has a heap of its entries, by the time from which they carry no
+ * information: the first is the one to reuse or to evict.  The first times of all
+ * partitions lie together, where a look at them takes no lock.  When as many entries
+ * are used as there may be, the first of all partitions goes, and another
+ * comes where it is needed, while both locks are held, taken in the order of the
+ * partitions.  Nothing under the locks raises or allocates.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,38 +27,41 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "guc.h"
 #include "limit.h"
 #include "secret.h"
 #include "shmem.h"
 
-#define NO_ENTRY (-1)
+#define NO_SLOT (-1) /* of a free place */
 #define NO_PARTITION (-1)
 #define NO_TIME PG_UINT64_MAX /* first time of an empty partition */
 
 #define MAX_PARTITIONS 128
-/* with fewer, some would be much fuller than others */
+/* with fewer each, some would be much fuller than others */
 #define MIN_PARTITION_ENTRIES 512
 
+/* half a line of cache */
 typedef struct LimitEntry
 {
 	SipHash id;
-	RateState state;
-	int next; /* in its bucket */
-	int slot; /* in its partition's heap */
+	int64 arrival; /* RateState */
+	uint32 fraction;
+	int slot; /* in its partition's heap, or NO_SLOT */
 } LimitEntry;
 
 typedef struct HeapSlot
 {
-	int64 end; /* of its information */
-	int entry;
+	int64 end; /* of the entry's information */
+	int place;
 } HeapSlot;
 
+/* A line of cache each. */
 typedef union LimitPartition
 {
 	struct
 	{
-		LWLock lock; /* of the buckets, the entries in them, and the heap */
+		LWLock lock; /* of its entries and its heap */
 		int used;	 /* slots of the heap */
 	};
 	char padding[PG_CACHE_LINE_SIZE];
@@ -67,16 +72,16 @@ typedef struct LimitTable
 	/* never change */
 	SipHashKey key;
 	int nentries;
-	int nbuckets;	 /* a power of 2 */
 	int npartitions; /* a power of 2 */
 	int heap_size;	 /* of each partition */
+	int places;		 /* of each partition */
 
-	pg_atomic_uint32 used; /* of the entries, those before this one */
+	pg_atomic_uint32 used; /* entries, in all partitions */
 
 	pg_atomic_uint64 first_end[MAX_PARTITIONS]; /* end of each heap's first, or NO_TIME */
 	LimitPartition partition[MAX_PARTITIONS];
 
-	/* then int bucket[nbuckets], the entries, and the heaps */
+	/* then the entries, and the heaps, of each partition */
 } LimitTable;
 
 static Size limit_size(void);
@@ -105,12 +110,6 @@ count_partitions(int nentries)
 	return Min((int) pg_prevpower2_32(n), MAX_PARTITIONS);
 }
 
-static int
-count_buckets(int nentries)
-{
-	return (int) pg_nextpower2_32(nentries);
-}
-
 /*
  * Entries are where their hashes send them, so some partitions need more than an
  * even share: with a quarter and 64 more, one in 10^15 is too small, and that one
@@ -124,6 +123,13 @@ size_heap(int nentries)
 	return share == nentries ? nentries : share + share / 4 + 64;
 }
 
+/* so that probing is short: less than two thirds are ever used */
+static int
+count_places(int nentries)
+{
+	return size_heap(nentries) + size_heap(nentries) / 5 * 3 + 1;
+}
+
 static Size
 table_bytes(void)
 {
@@ -131,56 +137,51 @@ table_bytes(void)
 }
 
 static Size
-bucket_bytes(int nentries)
-{
-	return CACHELINEALIGN(mul_size(count_buckets(nentries), sizeof(int)));
-}
-
-static Size
 entry_bytes(int nentries)
 {
-	return CACHELINEALIGN(mul_size(nentries, sizeof(LimitEntry)));
+	return CACHELINEALIGN(
+		mul_size(count_partitions(nentries), mul_size(count_places(nentries), sizeof(LimitEntry))));
 }
 
 static Size
 limit_size(void)
 {
 	int n = idem_throttle_entries;
-	Size size = add_size(table_bytes(), add_size(bucket_bytes(n), entry_bytes(n)));
 
-	return add_size(size, mul_size(count_partitions(n), mul_size(size_heap(n), sizeof(HeapSlot))));
-}
-
-static int *
-get_buckets(LimitTable *table)
-{
-	return (int *) ((char *) table + table_bytes());
+	return add_size(add_size(table_bytes(), entry_bytes(n)),
+					mul_size(count_partitions(n), mul_size(size_heap(n), sizeof(HeapSlot))));
 }
 
 static LimitEntry *
-get_entries(LimitTable *table)
+get_entries(LimitTable *table, int partition)
 {
-	return (LimitEntry *) ((char *) get_buckets(table) + bucket_bytes(table->nentries));
+	return (LimitEntry *) ((char *) table + table_bytes()) + (Size) partition * table->places;
 }
 
 static HeapSlot *
 get_heap(LimitTable *table, int partition)
 {
-	return (HeapSlot *) ((char *) get_entries(table) + entry_bytes(table->nentries)) +
+	return (HeapSlot *) ((char *) table + table_bytes() + entry_bytes(table->nentries)) +
 		(Size) partition * table->heap_size;
 }
 
 static int
-bucket_number(LimitTable *table, const SipHash *id)
-{
-	return (int) (id->half[0] & (table->nbuckets - 1));
-}
-
-/* neighbouring buckets are in the same one: they share cache lines */
-static int
 partition_number(LimitTable *table, const SipHash *id)
 {
-	return bucket_number(table, id) / (table->nbuckets / table->npartitions);
+	return (int) (id->half[0] & (table->npartitions - 1));
+}
+
+/* Where in its partition an entry would like to be. */
+static int
+home_place(LimitTable *table, const SipHash *id)
+{
+	return (int) (((id->half[1] >> 32) * (uint64) table->places) >> 32);
+}
+
+static int
+next_place(LimitTable *table, int place)
+{
+	return place + 1 < table->places ? place + 1 : 0;
 }
 
 static void
@@ -190,24 +191,48 @@ limit_create(void *address, int tranche)
 
 	secret_random(&table->key, sizeof(table->key));
 	table->nentries = idem_throttle_entries;
-	table->nbuckets = count_buckets(table->nentries);
 	table->npartitions = count_partitions(table->nentries);
 	table->heap_size = size_heap(table->nentries);
+	table->places = count_places(table->nentries);
 	pg_atomic_init_u32(&table->used, 0);
 	for (int i = 0; i < table->npartitions; i++)
 	{
 		LWLockInitialize(&table->partition[i].lock, tranche);
 		table->partition[i].used = 0;
 		pg_atomic_init_u64(&table->first_end[i], NO_TIME);
+		for (int j = 0; j < table->places; j++)
+			get_entries(table, i)[j].slot = NO_SLOT;
 	}
-	for (int i = 0; i < table->nbuckets; i++)
-		get_buckets(table)[i] = NO_ENTRY;
 }
 
 /* ------------------------------------------------------------------------
  * The heap of a partition
  * ------------------------------------------------------------------------
  */
+
+/* A partition and what is in it, its lock held. */
+typedef struct Locked
+{
+	LimitTable *table;
+	int number;
+	LimitPartition *partition;
+	LimitEntry *entries;
+	HeapSlot *heap;
+} Locked;
+
+static Locked
+get_locked(LimitTable *table, int number)
+{
+	Locked locked = {
+		.table = table,
+		.number = number,
+		.partition = &table->partition[number],
+		.entries = get_entries(table, number),
+		.heap = get_heap(table, number),
+	};
+
+	return locked;
+}
 
 /* From then on the state says nothing. */
 static int64
@@ -217,123 +242,143 @@ state_end(const RateState *state)
 }
 
 static void
-put_in_slot(LimitTable *table, HeapSlot *heap, int slot, HeapSlot what)
+put_in_slot(Locked *p, int slot, HeapSlot what)
 {
-	heap[slot] = what;
-	get_entries(table)[what.entry].slot = slot;
+	p->heap[slot] = what;
+	p->entries[what.place].slot = slot;
 }
 
 static void
-sift_up(LimitTable *table, HeapSlot *heap, int slot, HeapSlot what)
+sift_up(Locked *p, int slot, HeapSlot what)
 {
-	while (slot > 0 && heap[(slot - 1) / 2].end > what.end)
+	while (slot > 0 && p->heap[(slot - 1) / 2].end > what.end)
 	{
-		put_in_slot(table, heap, slot, heap[(slot - 1) / 2]);
+		put_in_slot(p, slot, p->heap[(slot - 1) / 2]);
 		slot = (slot - 1) / 2;
 	}
-	put_in_slot(table, heap, slot, what);
+	put_in_slot(p, slot, what);
 }
 
 static void
-sift_down(LimitTable *table, HeapSlot *heap, int used, int slot, HeapSlot what)
+sift_down(Locked *p, int slot, HeapSlot what)
 {
 	for (;;)
 	{
 		int child = 2 * slot + 1;
 
-		if (child + 1 < used && heap[child + 1].end < heap[child].end)
+		if (child + 1 < p->partition->used && p->heap[child + 1].end < p->heap[child].end)
 			child++;
-		if (child >= used || heap[child].end >= what.end)
+		if (child >= p->partition->used || p->heap[child].end >= what.end)
 			break;
-		put_in_slot(table, heap, slot, heap[child]);
+		put_in_slot(p, slot, p->heap[child]);
 		slot = child;
 	}
-	put_in_slot(table, heap, slot, what);
+	put_in_slot(p, slot, what);
 }
 
 static void
-publish_first(LimitTable *table, int p)
+publish_first(Locked *p)
 {
-	uint64 end = table->partition[p].used > 0 ? (uint64) get_heap(table, p)[0].end : NO_TIME;
+	pg_atomic_uint64 *first = &p->table->first_end[p->number];
+	uint64 end = p->partition->used > 0 ? (uint64) p->heap[0].end : NO_TIME;
 
-	if (pg_atomic_read_u64(&table->first_end[p]) != end)
-		pg_atomic_write_u64(&table->first_end[p], end);
+	/* others look at that line all the time */
+	if (pg_atomic_read_u64(first) != end)
+		pg_atomic_write_u64(first, end);
 }
 
 /* ------------------------------------------------------------------------
- * Entries.  The caller has the lock of the partition.
+ * Entries
  * ------------------------------------------------------------------------
  */
 
-/* The link that leads to the entry, or to where it would be. */
-static int *
-find_link(LimitTable *table, const SipHash *id)
+/* Where the entry is, or the free place where it is to be. */
+static int
+find_place(Locked *p, const SipHash *id)
 {
-	LimitEntry *entries = get_entries(table);
-	int *link = &get_buckets(table)[bucket_number(table, id)];
+	int place = home_place(p->table, id);
 
-	while (*link != NO_ENTRY &&
-		   (entries[*link].id.half[0] != id->half[0] || entries[*link].id.half[1] != id->half[1]))
-		link = &entries[*link].next;
-	return link;
+	while (p->entries[place].slot != NO_SLOT &&
+		   (p->entries[place].id.half[0] != id->half[0] ||
+			p->entries[place].id.half[1] != id->half[1]))
+		place = next_place(p->table, place);
+	return place;
 }
 
 static void
-add_entry(LimitTable *table, int p, int n, const SipHash *id, const RateState *state)
+add_entry(Locked *p, const SipHash *id, const RateState *state)
 {
-	LimitEntry *entry = &get_entries(table)[n];
-	int *bucket = &get_buckets(table)[bucket_number(table, id)];
-	HeapSlot slot = {.end = state_end(state), .entry = n};
+	int place = find_place(p, id);
+	HeapSlot slot = {.end = state_end(state), .place = place};
 
-	entry->id = *id;
-	entry->state = *state;
-	entry->next = *bucket;
-	*bucket = n;
-	sift_up(table, get_heap(table, p), table->partition[p].used++, slot);
-	publish_first(table, p);
+	p->entries[place].id = *id;
+	p->entries[place].arrival = state->arrival;
+	p->entries[place].fraction = state->fraction;
+	sift_up(p, p->partition->used++, slot);
+	publish_first(p);
 }
 
 /* Its arrival has moved on. */
 static void
-move_entry(LimitTable *table, int p, int n, const RateState *state)
+move_entry(Locked *p, int place, const RateState *state)
 {
-	LimitEntry *entry = &get_entries(table)[n];
-	HeapSlot slot = {.end = state_end(state), .entry = n};
+	HeapSlot slot = {.end = state_end(state), .place = place};
 
-	entry->state = *state;
-	sift_down(table, get_heap(table, p), table->partition[p].used, entry->slot, slot);
-	publish_first(table, p);
+	p->entries[place].arrival = state->arrival;
+	p->entries[place].fraction = state->fraction;
+	sift_down(p, p->entries[place].slot, slot);
+	publish_first(p);
 }
 
-/* Take the first of the heap out. */
+/* From "from" to "to", onwards. */
 static int
-remove_first(LimitTable *table, int p, int64 now, bool *evicted)
+distance(LimitTable *table, int from, int to)
 {
-	HeapSlot *heap = get_heap(table, p);
-	int n = heap[0].entry;
-	int used = --table->partition[p].used;
-	int *link = find_link(table, &get_entries(table)[n].id);
+	return to >= from ? to - from : to - from + table->places;
+}
 
-	Assert(*link == n);
-	*link = get_entries(table)[n].next;
-	if (heap[0].end > now)
-		*evicted = true;
+/* Leave no gap between the home of any entry and where it is. */
+static void
+free_place(Locked *p, int place)
+{
+	int next = place;
+
+	for (;;)
+	{
+		next = next_place(p->table, next);
+		if (p->entries[next].slot == NO_SLOT)
+			break;
+		if (distance(p->table, home_place(p->table, &p->entries[next].id), next) <
+			distance(p->table, place, next))
+			continue;
+		p->entries[place] = p->entries[next];
+		p->heap[p->entries[place].slot].place = place;
+		place = next;
+	}
+	p->entries[place].slot = NO_SLOT;
+}
+
+/* The first of the heap; true if it was live. */
+static bool
+remove_first(Locked *p, int64 now)
+{
+	HeapSlot first = p->heap[0];
+	int used = --p->partition->used;
+
 	if (used > 0)
-		sift_down(table, heap, used, 0, heap[used]);
-	publish_first(table, p);
-	return n;
+		sift_down(p, 0, p->heap[used]);
+	free_place(p, first.place);
+	publish_first(p);
+	return first.end > now;
 }
 
-/* One that was never used; all others are in a partition. */
-static int
+/* One more entry may be used. */
+static bool
 take_unused(LimitTable *table)
 {
-	uint32 n = pg_atomic_read_u32(&table->used);
-
 	/* beyond the end it would count on for ever */
-	if (n < (uint32) table->nentries)
-		n = pg_atomic_fetch_add_u32(&table->used, 1);
-	return n < (uint32) table->nentries ? (int) n : NO_ENTRY;
+	return pg_atomic_read_u32(&table->used) < (uint32) table->nentries &&
+		pg_atomic_fetch_add_u32(&table->used, 1) < (uint32) table->nentries;
 }
 
 /* The partition with the entry whose time comes first, as far as can be seen without a lock. */
@@ -356,22 +401,34 @@ find_first(LimitTable *table)
 	return found;
 }
 
-/* A place in partition p; "other" is locked as well, unless it is none. */
-static int
-make_room(LimitTable *table, int p, int other, int64 now, bool *evicted)
+/*
+ * Room in partition p; "other" is locked as well, unless it is none.  False: another
+ * partition has to be asked.
+ */
+static bool
+make_room(Locked *p, int other, int64 now, bool *evicted)
 {
-	int n;
+	LimitTable *table = p->table;
+	Locked victim;
 
-	/* too many of all entries are here: the heap has no place for one more */
-	if (table->partition[p].used == table->heap_size)
-		return remove_first(table, p, now, evicted);
-
-	n = take_unused(table);
-	if (n != NO_ENTRY || other == NO_PARTITION)
-		return n;
-	if (pg_atomic_read_u64(&table->first_end[other]) > pg_atomic_read_u64(&table->first_end[p]))
-		other = p;
-	return table->partition[other].used > 0 ? remove_first(table, other, now, evicted) : NO_ENTRY;
+	if (p->partition->used < p->table->heap_size)
+	{
+		if (take_unused(table))
+			return true;
+		if (other == NO_PARTITION)
+			return false;
+		if (pg_atomic_read_u64(&table->first_end[other]) <
+			pg_atomic_read_u64(&table->first_end[p->number]))
+		{
+			victim = get_locked(table, other);
+			*evicted = remove_first(&victim, now);
+			return true;
+		}
+		if (p->partition->used == 0)
+			return false;
+	}
+	*evicted = remove_first(p, now);
+	return true;
 }
 
 static void
@@ -394,41 +451,42 @@ unlock_partitions(LimitTable *table, int p, int other)
 
 /* False if there was no room, and another partition has to be asked. */
 static bool
-change_locked(LimitTable *table, const SipHash *id, int p, int other, int64 now, LimitChange change,
-			  void *arg, bool *evicted)
+change_locked(Locked *p, const SipHash *id, int other, int64 now, LimitChange change, void *arg,
+			  bool *evicted)
 {
-	int n = *find_link(table, id);
+	int place = find_place(p, id);
+	LimitEntry *entry = &p->entries[place];
 	RateState state = {0};
 
-	if (n != NO_ENTRY)
-		state = get_entries(table)[n].state;
-	if (!change(&state, arg))
-		return true;
-	if (n != NO_ENTRY)
+	if (entry->slot != NO_SLOT)
 	{
-		move_entry(table, p, n, &state);
+		state.arrival = entry->arrival;
+		state.fraction = entry->fraction;
+		if (change(&state, arg))
+			move_entry(p, place, &state);
 		return true;
 	}
-	n = make_room(table, p, other, now, evicted);
-	if (n == NO_ENTRY)
+	if (!change(&state, arg))
+		return true;
+	if (!make_room(p, other, now, evicted))
 		return false;
-	add_entry(table, p, n, id, &state);
+	add_entry(p, id, &state);
 	return true;
 }
 
 static bool
 change_entry(LimitTable *table, const SipHash *id, int64 now, LimitChange change, void *arg)
 {
-	int p = partition_number(table, id);
+	Locked p = get_locked(table, partition_number(table, id));
 	int other = NO_PARTITION;
 	bool evicted = false;
 	bool done;
 
 	do
 	{
-		lock_partitions(table, p, other);
-		done = change_locked(table, id, p, other, now, change, arg, &evicted);
-		unlock_partitions(table, p, other);
+		lock_partitions(table, p.number, other);
+		done = change_locked(&p, id, other, now, change, arg, &evicted);
+		unlock_partitions(table, p.number, other);
 		if (!done)
 			other = find_first(table);
 	} while (!done);
@@ -469,8 +527,11 @@ SipHash
 limit_id(const void *data, Size len)
 {
 	LimitTable *table = shmem_get(&area);
+	SipHash id = siphash(&table->key, data, len);
 
-	return siphash(&table->key, data, len);
+	/* it will be there when the caller has read the clock, and we have the lock */
+	idem_prefetch(&get_entries(table, partition_number(table, &id))[home_place(table, &id)]);
+	return id;
 }
 
 bool
@@ -511,12 +572,13 @@ limit_save(void *address, FILE *file)
 	for (int p = 0; p < table->npartitions; p++)
 		for (int i = 0; i < table->partition[p].used; i++)
 		{
-			LimitEntry *entry = &get_entries(table)[get_heap(table, p)[i].entry];
+			LimitEntry *entry = &get_entries(table, p)[get_heap(table, p)[i].place];
 			SavedLimit saved;
 
 			memset(&saved, 0, sizeof(saved));
 			saved.id = entry->id;
-			saved.state = entry->state;
+			saved.state.arrival = entry->arrival;
+			saved.state.fraction = entry->fraction;
 			(void) fwrite(&saved, sizeof(saved), 1, file);
 		}
 }

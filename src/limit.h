@@ -9,7 +9,7 @@
  * may be reused at once.  When the state of all places is live, the one whose time
  * comes first makes room for a new limit, and is counted as evicted.
  *
- * About 70 bytes an entry: "idempotency.throttle_entries".
+ * About 90 bytes an entry: "idempotency.throttle_entries".
  *
  *-------------------------------------------------------------------------
  */
