@@ -18,6 +18,8 @@
 #include <unistd.h>
 
 #include "access/xact.h"
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/dsm.h"
@@ -163,11 +165,22 @@ save_area(const ShmemArea *area)
 		(void) durable_rename(temporary, file_name(area, ""), LOG);
 }
 
+/* An immediate shutdown may have caught somebody in the middle of a change. */
+static bool
+is_clean_shutdown(void)
+{
+	bool crc_ok;
+	ControlFileData *control = get_controlfile(DataDir, &crc_ok);
+
+	return crc_ok &&
+		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
+}
+
 /* When the server stops; "code" is not 0 in a crash. */
 static void
 save_areas(int code, Datum arg)
 {
-	if (code != 0 || block == NULL)
+	if (code != 0 || block == NULL || !is_clean_shutdown())
 		return;
 	for (int i = 0; i < nareas; i++)
 		if (areas[i]->save != NULL)
