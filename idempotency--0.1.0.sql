@@ -418,12 +418,17 @@ WITH locks AS MATERIALIZED (
 notes AS MATERIALIZED (
 	SELECT DISTINCT ON (n.pid, n.classid, n.objid) n.*
 	FROM idem_held_keys() n
-	ORDER BY n.pid, n.classid, n.objid, n.since DESC)
+	ORDER BY n.pid, n.classid, n.objid, n.since DESC),
+prepared AS MATERIALIZED (
+	SELECT x.virtualtransaction, p.owner, p.prepared
+	FROM pg_catalog.pg_locks x
+	JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
+	WHERE x.locktype = 'transactionid' AND x.pid IS NULL AND x.granted)
 SELECT l.pid,
 	coalesce(a.usename, p.owner) AS role,
 	n.key,
 	n.scope,
-	coalesce(n.since, a.xact_start, p.prepared) AS since,
+	coalesce(greatest(n.since, a.xact_start), p.prepared) AS since,
 	ARRAY(
 		SELECT w.pid FROM locks w
 		WHERE NOT w.granted AND w.classid = l.classid AND w.objid = l.objid
@@ -431,7 +436,7 @@ SELECT l.pid,
 FROM locks l
 LEFT JOIN notes n ON n.pid = l.pid AND n.classid = l.classid AND n.objid = l.objid
 LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_catalog.pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
+LEFT JOIN prepared p ON l.pid IS NULL AND p.virtualtransaction = l.virtualtransaction
 WHERE l.granted;
 COMMENT ON VIEW idem_transaction_claims IS
 'the part of idem_in_flight that is about running and prepared transactions';

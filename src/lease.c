@@ -109,6 +109,7 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 	/* a transaction claim of our own has taken over, though it has no row yet */
 	if (row->fence != fence || (mine != NULL && mine->state == PENDING_OPEN))
 		error_superseded(key, fence);
+	lock_show(key);
 	return fence;
 }
 

@@ -409,11 +409,7 @@ my $after = $node->safe_psql('gauges', 'SELECT clock_timestamp()');
 sql_is($node, 'gauges', sprintf($age, $before), 't', 'gauges: a transaction');
 sql_is($node, 'gauges', sprintf($age, $after), 'f', 'gauges: since its claim');
 $holder->query_safe("SELECT idem_finish('t'); PREPARE TRANSACTION 'gauge'");
-TODO: {
-	local $TODO = 'before a restart, a prepared transaction has its virtual transaction id in pg_locks';
-
-	sql_is($node, 'gauges', sprintf($age, $before), 't', 'gauges: a prepared transaction');
-}
+sql_is($node, 'gauges', sprintf($age, $before), 't', 'gauges: a prepared transaction');
 $holder->query_safe("COMMIT PREPARED 'gauge'");
 sql_is($node, 'gauges', sprintf($age, $before), '', 'gauges: committed');
 $holder->quit;
@@ -583,11 +579,7 @@ $second->query_safe('ROLLBACK');
 $second->query_safe("SELECT idem_claim('forget')");
 $before = clock();
 $second->query_safe("BEGIN; SELECT idem_forget('forget')");
-TODO: {
-	local $TODO = 'a note of an earlier transaction\'s lock of the same key is taken for this one\'s';
-
-	flight_is("pid, since > '$before'", "$second_pid|t", 'a key that is forgotten');
-}
+flight_is("pid, since > '$before'", "$second_pid|t", 'a key that is forgotten');
 $second->query_safe('ROLLBACK');
 # who was told, holds nothing
 $second->query_safe("BEGIN; SELECT idem_begin('order', scope => 'shop'); SELECT idem_claim('order', scope => 'shop'); SELECT idem_claim_many('{b}')");
@@ -607,11 +599,7 @@ $clerk->query_safe("BEGIN; SELECT idem_claim('p'); PREPARE TRANSACTION 'p'");
 $after = clock();
 waiting($first, "SELECT idem_claim('p')");
 wait_for_waiters('flight', 1);
-TODO: {
-	local $TODO = 'before a restart, a prepared transaction has its virtual transaction id in pg_locks';
-
-	flight_is("pid, role, key, scope, since BETWEEN '$before' AND '$after', held_by, waiting", "|clerk|||t|transaction|{$first_pid}", 'a prepared transaction');
-}
+flight_is("pid, role, key, scope, since BETWEEN '$before' AND '$after', held_by, waiting", "|clerk|||t|transaction|{$first_pid}", 'a prepared transaction');
 $_->quit for $clerk, $boss, $second, $third, $one, $two;
 $node->safe_psql('flight', "SELECT pg_cancel_backend($first_pid)");
 eval { $first->quit };
@@ -659,11 +647,7 @@ $before = clock();
 $node->stop('immediate');
 $node->start;
 ok(!-e $file, 'an immediate stop: no file');
-TODO: {
-	local $TODO = 'the postmaster\'s exit code is 0 after an immediate stop as well';
-
-	from_zero('an immediate stop: from 0');
-}
+from_zero('an immediate stop: from 0');
 
 #
 # The file is damaged, or of another database cluster
