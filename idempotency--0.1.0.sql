@@ -406,10 +406,21 @@ COMMENT ON FUNCTION idem_held_keys() IS
 'what view idem_in_flight has from shared memory: which keys the last locks of sessions were for';
 
 /*
+ * Operators and functions of the views are those of pg_catalog, whatever else is in
+ * our schema: what was planted there before would run with the rights of readers.
+ *
  * 7648 is the space of our locks (src/lock.c).  Of several notes of one lock the
  * newest is about it; those of locks that were given back meet none.
  */
-CREATE VIEW idem_transaction_claims AS
+DO LANGUAGE plpgsql $do$
+DECLARE
+	script_path text := pg_catalog.current_setting('search_path');
+	schema text;
+BEGIN
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+	schema := (SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'idempotency');
+	EXECUTE replace(replace($view$
+CREATE VIEW @schema@.idem_transaction_claims AS
 WITH locks AS MATERIALIZED (
 	SELECT l.pid, l.classid, l.objid, l.granted, l.virtualtransaction, l.waitstart
 	FROM pg_catalog.pg_locks l
@@ -417,7 +428,7 @@ WITH locks AS MATERIALIZED (
 		AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())),
 notes AS MATERIALIZED (
 	SELECT DISTINCT ON (n.pid, n.classid, n.objid) n.*
-	FROM idem_held_keys() n
+	FROM @schema@.idem_held_keys() n
 	ORDER BY n.pid, n.classid, n.objid, n.since DESC),
 prepared AS MATERIALIZED (
 	SELECT x.virtualtransaction, p.owner, p.prepared
@@ -438,32 +449,20 @@ LEFT JOIN notes n ON n.pid = l.pid AND n.classid = l.classid AND n.objid = l.obj
 LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN prepared p ON l.pid IS NULL AND p.virtualtransaction = l.virtualtransaction
 WHERE l.granted;
-COMMENT ON VIEW idem_transaction_claims IS
-'the part of idem_in_flight that is about running and prepared transactions';
 
-CREATE VIEW idem_in_flight AS
+CREATE VIEW @schema@.idem_in_flight AS
 SELECT c.pid, c.role, c.key, c.scope, c.since, 'transaction' AS held_by, NULL::timestamptz AS lease_until, c.waiting
-FROM idem_transaction_claims c
+FROM @schema@.idem_transaction_claims c
 UNION ALL
 SELECT NULL, NULL, k.key, k.scope, k.created_at, 'lease', k.lease_until, '{}'
-FROM idem_keys k
+FROM @schema@.idem_keys k
 WHERE k.finished_at IS NULL AND k.lease_until > clock_timestamp();
-
-COMMENT ON VIEW idem_in_flight IS 'claims that are held now, by transactions and by leases; reads all of idem_keys';
-COMMENT ON COLUMN idem_in_flight.pid IS 'process of the session; none has a lease, nor a prepared transaction';
-COMMENT ON COLUMN idem_in_flight.role IS 'role of the session, or of who prepared the transaction';
-COMMENT ON COLUMN idem_in_flight.key IS 'the key; of a transaction, its first 95 bytes, where shared memory has noted them: for the last 4 locks of a session';
-COMMENT ON COLUMN idem_in_flight.scope IS 'scope of the key, likewise';
-COMMENT ON COLUMN idem_in_flight.since IS 'when the claim was begun; where that is not known, when its transaction was';
-COMMENT ON COLUMN idem_in_flight.held_by IS 'transaction or lease';
-COMMENT ON COLUMN idem_in_flight.lease_until IS 'end of the lease';
-COMMENT ON COLUMN idem_in_flight.waiting IS 'processes of the sessions that wait for the lock, the first one first';
 
 /*
  * The gauges look at a sample of about 1,000 pages, or at all if there are no more:
  * their cost does not grow with the table.
  */
-CREATE VIEW idem_stat AS
+CREATE VIEW @schema@.idem_stat AS
 SELECT d.oid AS datid,
 	d.datname,
 	s.started, s.replayed, s.in_progress, s.mismatched, s.finished, s.released, s.taken_over,
@@ -475,19 +474,35 @@ SELECT d.oid AS datid,
 	g.live_keys, g.oldest_expired, s.last_purge, g.open_leases,
 	clock_timestamp() - least(g.oldest_lease, t.oldest) AS oldest_claim_age
 FROM pg_catalog.pg_database d
-LEFT JOIN idem_stat_counters() s ON s.datid = d.oid
+LEFT JOIN @schema@.idem_stat_counters() s ON s.datid = d.oid
 LEFT JOIN (
 	SELECT k.*
 	FROM (SELECT least(100, 100.0 * 1000 * current_setting('block_size')::integer
-			/ greatest(pg_relation_size('idem_keys'), 1))::real AS percent) sample,
+			/ greatest(pg_relation_size('@literal@.idem_keys'), 1))::real AS percent) sample,
 	LATERAL (
 		SELECT round((count(*) FILTER (WHERE expires_at > clock_timestamp()) * 100 / sample.percent)::numeric)::bigint AS live_keys,
 			min(expires_at) FILTER (WHERE expires_at <= clock_timestamp()) AS oldest_expired,
 			round((count(*) FILTER (WHERE finished_at IS NULL AND lease_until > clock_timestamp()) * 100 / sample.percent)::numeric)::bigint AS open_leases,
 			min(created_at) FILTER (WHERE finished_at IS NULL AND lease_until > clock_timestamp()) AS oldest_lease
-		FROM idem_keys TABLESAMPLE SYSTEM (sample.percent)) k) g ON d.datname = current_database()
-LEFT JOIN (SELECT min(since) AS oldest FROM idem_transaction_claims) t ON d.datname = current_database()
+		FROM @schema@.idem_keys TABLESAMPLE SYSTEM (sample.percent)) k) g ON d.datname = current_database()
+LEFT JOIN (SELECT min(since) AS oldest FROM @schema@.idem_transaction_claims) t ON d.datname = current_database()
 WHERE s.datid IS NOT NULL OR d.datname = current_database();
+$view$, '@schema@', schema), '@literal@', replace(schema, '''', ''''''));
+	PERFORM set_config('search_path', script_path, true);
+END $do$;
+
+COMMENT ON VIEW idem_transaction_claims IS
+'the part of idem_in_flight that is about running and prepared transactions';
+
+COMMENT ON VIEW idem_in_flight IS 'claims that are held now, by transactions and by leases; reads all of idem_keys';
+COMMENT ON COLUMN idem_in_flight.pid IS 'process of the session; none has a lease, nor a prepared transaction';
+COMMENT ON COLUMN idem_in_flight.role IS 'role of the session, or of who prepared the transaction';
+COMMENT ON COLUMN idem_in_flight.key IS 'the key; of a transaction, its first 95 bytes, where shared memory has noted them: for the last 4 locks of a session';
+COMMENT ON COLUMN idem_in_flight.scope IS 'scope of the key, likewise';
+COMMENT ON COLUMN idem_in_flight.since IS 'when the claim was begun; where that is not known, when its transaction was';
+COMMENT ON COLUMN idem_in_flight.held_by IS 'transaction or lease';
+COMMENT ON COLUMN idem_in_flight.lease_until IS 'end of the lease';
+COMMENT ON COLUMN idem_in_flight.waiting IS 'processes of the sessions that wait for the lock, the first one first';
 
 COMMENT ON VIEW idem_stat IS 'one row a database, of those in use: counters since stats_reset, as of ended transactions, rolled back ones included, NULL without shared memory; gauges of the current database only';
 COMMENT ON COLUMN idem_stat.datid IS 'OID of the database';
@@ -590,12 +605,13 @@ BEGIN
 	LOOP
 		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
 	END LOOP;
-
-	EXECUTE (SELECT format('GRANT USAGE ON SCHEMA %s TO pg_monitor', e.extnamespace::regnamespace)
-		FROM pg_extension e WHERE e.extname = 'idempotency');
 	PERFORM set_config('search_path', script_path, true);
 END $$;
 
--- a view's functions run with the rights of who reads it
+/*
+ * A view's functions run with the rights of who reads it.  The schema is its owner's
+ * to grant: granted in here, all grants on it would count as the extension's, and
+ * pg_dump would leave them out.
+ */
 GRANT SELECT ON TABLE idem_stat, idem_in_flight TO pg_monitor;
 GRANT EXECUTE ON FUNCTION idem_stat_counters(), idem_held_keys() TO pg_monitor;

@@ -112,6 +112,17 @@ file_name(const ShmemArea *area, const char *suffix)
 	return psprintf(PGSTAT_STAT_PERMANENT_DIRECTORY "/%s.stat%s", area->name, suffix);
 }
 
+/* An immediate shutdown may have caught somebody in the middle of a change. */
+static bool
+was_shut_down(void)
+{
+	bool crc_ok;
+	ControlFileData *control = get_controlfile(DataDir, &crc_ok);
+
+	return crc_ok &&
+		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
+}
+
 static void
 load_area(const ShmemArea *area)
 {
@@ -127,8 +138,10 @@ load_area(const ShmemArea *area)
 					(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", name)));
 		return;
 	}
-	if (fread(&magic, sizeof(magic), 1, file) != 1 || magic != FILE_MAGIC ||
-		!area->load(address, file) || fgetc(file) != EOF)
+	/* the server may have run, and crashed, without us since the file was written */
+	if (was_shut_down() &&
+		(fread(&magic, sizeof(magic), 1, file) != 1 || magic != FILE_MAGIC ||
+		 !area->load(address, file) || fgetc(file) != EOF))
 	{
 		ereport(LOG,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -165,22 +178,11 @@ save_area(const ShmemArea *area)
 		(void) durable_rename(temporary, file_name(area, ""), LOG);
 }
 
-/* An immediate shutdown may have caught somebody in the middle of a change. */
-static bool
-is_clean_shutdown(void)
-{
-	bool crc_ok;
-	ControlFileData *control = get_controlfile(DataDir, &crc_ok);
-
-	return crc_ok &&
-		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
-}
-
 /* When the server stops; "code" is not 0 in a crash. */
 static void
 save_areas(int code, Datum arg)
 {
-	if (code != 0 || block == NULL || !is_clean_shutdown())
+	if (code != 0 || block == NULL || !was_shut_down())
 		return;
 	for (int i = 0; i < nareas; i++)
 		if (areas[i]->save != NULL)

@@ -141,14 +141,17 @@ add_database(StatsTable *table, Oid gone)
 static DatabaseStats *
 replace_gone_database(StatsTable *table)
 {
-	for (int i = 0; i < MAX_DATABASES; i++)
+	DatabaseStats *stats = NULL;
+
+	for (int i = 0; i < MAX_DATABASES && stats == NULL; i++)
 	{
 		Oid database = table->databases[i].database;
 
+		/* somebody else may be faster, and have the place */
 		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
-			return add_database(table, database);
+			stats = add_database(table, database);
 	}
-	return NULL;
+	return stats;
 }
 
 /* This session's; made if there is none and there is a place. */

@@ -713,7 +713,7 @@ ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO somebody;
 ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC;
 CREATE SCHEMA idem;
 CREATE EXTENSION idempotency SCHEMA idem;
-GRANT USAGE ON SCHEMA idem TO clerk, somebody;
+GRANT USAGE ON SCHEMA idem TO clerk, somebody, pg_monitor;
 SELECT idem.idem_grant('clerk', '{claims, call, throttle, tokens, lookup}'), idem.idem_grant('operator', '{operate}');
 SQL
 $clerk = $node->background_psql('own', @as_clerk);
@@ -749,6 +749,8 @@ SELECT p.proname, a.grantee::regrole, a.privilege_type
 FROM pg_proc p, aclexplode(p.proacl) a WHERE p.proname IN ('idem_stat_counters', 'idem_held_keys') AND a.grantee <> p.proowner
 ORDER BY 1, 2, 3
 SQL
+# what CREATE EXTENSION grants on a schema that was there before, pg_dump would forget
+sql_is($node, 'own', "SELECT count(*) FROM pg_init_privs WHERE classoid = 'pg_namespace'::regclass AND objoid = 'idem'::regnamespace", '0', 'privileges on the schema are not the extension\'s');
 my $expected = "idem_held_keys|pg_monitor|EXECUTE\nidem_in_flight|pg_monitor|SELECT\nidem_stat|pg_monitor|SELECT\nidem_stat_counters|pg_monitor|EXECUTE";
 sql_is($node, $_, $privileges, $expected, "privileges in $_: pg_monitor's, no others") for qw(own postgres);
 
@@ -876,5 +878,25 @@ else
 }
 $clerk->quit;
 $bare->stop;
+
+# Operators that somebody has planted in the schema are not those of the views.
+my $planted = new_node('planted', schema => undef);
+$planted->safe_psql('postgres', <<'SQL');
+CREATE ROLE eve;
+GRANT CREATE ON SCHEMA public TO eve;
+SET ROLE eve;
+CREATE FUNCTION evil(numeric, integer) RETURNS numeric LANGUAGE plpgsql AS $$ BEGIN RAISE 'evil ran as %', current_user; END $$;
+CREATE FUNCTION evil(bigint, real) RETURNS float8 LANGUAGE plpgsql AS $$ BEGIN RAISE 'evil ran as %', current_user; END $$;
+CREATE FUNCTION evil(numeric, bigint) RETURNS numeric LANGUAGE plpgsql AS $$ BEGIN RAISE 'evil ran as %', current_user; END $$;
+CREATE FUNCTION round(float8, integer) RETURNS float8 LANGUAGE plpgsql AS $$ BEGIN RAISE 'evil ran as %', current_user; END $$;
+CREATE OPERATOR * (FUNCTION = evil, LEFTARG = numeric, RIGHTARG = integer);
+CREATE OPERATOR / (FUNCTION = evil, LEFTARG = bigint, RIGHTARG = real);
+CREATE OPERATOR / (FUNCTION = evil, LEFTARG = numeric, RIGHTARG = bigint);
+RESET ROLE;
+CREATE EXTENSION idempotency;
+SQL
+sql_is($planted, 'postgres', 'SELECT live_keys FROM idem_stat', '0', 'planted operators do not run');
+sql_is($planted, 'postgres', 'BEGIN; SELECT state FROM idem_begin(\'k\'); SELECT held_by FROM idem_in_flight; ROLLBACK', "started\ntransaction", 'nor in the other view');
+$planted->stop;
 
 done_testing();
