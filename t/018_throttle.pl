@@ -11,6 +11,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
 use IPC::Run;
+use List::Util qw(min);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -455,17 +456,18 @@ sub evictions
 	my (%arrival, %end, @ends, %key_of, @calls);
 	my $answers = '';
 	my $evicted = 0;
-	my $jump = 0.5 / $entries;
+	my $reused = 0;
 	use integer;
 
 	srand(18);
-	for (1 .. $calls)
+	for my $call (1 .. $calls)
 	{
 		my $key = int(rand($keys));
 		my $period = 1_000_000 + $key * 7919 % 2_000_000;
 		my ($arrival, $end, $allowed);
 
-		$now += int(rand() < $jump ? rand(1_000_000) : rand(500_000 / $entries));
+		# full of what is live, and now and then half of it has expired
+		$now += $call % (2 * $entries) ? int(rand(100_000 / $entries)) : 500_000;
 		$now -= int(rand(500_000)) if rand() < 0.001;
 		$now = $start if $now < $start;
 		# thirds of a microsecond
@@ -487,7 +489,7 @@ sub evictions
 		{
 			my $at = place($gone, \@ends);
 
-			$evicted++ if !exists $end{$key} && $gone > $now;
+			($gone > $now ? $evicted : $reused)++ unless exists $end{$key};
 			splice @ends, $at, 1;
 			delete $arrival{ $key_of{$gone} };
 			delete $end{ delete $key_of{$gone} };
@@ -507,6 +509,8 @@ sub evictions
 	  or diag("call $same: @{$calls[$same]}");
 	my ($allowed, $rejected) = ($answers =~ tr/1//, $answers =~ tr/0//);
 	counts($node, "$allowed|$rejected|$evicted", "$evicted evictions");
+	# or else this has shown nothing
+	cmp_ok(min($evicted, $reused), '>', 10, "and $reused that had expired were reused");
 }
 
 # Where in what is sorted.
@@ -629,6 +633,9 @@ cmp_ok($counted[2], '>', 10_000, "$counted[2] were evicted");
 is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, 4980) i, idem_throttle('y' || i, '9 years', 1 + 0 * i)"), 4980, 'new ones of a longer period');
 counts($node, '4980|0|4980', 'take the places of others');
 is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, 4980) i, idem_throttle('y' || i, '9 years', 1 + 0 * i)"), 0, 'and keep them');
+$node->stop;
+is((-s $file) - 44, 32 * 5000, 'sessions that filled it at once have put no more into it than there may be');
+$node->start;
 
 #
 # What it leaves behind
