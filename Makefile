@@ -4,7 +4,7 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(E
 
 MODULE_big = idempotency
 OBJS = $(patsubst %,src/%.o,idempotency call claim code fingerprint function grant guc guess held key lease limit lock moved name pending \
-	relation row rowkey secret sha256 shmem siphash stats store throttle token trigger ttl)
+	purge relation row rowkey secret sha256 shmem siphash stats store sweep throttle token trigger ttl worker)
 DATA = $(EXTENSION)--$(EXTVERSION).sql
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
 

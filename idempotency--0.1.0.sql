@@ -358,6 +358,17 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_forget_scope(text) IS
 'erase all keys of a scope; returns how many';
 
+CREATE PROCEDURE idem_purge(
+	batch_size integer DEFAULT NULL,
+	max_rows bigint DEFAULT NULL,
+	max_duration interval DEFAULT NULL,
+	INOUT keys bigint DEFAULT NULL,
+	INOUT tokens bigint DEFAULT NULL,
+	INOUT codes bigint DEFAULT NULL)
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON PROCEDURE idem_purge(integer, bigint, interval, bigint, bigint, bigint) IS
+'delete expired keys, tokens and codes, a transaction for each batch; how many';
+
 CREATE FUNCTION idem_stat_counters(
 	OUT datid oid,
 	OUT started bigint,
@@ -577,6 +588,8 @@ REVOKE ALL ON FUNCTION
 	idem_revoke(regrole, text[])
 FROM PUBLIC;
 
+REVOKE ALL ON PROCEDURE idem_purge(integer, bigint, interval, bigint, bigint, bigint) FROM PUBLIC;
+
 /*
  * ALTER DEFAULT PRIVILEGES may have given others what was made here; hosted
  * platforms and REST front ends set it up as a matter of course.
@@ -598,7 +611,7 @@ BEGIN
 			aclexplode(c.relacl) a
 		WHERE a.grantee NOT IN (0::oid, c.relowner)
 		UNION
-		SELECT 'FUNCTION ' || p.oid::regprocedure, a.grantee
+		SELECT 'ROUTINE ' || p.oid::regprocedure, a.grantee
 		FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass::oid AND m.objid = p.oid,
 			aclexplode(p.proacl) a
 		WHERE a.grantee NOT IN (0::oid, p.proowner)

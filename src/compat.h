@@ -242,7 +242,7 @@ idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys
 #endif
 }
 
-/* Both wait for whoever else is changing the tuple.  19: options. */
+/* These wait for whoever else is changing the tuple, a delete if asked to.  19: options. */
 static inline TM_Result
 idem_tuple_update(Relation rel, ItemPointer tid, TupleTableSlot *slot, CommandId cid,
 				  Snapshot snapshot, IdemUpdateIndexes *update_indexes)
@@ -260,14 +260,14 @@ idem_tuple_update(Relation rel, ItemPointer tid, TupleTableSlot *slot, CommandId
 }
 
 static inline TM_Result
-idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapshot)
+idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapshot, bool wait)
 {
 	TM_FailureData tmfd;
 
 #if PG_VERSION_NUM >= 190000
-	return table_tuple_delete(rel, tid, cid, 0, snapshot, InvalidSnapshot, true, &tmfd);
+	return table_tuple_delete(rel, tid, cid, 0, snapshot, InvalidSnapshot, wait, &tmfd);
 #else
-	return table_tuple_delete(rel, tid, cid, snapshot, InvalidSnapshot, true, &tmfd, false);
+	return table_tuple_delete(rel, tid, cid, snapshot, InvalidSnapshot, wait, &tmfd, false);
 #endif
 }
 

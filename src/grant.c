@@ -50,7 +50,9 @@ static const Job jobs[] = {
 	 {"idem_token_issue", "idem_token_redeem", "idem_token_peek", "idem_token_revoke",
 	  "idem_token_revoke_all", "idem_code_issue", "idem_code_verify"}},
 	{"lookup", false, {"idem_lookup"}},
-	{"operate", false, {"idem_digest", "idem_forget", "idem_forget_scope", "idem_stat_reset"}},
+	{"operate",
+	 false,
+	 {"idem_digest", "idem_forget", "idem_forget_scope", "idem_stat_reset", "idem_purge"}},
 };
 
 /*
@@ -108,7 +110,7 @@ run(const char *statement)
 static void
 change_function_acl(const char *name, Oid schema, Oid extension, const char *role, bool grant)
 {
-	run(psprintf("%s EXECUTE ON FUNCTION %s %s %s", grant ? "GRANT" : "REVOKE",
+	run(psprintf("%s EXECUTE ON ROUTINE %s %s %s", grant ? "GRANT" : "REVOKE",
 				 format_procedure_qualified(find_function(name, schema, extension)),
 				 grant ? "TO" : "FROM", role));
 }

@@ -15,12 +15,16 @@
 
 #include "miscadmin.h"
 #include "utils/guc.h"
+#include "utils/varlena.h"
 
 #include "guc.h"
 
 int idem_default_ttl;
 int idem_guess_entries;
 int idem_max_result_size;
+int idem_purge_batch_size;
+char *idem_purge_databases;
+int idem_purge_interval;
 int idem_retry_after;
 bool idem_require_scope;
 int idem_throttle_entries;
@@ -33,6 +37,20 @@ check_default_ttl(int *newval, void **extra, GucSource source)
 		return true;
 	GUC_check_errdetail("A time to live must be at least one second, or -1 for ever.");
 	return false;
+}
+
+static bool
+check_purge_databases(char **newval, void **extra, GucSource source)
+{
+	char *copy = pstrdup(*newval);
+	List *names;
+	bool ok = SplitIdentifierString(copy, ',', &names);
+
+	if (!ok)
+		GUC_check_errdetail("List syntax is invalid.");
+	list_free(names);
+	pfree(copy);
+	return ok;
 }
 
 void
@@ -51,6 +69,22 @@ guc_init(void)
 		"idempotency.max_result_size", "Largest result or progress that is stored with a key.",
 		"Measured as uncompressed jsonb.", &idem_max_result_size, 4 * 1024 * 1024, 0, INT_MAX,
 		PGC_USERSET, GUC_UNIT_BYTE, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"idempotency.purge_batch_size", "Expired rows that a purge deletes in one transaction.",
+		"Whoever claims such a key anew waits for that.", &idem_purge_batch_size, 5000, 1, INT_MAX,
+		PGC_USERSET, 0, NULL, NULL, NULL);
+
+	DefineCustomStringVariable(
+		"idempotency.purge_databases", "Databases in which a background worker purges.",
+		"Names, separated by commas, or * for all that have used the "
+		"extension since the server's last crash.",
+		&idem_purge_databases, "*", PGC_SIGHUP, GUC_LIST_INPUT, check_purge_databases, NULL, NULL);
+
+	DefineCustomIntVariable("idempotency.purge_interval",
+							"Time between two purges by the background worker.",
+							"0 turns it off. Needs shared_preload_libraries.", &idem_purge_interval,
+							60, 0, INT_MAX / 1000, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 
 	DefineCustomIntVariable("idempotency.retry_after",
 							"retry_after that is answered while another transaction holds a key.",

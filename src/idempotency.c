@@ -16,6 +16,7 @@
 #include "shmem.h"
 #include "stats.h"
 #include "store.h"
+#include "worker.h"
 
 IDEM_MODULE_MAGIC(IDEM_VERSION);
 
@@ -31,5 +32,6 @@ _PG_init(void)
 	limit_init();
 	stats_init();
 	held_init();
+	worker_init();
 	shmem_init();
 }

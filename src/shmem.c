@@ -33,7 +33,7 @@
 #include "shmem.h"
 
 #define BLOCK_NAME "idempotency"
-#define MAX_AREAS 4
+#define MAX_AREAS 8
 
 typedef struct SharedBlock
 {

@@ -42,6 +42,7 @@ typedef struct DatabaseStats
 	Oid database; /* InvalidOid: free */
 	pg_atomic_uint64 reset_at;
 	pg_atomic_uint64 purged_at; /* 0: never */
+	pg_atomic_uint64 position[STATS_NPOSITIONS];
 	pg_atomic_uint64 counter[STAT_NCOUNTERS];
 } DatabaseStats;
 
@@ -102,6 +103,8 @@ stats_create(void *address, int tranche)
 		stats->database = InvalidOid;
 		pg_atomic_init_u64(&stats->reset_at, 0);
 		pg_atomic_init_u64(&stats->purged_at, 0);
+		for (int j = 0; j < STATS_NPOSITIONS; j++)
+			pg_atomic_init_u64(&stats->position[j], 0);
 		for (int j = 0; j < STAT_NCOUNTERS; j++)
 			pg_atomic_init_u64(&stats->counter[j], 0);
 	}
@@ -131,6 +134,8 @@ add_database(StatsTable *table, Oid gone)
 		{
 			stats->database = MyDatabaseId;
 			pg_atomic_write_u64(&stats->purged_at, 0);
+			for (int i = 0; i < STATS_NPOSITIONS; i++)
+				pg_atomic_write_u64(&stats->position[i], 0);
 			set_counters(stats, GetCurrentTimestamp(), NULL);
 		}
 	}
@@ -198,6 +203,40 @@ report(void)
 			(void) pg_atomic_fetch_add_u64(&mine->counter[i], unreported[i]);
 	memset(unreported, 0, sizeof(unreported));
 	has_unreported = false;
+}
+
+pg_atomic_uint64 *
+stats_purge_positions(void)
+{
+	DatabaseStats *stats = find_mine();
+
+	return stats == NULL ? NULL : stats->position;
+}
+
+void
+stats_purged(void)
+{
+	DatabaseStats *stats = find_mine();
+
+	if (stats != NULL)
+		pg_atomic_write_u64(&stats->purged_at, (uint64) GetCurrentTimestamp());
+}
+
+int
+stats_databases(Oid **databases)
+{
+	StatsTable *table = shmem_get(&area);
+	int n = 0;
+
+	*databases = palloc(MAX_DATABASES * sizeof(Oid));
+	if (table == NULL)
+		return 0;
+	LWLockAcquire(&table->lock, LW_SHARED);
+	for (int i = 0; i < MAX_DATABASES; i++)
+		if (OidIsValid(table->databases[i].database))
+			(*databases)[n++] = table->databases[i].database;
+	LWLockRelease(&table->lock);
+	return n;
 }
 
 static void

@@ -14,6 +14,7 @@
 #define IDEM_STATS_H
 
 #include "datatype/timestamp.h"
+#include "port/atomics.h"
 
 /* In the order of idem_stat_counters()' columns. */
 typedef enum StatCounter
@@ -45,5 +46,21 @@ extern void stats_init(void);
 
 /* In a transaction; never fails. */
 extern void stats_count(StatCounter counter, int64 n);
+
+/*
+ * What a purge of this database leaves to the next one: where it has come to in each
+ * table.  NULL without shared memory.
+ */
+#define STATS_NPOSITIONS 4
+extern pg_atomic_uint64 *stats_purge_positions(void);
+
+/* A purge has ended. */
+extern void stats_purged(void);
+
+/*
+ * The databases of this server that have counted something, palloc'd; how many.  Needs no
+ * transaction; 0 without shared memory.
+ */
+extern int stats_databases(Oid **databases);
 
 #endif /* IDEM_STATS_H */

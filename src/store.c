@@ -1118,7 +1118,7 @@ store_forget(const IdemKey *key)
 			if (found.own)
 				CommandCounterIncrement();
 			result = idem_tuple_delete(store.heap, &found.tid, GetCurrentCommandId(true),
-									   GetActiveSnapshot());
+									   GetActiveSnapshot(), true);
 			if (result != TM_Ok && result != TM_Updated && result != TM_Deleted)
 				elog(ERROR, "unexpected table_tuple_delete status: %d", (int) result);
 		}

@@ -1,0 +1,343 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  Purges in the background.
+ *
+ * Both kinds of process are superuser, as background workers are, and run no code
+ * but ours: the launcher reads pg_database, a worker sweeps tables, which has no
+ * triggers, expressions or policies in it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "port/atomics.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "purge.h"
+#include "relation.h"
+#include "shmem.h"
+#include "stats.h"
+#include "worker.h"
+
+/* how long a worker works, how long it waits for a table, and when a lost launcher is back */
+#define WORK_MSEC 900
+#define LOCK_MSEC "90"
+#define RESTART_SECONDS 5
+
+/* an invalid database, left by a DROP that was interrupted */
+#define INVALID_CONNLIMIT (-2)
+
+PGDLLEXPORT void idem_launcher_main(Datum arg);
+PGDLLEXPORT void idem_worker_main(Datum arg);
+
+typedef struct WorkerArea
+{
+	pg_atomic_uint32 unfinished; /* a worker has left much undone */
+} WorkerArea;
+
+static Size
+worker_size(void)
+{
+	return sizeof(WorkerArea);
+}
+
+static void
+worker_create(void *address, int tranche)
+{
+	pg_atomic_init_u32(&((WorkerArea *) address)->unfinished, 0);
+}
+
+static ShmemArea area = {.name = "idempotency_worker",
+						 .size = worker_size,
+						 .create = worker_create};
+
+/* ------------------------------------------------------------------------
+ * Worker
+ * ------------------------------------------------------------------------
+ */
+
+static void
+commit_batch(void)
+{
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+	StartTransactionCommand();
+}
+
+static void
+work(void)
+{
+	Purge purge = {
+		.batch_size = idem_purge_batch_size,
+		.max_rows = PG_INT64_MAX,
+		.deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WORK_MSEC),
+		.commit = commit_batch,
+	};
+	WorkerArea *shared = shmem_get(&area);
+	int64 removed = 0;
+
+	if (!OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
+		return;
+	purge_run(&purge);
+	for (int i = 0; i < PURGE_NTABLES; i++)
+		removed += purge.removed[i];
+	if (!purge.complete && removed >= purge.batch_size)
+		pg_atomic_write_u32(&shared->unfinished, 1);
+}
+
+void
+idem_worker_main(Datum arg)
+{
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+
+	/* a purge that a crash undoes is done again */
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", LOCK_MSEC, PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, "idempotency: purging expired rows");
+	work();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+}
+
+/* ------------------------------------------------------------------------
+ * Launcher
+ * ------------------------------------------------------------------------
+ */
+
+static bool
+can_connect(Oid database)
+{
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	bool result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_database) GETSTRUCT(tuple))->datallowconn &&
+		((Form_pg_database) GETSTRUCT(tuple))->datconnlimit != INVALID_CONNLIMIT;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* Those of a list of names; said once that one does not exist, until the list is read again. */
+static List *
+named_databases(const char *setting, bool tell)
+{
+	List *names;
+	List *databases = NIL;
+	ListCell *lc;
+
+	if (!SplitIdentifierString(pstrdup(setting), ',', &names))
+		return NIL;
+	foreach(lc, names)
+	{
+		Oid database = get_database_oid(lfirst(lc), true);
+
+		if (OidIsValid(database))
+			databases = list_append_unique_oid(databases, database);
+		else if (tell)
+			ereport(LOG,
+					(errmsg("database \"%s\" of \"idempotency.purge_databases\" does not exist",
+							(char *) lfirst(lc))));
+	}
+	return databases;
+}
+
+static List *
+counting_databases(void)
+{
+	List *databases = NIL;
+	Oid *found;
+	int n = stats_databases(&found);
+
+	for (int i = 0; i < n; i++)
+		databases = lappend_oid(databases, found[i]);
+	return databases;
+}
+
+/* In the current memory context, which a transaction does not end. */
+static List *
+list_databases(bool tell)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List *databases = NIL;
+	List *candidates;
+	ListCell *lc;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	candidates = strcmp(idem_purge_databases, "*") == 0
+		? counting_databases()
+		: named_databases(idem_purge_databases, tell);
+	foreach(lc, candidates)
+	{
+		MemoryContext old;
+
+		if (!can_connect(lfirst_oid(lc)))
+			continue;
+		old = MemoryContextSwitchTo(context);
+		databases = lappend_oid(databases, lfirst_oid(lc));
+		MemoryContextSwitchTo(old);
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return databases;
+}
+
+/* Both processes; the launcher's are set for the postmaster's eyes, the worker's for ours. */
+static void
+describe(BackgroundWorker *worker, const char *name, const char *function)
+{
+	memset(worker, 0, sizeof(*worker));
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	strlcpy(worker->bgw_name, name, BGW_MAXLEN);
+	strlcpy(worker->bgw_type, name, BGW_MAXLEN);
+	strlcpy(worker->bgw_library_name, "idempotency", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, function, BGW_MAXLEN);
+}
+
+static void
+purge_database(Oid database)
+{
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle;
+
+	describe(&worker, "idempotency purge worker", "idem_worker_main");
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	worker.bgw_notify_pid = MyProcPid;
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	{
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no background worker is free for purging"),
+				 errhint("Increase \"max_worker_processes\".")));
+		return;
+	}
+	if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
+		proc_exit(1);
+	pfree(handle);
+}
+
+/* True if there is more to do. */
+static bool
+purge_all(bool tell)
+{
+	WorkerArea *shared = shmem_get(&area);
+	List *databases = list_databases(tell);
+	ListCell *lc;
+
+	pg_atomic_write_u32(&shared->unfinished, 0);
+	foreach(lc, databases)
+	{
+		/* a reload, or the end, comes first */
+		if (ConfigReloadPending)
+			break;
+		purge_database(lfirst_oid(lc));
+		CHECK_FOR_INTERRUPTS();
+	}
+	return pg_atomic_read_u32(&shared->unfinished) != 0;
+}
+
+/* Until the next round, or something happens. */
+static void
+wait_for_round(long msec)
+{
+	static uint32 wait_event = 0;
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (msec >= 0 ? WL_TIMEOUT : 0),
+					 msec, idem_wait_event(&wait_event, "IdempotencyLauncherMain"));
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+static long
+msec_to_next(TimestampTz last, bool more)
+{
+	if (idem_purge_interval == 0)
+		return -1;
+	if (more)
+		return 0;
+	return TimestampDifferenceMilliseconds(
+		GetCurrentTimestamp(),
+		TimestampTzPlusMilliseconds(last, idem_purge_interval * INT64CONST(1000)));
+}
+
+void
+idem_launcher_main(Datum arg)
+{
+	TimestampTz last = GetCurrentTimestamp();
+	MemoryContext round;
+	bool more = false;
+	bool tell = true;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	/* the catalogs that all databases share */
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	round =
+		AllocSetContextCreate(TopMemoryContext, "idempotency purge round", ALLOCSET_SMALL_SIZES);
+	MemoryContextSwitchTo(round);
+
+	for (;;)
+	{
+		long left = msec_to_next(last, more);
+
+		if (left != 0)
+			wait_for_round(left);
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			tell = true;
+		}
+		if (msec_to_next(last, more) != 0)
+			continue;
+
+		more = purge_all(tell);
+		tell = false;
+		last = GetCurrentTimestamp();
+		MemoryContextReset(round);
+	}
+}
+
+void
+worker_init(void)
+{
+	BackgroundWorker launcher;
+
+	shmem_register(&area);
+	/* pg_upgrade wants the cluster to itself */
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
+		return;
+	describe(&launcher, "idempotency purge launcher", "idem_launcher_main");
+	launcher.bgw_restart_time = RESTART_SECONDS;
+	RegisterBackgroundWorker(&launcher);
+}

@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  Purges in the background.
+ *
+ * If the library is preloaded, a launcher starts a worker in each database of
+ * "idempotency.purge_databases", one after the other, every
+ * "idempotency.purge_interval".  A worker is there for a second at most, so that it
+ * keeps nobody from dropping the database; where that was not enough, the next comes
+ * at once.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_WORKER_H
+#define IDEM_WORKER_H
+
+extern void worker_init(void);
+
+#endif /* IDEM_WORKER_H */
