@@ -14,14 +14,14 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 # "make installcheck" tests against a running server, as PGXS does; with
 # TEMP_INSTANCE=folder it makes and removes a server of its own there.
 REGRESS = install begin_finish savepoints claim bad_input drivers operate store lease call once once_partitions \
-	token code
+	token code purge
 ENCODING = UTF8
 ISOLATION = $(addprefix iso-,begin-begin begin-claim begin-claim-many begin-wait begin-wait-crowd \
 	begin-wait-timeout call call-ddl code-renamed code-verify claim-claim claim-claim-many claim-many claim-many-deadlock deadlock \
 	expired expired-delete expired-pages forget guard levels lost-race savepoint serializable \
 	serializable-large lease-begin lease-checkpoint lease-checkpoint-renew lease-claim-many \
 	lease-extend lease-finish lease-holders lease-release lease-takers lease-transaction once once-detach \
-	once-move token-levels token-redeem)
+	once-move purge purge-tokens token-levels token-redeem)
 TAP_TESTS = 1
 PROVE_TESTS = $(patsubst %,t/%.pl,001_dump 002_extension 003_guard 004_durable 005_roles \
 	006_pgbouncer 007_standby 008_storm 009_plain 010_docs 011_lease 012_payment 013_sync_standby \

@@ -258,9 +258,9 @@ idem_purge(PG_FUNCTION_ARGS)
 	SPI_connect_ext(atomic ? 0 : SPI_OPT_NONATOMIC);
 	purge_run(&purge);
 	SPI_finish();
-	if (atomic && !purge.complete)
+	if (atomic && !purge.complete && sum_removed(&purge) < purge.max_rows)
 		ereport(NOTICE,
-				(errmsg("purged one batch of %lld rows only", (long long) purge.batch_size),
+				(errmsg("purged only one batch, of %lld rows", (long long) sum_removed(&purge)),
 				 errdetail("Batches cannot be committed inside a transaction block."),
 				 errhint("Call idem_purge outside of one.")));
 	return purge_row(&purge);
