@@ -1,0 +1,182 @@
+
+# Purges by hand: in order, in batches that stay, told of, and never in the way of
+# anybody who claims.  The background worker is off here.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IdemTest;
+use IPC::Run;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('main', conf => <<'CONF');
+shared_preload_libraries = 'idempotency'
+idempotency.purge_interval = 0
+max_connections = 50
+CONF
+
+$node->safe_psql('postgres', <<'SQL');
+CREATE PROCEDURE fill(n integer, valid interval DEFAULT '0') LANGUAGE sql AS $$
+	INSERT INTO idem_keys (digest, scope, key, created_at, finished_at, expires_at, attempt)
+	SELECT idem_digest('fill ' || i), '', 'fill ' || i, clock_timestamp(), clock_timestamp(), clock_timestamp() + valid, 1
+	FROM generate_series(1, n) i ORDER BY i;
+$$;
+SQL
+
+# How many are left, and the first of them.
+sub left
+{
+	return $node->safe_psql('postgres', "SELECT count(*), min(substring(key FROM 6)::int) FROM idem_keys WHERE key LIKE 'fill %'");
+}
+
+#
+# The oldest first, and on from where the last purge was broken off
+#
+$node->safe_psql('postgres', 'CALL fill(10000); CALL idem_purge(100, 4000)');
+is(left(), '6000|4001', 'the oldest go first');
+$node->safe_psql('postgres', 'CALL idem_purge(100, 4000)');
+is(left(), '2000|8001', 'the next purge goes on there');
+$node->safe_psql('postgres', "CALL idem_purge(max_duration => '1 hour')");
+is(left(), '0|', 'and gets to the end');
+# rows in places that it has passed are found on the next round
+$node->safe_psql('postgres', 'VACUUM idem_keys; CALL fill(1000); CALL idem_purge(100, 500)');
+$node->safe_psql('postgres', 'CALL idem_purge()');
+is(left(), '0|', 'a purge goes once round');
+sql_is($node, 'postgres', "SELECT purged, last_purge > now() - interval '1 min' FROM idem_stat WHERE datname = 'postgres'", '11000|t', 'counted');
+# short ones get round, too
+$node->safe_psql('postgres', 'TRUNCATE idem_keys; CALL fill(5000)');
+$node->safe_psql('postgres', 'CALL idem_purge(10, 50)') for 1 .. 100;
+is(left(), '0|', 'many short purges are a long one');
+# a token is not kept waiting by a table of keys that never ends
+$node->safe_psql('postgres', <<'SQL');
+CALL fill(3000);
+SELECT idem_token_issue('p', '1 hour');
+UPDATE idem_tokens SET expires_at = now();
+SQL
+$node->safe_psql('postgres', 'CALL idem_purge(100, 1500)') for 1 .. 3;
+sql_is($node, 'postgres', 'SELECT count(*) FROM idem_tokens', '0', 'every table has its turn');
+
+#
+# Broken off: what was committed stays removed, nothing else is
+#
+$node->safe_psql('postgres', 'TRUNCATE idem_keys; CALL fill(100000)');
+my $purger = $node->background_psql('postgres', on_error_stop => 0);
+my $pid = $purger->query_safe('SELECT pg_backend_pid()');
+# the table is taken away from it in between
+my $locker = $node->background_psql('postgres');
+$purger->query_until(qr/started/, "\\echo started\nCALL idem_purge(3);\n");
+$node->poll_query_until('postgres', "SELECT count(*) < 100000 FROM idem_keys") or die;
+$locker->query_safe('BEGIN; LOCK TABLE idem_keys');
+$node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid")
+  or die 'the purge does not wait';
+my $before = $locker->query_safe('SELECT count(*) FROM idem_keys');
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
+$locker->query_safe('COMMIT');
+is($purger->query('SELECT 1'), '1', 'the session goes on');
+like($purger->{stderr}, qr/canceling statement due to user request/, 'cancelled at once');
+$purger->{stderr} = '';
+is((split /\|/, left())[0], $before, 'cancelled: batches that were committed stay, nothing else goes');
+cmp_ok($before, '<', 100000, 'some were committed');
+is((100000 - $before) % 3, 0, 'whole batches');
+
+#
+# Progress, every few seconds
+#
+$purger->query_until(qr/again/, "\\echo again\nCALL idem_purge(3);\n");
+$node->poll_query_until('postgres', "SELECT count(*) < $before FROM idem_keys") or die;
+$locker->query_safe('BEGIN; LOCK TABLE idem_keys');
+$node->poll_query_until('postgres', "SELECT clock_timestamp() - query_start > interval '5.2 s' FROM pg_stat_activity WHERE pid = $pid") or die;
+$locker->query_safe('COMMIT');
+$purger->query('SELECT 1');
+like($purger->{stderr}, qr/NOTICE:  \d+ rows removed, about \d+ left, \d+ rows per second/, 'progress is told');
+is(left(), '0|', 'and it ended');
+$purger->quit;
+
+# a duration that is over at once still ends well
+sql_is($node, 'postgres', "CALL fill(1000); CALL idem_purge(max_duration => '1 microsecond')", '0|0|0', 'no time, no work');
+$node->safe_psql('postgres', 'CALL idem_purge()');
+
+#
+# What somebody has locked, or is changing, stays, and nobody is waited for
+#
+$node->safe_psql('postgres', 'CALL fill(10)');
+$locker->query_safe("BEGIN; SELECT key FROM idem_keys WHERE key IN ('fill 3', 'fill 7') FOR KEY SHARE");
+sql_is($node, 'postgres', "SET lock_timeout = '1ms'; CALL idem_purge()", '8|0|0', 'locked rows are skipped');
+$locker->query_safe('COMMIT');
+sql_is($node, 'postgres', 'CALL idem_purge()', '2|0|0', 'and purged later');
+# two purges at once share the work
+$node->safe_psql('postgres', 'CALL fill(20000)');
+my ($out, $err) = ('', '');
+my $file = $node->basedir . '/purge.sql';
+append_to_file($file, "CALL idem_purge(100);\n");
+IPC::Run::run([ 'pgbench', '-n', '-c', '5', '-j', '2', '-t', '1', '-f', $file, $node->connstr('postgres') ], '>', \$out, '2>', \$err) or diag($err);
+is(left(), '0|', 'five purges at once');
+$locker->quit;
+
+#
+# A storm: keys live for milliseconds, purges run without pause, and every effect is
+# counted: none twice within its key's ttl
+#
+$node->safe_psql('postgres', <<'SQL');
+CREATE TABLE effects (k text, earliest timestamptz, latest timestamptz, ttl interval);
+CREATE FUNCTION try(k text, how int) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	earliest timestamptz := clock_timestamp();
+	ttl interval := interval '1 ms' * (20 + how * 10);
+	mine boolean := false;
+	fence bigint;
+BEGIN
+	IF how = 0 THEN
+		mine := idem_claim(k, ttl);
+	ELSIF how = 1 THEN
+		mine := (idem_begin(k, ttl)).state = 'started';
+	ELSIF how = 2 THEN
+		mine := EXISTS (SELECT FROM idem_claim_many(ARRAY[k, k], ttl));
+	ELSE
+		fence := (idem_begin(k, ttl, lease => '1 hour')).fence;
+		mine := fence IS NOT NULL;
+	END IF;
+	IF mine THEN
+		-- a begun key lives from its finish on
+		INSERT INTO effects VALUES (k, CASE WHEN how IN (1, 3) THEN clock_timestamp() ELSE earliest END, clock_timestamp(), ttl);
+		IF how IN (1, 3) THEN
+			PERFORM idem_finish(k, fence => fence);
+		END IF;
+	END IF;
+END $$;
+SQL
+my %scripts = (
+	'claim@20' => "\\set k random(1, 8)\n\\set how random(0, 3)\nSELECT try('k' || :k, :how);\n",
+	'roll_back@4' => "\\set k random(1, 8)\n\\set how random(0, 3)\nBEGIN;\nSELECT try('k' || :k, :how);\nROLLBACK;\n",
+	'purge@6' => "CALL idem_purge(:k);\n",
+);
+my @files;
+for my $name (sort keys %scripts)
+{
+	my ($plain, $weight) = split /@/, $name;
+	my $path = $node->basedir . "/$plain.sql";
+
+	append_to_file($path, "\\set k random(1, 8)\n" . $scripts{$name});
+	push @files, '-f', "$path\@$weight";
+}
+($out, $err) = ('', '');
+IPC::Run::run(
+	[ 'pgbench', '-n', '-c', '16', '-j', '2', '-T', '8', '--max-tries', '100', @files, $node->connstr('postgres') ],
+	'>', \$out, '2>', \$err);
+# the only thing that may go wrong: a key that has expired before its commit
+my %errors;
+$errors{$_}++ for $err =~ /ERROR:  (.*)/g;
+is(join(', ', grep { !/expired before the commit/ } keys %errors), '', 'nothing failed');
+my ($effects, $purged) = split /\|/, $node->safe_psql('postgres', "SELECT (SELECT count(*) FROM effects), purged FROM idem_stat WHERE datname = 'postgres'");
+cmp_ok($effects, '>', 500, "$effects effects");
+note("$purged rows purged");
+sql_is($node, 'postgres', <<'SQL', '0', 'none twice within its ttl');
+SELECT count(*) FROM effects a JOIN effects b ON a.k = b.k AND a.ctid <> b.ctid AND b.latest >= a.earliest AND b.earliest > a.earliest
+WHERE b.latest < a.earliest + a.ttl
+SQL
+
+$node->stop;
+done_testing();
