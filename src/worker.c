@@ -11,10 +11,12 @@
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
-#include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -26,7 +28,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -130,83 +132,101 @@ idem_worker_main(Datum arg)
  * ------------------------------------------------------------------------
  */
 
-static bool
-can_connect(Oid database)
+typedef struct Database
 {
-	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
-	bool result;
+	Oid oid;
+	char *name;
+} Database;
 
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	result = ((Form_pg_database) GETSTRUCT(tuple))->datallowconn &&
-		((Form_pg_database) GETSTRUCT(tuple))->datconnlimit != INVALID_CONNLIMIT;
-	ReleaseSysCache(tuple);
-	return result;
+/*
+ * All that can be connected to, by a plain scan: with no database of its own, a
+ * process cannot rebuild what it knows of an index.
+ */
+static List *
+read_databases(void)
+{
+	Relation rel = table_open(DatabaseRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(rel, 0, NULL);
+	List *databases = NIL;
+	HeapTuple tuple;
+
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		Database *database;
+
+		if (!form->datallowconn || form->datconnlimit == INVALID_CONNLIMIT)
+			continue;
+		database = palloc(sizeof(Database));
+		database->oid = form->oid;
+		database->name = pstrdup(NameStr(form->datname));
+		databases = lappend(databases, database);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return databases;
 }
 
-/* Those of a list of names; said once that one does not exist, until the list is read again. */
+/* Those of a list of names; "tell" of a name that there is none of. */
 static List *
-named_databases(const char *setting, bool tell)
+named_databases(List *databases, const char *setting, bool tell)
 {
 	List *names;
-	List *databases = NIL;
+	List *result = NIL;
+	ListCell *name;
 	ListCell *lc;
 
 	if (!SplitIdentifierString(pstrdup(setting), ',', &names))
 		return NIL;
-	foreach(lc, names)
+	foreach(name, names)
 	{
-		Oid database = get_database_oid(lfirst(lc), true);
+		Oid oid = InvalidOid;
 
-		if (OidIsValid(database))
-			databases = list_append_unique_oid(databases, database);
+		foreach(lc, databases)
+			if (strcmp(((Database *) lfirst(lc))->name, lfirst(name)) == 0)
+				oid = ((Database *) lfirst(lc))->oid;
+		if (OidIsValid(oid))
+			result = list_append_unique_oid(result, oid);
 		else if (tell)
 			ereport(LOG,
 					(errmsg("database \"%s\" of \"idempotency.purge_databases\" does not exist",
-							(char *) lfirst(lc))));
+							(char *) lfirst(name))));
 	}
-	return databases;
+	return result;
 }
 
 static List *
-counting_databases(void)
+counting_databases(List *databases)
 {
-	List *databases = NIL;
+	List *result = NIL;
+	ListCell *lc;
 	Oid *found;
 	int n = stats_databases(&found);
 
-	for (int i = 0; i < n; i++)
-		databases = lappend_oid(databases, found[i]);
-	return databases;
+	foreach(lc, databases)
+		for (int i = 0; i < n; i++)
+			if (((Database *) lfirst(lc))->oid == found[i])
+				result = lappend_oid(result, found[i]);
+	return result;
 }
 
-/* In the current memory context, which a transaction does not end. */
+/* In the current memory context, which outlives the transaction. */
 static List *
 list_databases(bool tell)
 {
 	MemoryContext context = CurrentMemoryContext;
-	List *databases = NIL;
-	List *candidates;
-	ListCell *lc;
+	List *databases;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	candidates = strcmp(idem_purge_databases, "*") == 0
-		? counting_databases()
-		: named_databases(idem_purge_databases, tell);
-	foreach(lc, candidates)
-	{
-		MemoryContext old;
-
-		if (!can_connect(lfirst_oid(lc)))
-			continue;
-		old = MemoryContextSwitchTo(context);
-		databases = lappend_oid(databases, lfirst_oid(lc));
-		MemoryContextSwitchTo(old);
-	}
+	(void) GetTransactionSnapshot();
+	MemoryContextSwitchTo(context);
+	databases = read_databases();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
-	return databases;
+	return strcmp(idem_purge_databases, "*") == 0
+		? counting_databases(databases)
+		: named_databases(databases, idem_purge_databases, tell);
 }
 
 /* Both processes; the launcher's are set for the postmaster's eyes, the worker's for ours. */
