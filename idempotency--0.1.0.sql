@@ -7,6 +7,9 @@
  * Fixed-width columns first, so that no padding is stored.  Indexes may only
  * be on columns that never change: digest, created_at.  The updates of leased
  * claims are HOT then; the fillfactor leaves their rows room to grow.
+ *
+ * Rows come, and go after a while: vacuum is to make their place free for others
+ * soon, and not to lock the table for giving back pages that will be needed again.
  */
 CREATE TABLE idem_keys (
 	digest uuid NOT NULL,
@@ -24,7 +27,8 @@ CREATE TABLE idem_keys (
 	progress jsonb,
 	result jsonb,
 	CONSTRAINT idem_keys_pkey PRIMARY KEY (digest)
-) WITH (fillfactor = 90);
+) WITH (fillfactor = 90, vacuum_truncate = off,
+	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 COMMENT ON TABLE idem_keys IS
 'idempotency keys that are finished or leased; written by the idem_* functions only';
@@ -65,7 +69,8 @@ CREATE TABLE idem_tokens (
 	subject text,
 	payload jsonb,
 	CONSTRAINT idem_tokens_pkey PRIMARY KEY (digest)
-) WITH (fillfactor = 90);
+) WITH (fillfactor = 90, vacuum_truncate = off,
+	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 -- for revoking all tokens of a subject
 CREATE INDEX idem_tokens_subject_idx ON idem_tokens (subject, purpose) WHERE subject IS NOT NULL;
@@ -97,7 +102,8 @@ CREATE TABLE idem_codes (
 	purpose text NOT NULL,
 	subject text NOT NULL,
 	CONSTRAINT idem_codes_pkey PRIMARY KEY (digest)
-) WITH (fillfactor = 90);
+) WITH (fillfactor = 90, vacuum_truncate = off,
+	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 COMMENT ON TABLE idem_codes IS
 'short codes, one for a purpose and subject, used and expired ones until they are purged: as in idem_keys, a row is dead from expires_at on, used or not';
