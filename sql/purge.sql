@@ -2,6 +2,8 @@
 \set VERBOSITY sqlstate
 \pset null -
 SET client_min_messages = error;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+LOAD 'idempotency';
 CREATE FUNCTION expire(which text) RETURNS void LANGUAGE sql AS $$
 	UPDATE idem_keys SET expires_at = clock_timestamp() WHERE key LIKE which;
 	UPDATE idem_tokens SET expires_at = clock_timestamp() WHERE purpose LIKE which;

@@ -19,6 +19,7 @@ my $dir = PostgreSQL::Test::Utils::tempdir();
 my $entries = 16;
 my $node = new_node('preloaded', conf => <<"CONF");
 shared_preload_libraries = 'idempotency'
+idempotency.purge_interval = 0
 idempotency.guess_entries = $entries
 restart_after_crash = on
 max_connections = 70

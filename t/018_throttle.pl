@@ -20,6 +20,7 @@ use Time::HiRes qw(time);
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $node = new_node('preloaded', streaming => 1, conf => <<"CONF");
 shared_preload_libraries = 'idempotency'
+idempotency.purge_interval = 0
 idempotency.throttle_entries = 5000
 restart_after_crash = on
 max_connections = 70

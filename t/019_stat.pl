@@ -25,6 +25,7 @@ my $columns = join ', ', @counters;
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $node = new_node('preloaded', streaming => 1, conf => <<'CONF');
 shared_preload_libraries = 'idempotency'
+idempotency.purge_interval = 0
 idempotency.throttle_entries = 16
 restart_after_crash = on
 max_connections = 50
