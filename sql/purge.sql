@@ -23,9 +23,9 @@ CALL idem_purge();
 
 -- all that has expired goes, all else stays
 SELECT idem_claim('live'), idem_claim('dead'), idem_claim('for ever', '1000 years');
-SELECT state FROM idem_begin('dead lease', lease => '1 min');
+SELECT state, fence FROM idem_begin('dead lease', lease => '1 min') \gset dead_
 SELECT state FROM idem_begin('running', lease => '1 min');
-SELECT idem_release('dead lease', fence => 1);
+SELECT idem_release('dead lease', fence => :dead_fence);
 SELECT idem_token_issue('live', '1 h') AS live, idem_token_issue('dead', '1 h') AS dead, idem_token_issue('used', '1 h') AS used \gset
 SELECT idem_token_issue('dead used', '1 h') AS dead_used \gset
 SELECT state FROM idem_token_redeem('used', :'used');
@@ -38,7 +38,7 @@ SELECT * FROM left_over;
 SELECT state FROM idem_token_redeem('used', :'used');
 SELECT state FROM idem_token_redeem('dead used', :'dead_used');
 -- what was purged can run again, under a fence of its own
-SELECT state, attempt, fence > 2 AS new_fence FROM idem_begin('dead lease', lease => '1 min');
+SELECT state, attempt, fence > :dead_fence + 1 AS new_fence FROM idem_begin('dead lease', lease => '1 min');
 SELECT idem_claim('dead');
 CALL idem_purge();
 
