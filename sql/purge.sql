@@ -103,6 +103,22 @@ BEGIN
 	CALL idem_purge(5, NULL, NULL, keys, tokens, codes);
 	RAISE NOTICE '% % %', keys, tokens, codes;
 END $$;
+-- an exception block is a transaction block, too
+CALL fill(12);
+DO $$
+DECLARE
+	keys bigint;
+	tokens bigint;
+	codes bigint;
+BEGIN
+	BEGIN
+		CALL idem_purge(5, NULL, NULL, keys, tokens, codes);
+	EXCEPTION WHEN others THEN
+		RAISE NOTICE 'not reached';
+	END;
+	RAISE NOTICE '% % %', keys, tokens, codes;
+END $$;
+CALL idem_purge();
 CALL fill(12);
 CREATE PROCEDURE nightly() LANGUAGE plpgsql AS $$
 DECLARE

@@ -214,6 +214,14 @@ get_purge(FunctionCallInfo fcinfo, Purge *purge)
 	purge->tells = true;
 }
 
+/* Not in a transaction block, a function, or an exception block of PL/pgSQL. */
+static bool
+can_commit(FunctionCallInfo fcinfo)
+{
+	return fcinfo->context != NULL && IsA(fcinfo->context, CallContext) &&
+		!castNode(CallContext, fcinfo->context)->atomic && !IsSubTransaction();
+}
+
 static void
 commit_batch(void)
 {
@@ -244,8 +252,7 @@ purge_row(const Purge *purge)
 Datum
 idem_purge(PG_FUNCTION_ARGS)
 {
-	bool atomic =
-		!IsA(fcinfo->context, CallContext) || castNode(CallContext, fcinfo->context)->atomic;
+	bool atomic = !can_commit(fcinfo);
 	Purge purge;
 
 	get_purge(fcinfo, &purge);
