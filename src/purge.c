@@ -175,10 +175,10 @@ purge_run(Purge *purge)
 	{
 		int table = (first + i) % PURGE_NTABLES;
 
-		set_position(POSITION_TABLE, table);
+		/* one that is broken off here may be so every time: the others come first then */
+		set_position(POSITION_TABLE, table + 1);
 		purge->complete = purge_table(purge, &progress, table);
 	}
-	/* one that was broken off in a table goes on in that */
 	stats_purged();
 }
 
