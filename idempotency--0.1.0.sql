@@ -28,7 +28,7 @@ CREATE TABLE idem_keys (
 	result jsonb,
 	CONSTRAINT idem_keys_pkey PRIMARY KEY (digest)
 ) WITH (fillfactor = 90, vacuum_truncate = off,
-	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 COMMENT ON TABLE idem_keys IS
 'idempotency keys that are finished or leased; written by the idem_* functions only';
@@ -70,7 +70,7 @@ CREATE TABLE idem_tokens (
 	payload jsonb,
 	CONSTRAINT idem_tokens_pkey PRIMARY KEY (digest)
 ) WITH (fillfactor = 90, vacuum_truncate = off,
-	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 -- for revoking all tokens of a subject
 CREATE INDEX idem_tokens_subject_idx ON idem_tokens (subject, purpose) WHERE subject IS NOT NULL;
@@ -103,7 +103,7 @@ CREATE TABLE idem_codes (
 	subject text NOT NULL,
 	CONSTRAINT idem_codes_pkey PRIMARY KEY (digest)
 ) WITH (fillfactor = 90, vacuum_truncate = off,
-	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 COMMENT ON TABLE idem_codes IS
 'short codes, one for a purpose and subject, used and expired ones until they are purged: as in idem_keys, a row is dead from expires_at on, used or not';

@@ -130,6 +130,8 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 
 		if (is_over(purge))
 			return false;
+		/* if these pages cannot be read, the next purge is to go on behind them */
+		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
 		PushActiveSnapshot(GetTransactionSnapshot());
 		sweep_batch(tables[table], from, end,
 					Min(purge->batch_size, purge->max_rows - sum_removed(purge)), BATCH_MSEC,
@@ -175,7 +177,7 @@ purge_run(Purge *purge)
 	{
 		int table = (first + i) % PURGE_NTABLES;
 
-		/* one that is broken off here may be so every time: the others come first then */
+		/* one that is broken off here, or fails, may be so every time: the others come first then */
 		set_position(POSITION_TABLE, table + 1);
 		purge->complete = purge_table(purge, &progress, table);
 	}
@@ -222,10 +224,15 @@ can_commit(FunctionCallInfo fcinfo)
 		!castNode(CallContext, fcinfo->context)->atomic && !IsSubTransaction();
 }
 
+/*
+ * Of no higher isolation level than the purge needs: a scan in SERIALIZABLE would
+ * be a reader of the whole table to all others.
+ */
 static void
 commit_batch(void)
 {
 	SPI_commit();
+	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
 static Datum
@@ -263,6 +270,8 @@ idem_purge(PG_FUNCTION_ARGS)
 	if (!atomic)
 		purge.commit = commit_batch;
 	SPI_connect_ext(atomic ? 0 : SPI_OPT_NONATOMIC);
+	if (!atomic && IsolationUsesXactSnapshot())
+		commit_batch();
 	purge_run(&purge);
 	SPI_finish();
 	if (atomic && !purge.complete && sum_removed(&purge) < purge.max_rows)

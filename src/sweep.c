@@ -27,9 +27,6 @@
 /* how many rows are looked at between looks at the clock; more than a page has */
 #define ROWS_PER_LOOK 512
 
-/* and how many pages, which may have no rows any more */
-#define PAGES_PER_BATCH 4096
-
 /* It may be dropped between the look-up and the lock. */
 static Relation
 open_table(const char *table, LOCKMODE lockmode)
@@ -88,8 +85,8 @@ sweep_batch(const char *table, BlockNumber from, BlockNumber end, int64 max_rows
 
 	batch->deleted = 0;
 	end = Min(end, RelationGetNumberOfBlocks(rel));
-	if (from < end && end - from > PAGES_PER_BATCH)
-		end = from + PAGES_PER_BATCH;
+	if (from < end && end - from > SWEEP_MAX_PAGES)
+		end = from + SWEEP_MAX_PAGES;
 	batch->next = end;
 	/* large tables go through a ring of buffers, as in a sequential scan */
 	scan = table_beginscan_strat(rel, GetActiveSnapshot(), 0, NULL, true, false);

@@ -17,6 +17,9 @@
 
 #include "storage/block.h"
 
+/* A batch reads no more pages than that. */
+#define SWEEP_MAX_PAGES 1024
+
 typedef struct SweepBatch
 {
 	int64 deleted;

@@ -40,9 +40,11 @@
 #include "stats.h"
 #include "worker.h"
 
-/* how long a worker works, how long it waits for a table, and when a lost launcher is back */
+/* how long a worker works, how long it waits for a table, when one that hangs is
+ * stopped, and when a lost launcher is back */
 #define WORK_MSEC 900
 #define LOCK_MSEC "90"
+#define HANGS_MSEC 5000
 #define RESTART_SECONDS 5
 
 /* an invalid database, left by a DROP that was interrupted */
@@ -132,6 +134,9 @@ idem_worker_main(Datum arg)
  * ------------------------------------------------------------------------
  */
 
+/* say which listed databases do not exist: once, until the list is read again */
+static bool tell = true;
+
 typedef struct Database
 {
 	Oid oid;
@@ -167,9 +172,9 @@ read_databases(void)
 	return databases;
 }
 
-/* Those of a list of names; "tell" of a name that there is none of. */
+/* Those of a list of names. */
 static List *
-named_databases(List *databases, const char *setting, bool tell)
+named_databases(List *databases, const char *setting)
 {
 	List *names;
 	List *result = NIL;
@@ -212,7 +217,7 @@ counting_databases(List *databases)
 
 /* In the current memory context, which outlives the transaction. */
 static List *
-list_databases(bool tell)
+list_databases(void)
 {
 	MemoryContext context = CurrentMemoryContext;
 	List *databases;
@@ -226,7 +231,7 @@ list_databases(bool tell)
 	MemoryContextSwitchTo(context);
 	return strcmp(idem_purge_databases, "*") == 0
 		? counting_databases(databases)
-		: named_databases(databases, idem_purge_databases, tell);
+		: named_databases(databases, idem_purge_databases);
 }
 
 /* Both processes; the launcher's are set for the postmaster's eyes, the worker's for ours. */
@@ -243,6 +248,50 @@ describe(BackgroundWorker *worker, const char *name, const char *function)
 }
 
 static void
+reload(void)
+{
+	if (!ConfigReloadPending)
+		return;
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+	tell = true;
+}
+
+static void
+wait_for_latch(long msec)
+{
+	static uint32 wait_event = 0;
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (msec >= 0 ? WL_TIMEOUT : 0),
+					 msec, idem_wait_event(&wait_event, "IdempotencyLauncherMain"));
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	reload();
+}
+
+/*
+ * The worker may hang before it can have a timeout: connecting waits for whoever
+ * renames the database, or copies it.
+ */
+static void
+wait_for_worker(BackgroundWorkerHandle *handle)
+{
+	TimestampTz started = GetCurrentTimestamp();
+	bool stopped = false;
+	pid_t pid;
+
+	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+	{
+		wait_for_latch(HANGS_MSEC);
+		if (!stopped && TimestampDifferenceExceeds(started, GetCurrentTimestamp(), HANGS_MSEC))
+		{
+			TerminateBackgroundWorker(handle);
+			stopped = true;
+		}
+	}
+}
+
+static void
 purge_database(Oid database)
 {
 	BackgroundWorker worker;
@@ -254,59 +303,49 @@ purge_database(Oid database)
 	worker.bgw_notify_pid = MyProcPid;
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 	{
-		ereport(LOG,
+		static bool told = false;
+		int level = told ? DEBUG1 : LOG;
+
+		told = true;
+		ereport(level,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("no background worker is free for purging"),
 				 errhint("Increase \"max_worker_processes\".")));
 		return;
 	}
-	if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
-		proc_exit(1);
+	wait_for_worker(handle);
 	pfree(handle);
 }
 
 /* True if there is more to do. */
 static bool
-purge_all(bool tell)
+purge_all(void)
 {
 	WorkerArea *shared = shmem_get(&area);
-	List *databases = list_databases(tell);
+	List *databases = list_databases();
 	ListCell *lc;
 
+	tell = false;
 	pg_atomic_write_u32(&shared->unfinished, 0);
 	foreach(lc, databases)
-	{
-		/* a reload, or the end, comes first */
-		if (ConfigReloadPending)
-			break;
-		purge_database(lfirst_oid(lc));
-		CHECK_FOR_INTERRUPTS();
-	}
+		if (idem_purge_interval > 0)
+			purge_database(lfirst_oid(lc));
 	return pg_atomic_read_u32(&shared->unfinished) != 0;
 }
 
-/* Until the next round, or something happens. */
-static void
-wait_for_round(long msec)
-{
-	static uint32 wait_event = 0;
-
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (msec >= 0 ? WL_TIMEOUT : 0),
-					 msec, idem_wait_event(&wait_event, "IdempotencyLauncherMain"));
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-}
-
+/* Until the next round; negative: no round. */
 static long
 msec_to_next(TimestampTz last, bool more)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	if (idem_purge_interval == 0)
 		return -1;
-	if (more)
+	/* a clock that was set back is no reason to wait for it */
+	if (more || now < last)
 		return 0;
 	return TimestampDifferenceMilliseconds(
-		GetCurrentTimestamp(),
-		TimestampTzPlusMilliseconds(last, idem_purge_interval * INT64CONST(1000)));
+		now, TimestampTzPlusMilliseconds(last, idem_purge_interval * INT64CONST(1000)));
 }
 
 void
@@ -315,7 +354,6 @@ idem_launcher_main(Datum arg)
 	TimestampTz last = GetCurrentTimestamp();
 	MemoryContext round;
 	bool more = false;
-	bool tell = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -331,20 +369,15 @@ idem_launcher_main(Datum arg)
 		long left = msec_to_next(last, more);
 
 		if (left != 0)
-			wait_for_round(left);
-		if (ConfigReloadPending)
 		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-			tell = true;
-		}
-		if (msec_to_next(last, more) != 0)
+			wait_for_latch(left);
 			continue;
-
-		more = purge_all(tell);
-		tell = false;
+		}
+		more = purge_all();
 		last = GetCurrentTimestamp();
 		MemoryContextReset(round);
+		CHECK_FOR_INTERRUPTS();
+		reload();
 	}
 }
 
