@@ -174,7 +174,8 @@ DROP TRIGGER evil ON idem_keys;
 ALTER TABLE idem_codes RENAME COLUMN expires_at TO until;
 CALL idem_purge();
 ALTER TABLE idem_codes RENAME COLUMN until TO expires_at;
-CALL idem_purge();
+-- (which of the tables came before the one that failed is not always the same)
+CALL idem_purge() \gset
 SELECT * FROM left_over WHERE name LIKE 'fill%';
 
 DROP PROCEDURE fill, nightly;

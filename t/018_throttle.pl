@@ -20,7 +20,6 @@ use Time::HiRes qw(time);
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $node = new_node('preloaded', streaming => 1, conf => <<"CONF");
 shared_preload_libraries = 'idempotency'
-idempotency.purge_interval = 0
 idempotency.throttle_entries = 5000
 restart_after_crash = on
 max_connections = 70
@@ -577,6 +576,18 @@ for my $entries (1000, 5000)
 	sql_is($node, 'postgres', "SELECT at($t, 'third', '1 s', 3); SELECT at($t + 333333, 'next', '1 s')", "(t,2,0,333334)\n(t,0,0,1000000)", 'one more, a third of a microsecond too early');
 	counts($node, '2|0|1', 'which is early');
 	is(fill($node, $t, 1, $entries - 1, '10 years'), 0, 'the others are there');
+
+	# What is first moves on just before somebody has to go: it is the next one that
+	# does, wherever that is.  "cost" 2 asks of a limit with one call, and changes nothing.
+	$t = later();
+	my $limit = "'1 hour', 2";
+	is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, $entries) i, at($t + i, 'm' || i, $limit)"), $entries, 'a call each');
+	counted($node);
+	$node->safe_psql('postgres', join '', map { my $at = $t + $entries + $_; "SELECT at($at, 'm$_', $limit), at($at, 'n$_', $limit);" } grep { $_ % 2 } 1 .. 99);
+	counts($node, '100|0|50', 'the first one moves on, and a new one comes, 50 times');
+	$t += $entries + 100;
+	is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, $entries) i, at($t, 'm' || i, $limit, cost => 2) WHERE i % 2 = 1 OR i > 100"), 0, 'those that have moved on are there');
+	is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(2, 100, 2) i, at($t, 'm' || i, $limit, cost => 2)"), 50, 'those that came after them had to go');
 }
 
 #
@@ -620,22 +631,29 @@ my $most = int((time() - $began) / 0.05) + 1;
 cmp_ok($admitted, '<=', $most, "one in 50 ms: $admitted are admitted, of $most periods");
 cmp_ok($admitted, '>=', 2, 'time goes on');
 
-# Evictions in all partitions, and a limit that ends after all others, which they
-# must neither forget nor lose.
+# Evictions in two partitions, whose locks are often wanted at once, and a limit that
+# ends after all others, which they must neither forget nor lose.
+restart(entries => 1024, empty => 1);
 $admitted = storm($node, 'evictions', 10, <<'SQL');
 SELECT count(nextval('admitted')) FROM generate_series(1, 5) i, idem_throttle('last', '10 years', 200, cost => 1 + 0 * i) WHERE allowed;
-SELECT count(*) FROM generate_series(1, 195) i, idem_throttle('e' || (random() * 20000)::int, '1 hour', 2 + 0 * i);
+SELECT count(*) FROM generate_series(1, 395) i, idem_throttle('e' || (random() * 4000)::int, '1 hour', 2 + 0 * i);
 SQL
 is($admitted, 200, 'with evictions in between: 200 are admitted');
 my @counted = split /\|/, counted($node);
-is($counted[0] + $counted[1], 100_000, "no call is lost: $counted[0] allowed, $counted[1] rejected");
+is($counted[0] + $counted[1], 200_000, "no call is lost: $counted[0] allowed, $counted[1] rejected");
 cmp_ok($counted[2], '>', 10_000, "$counted[2] were evicted");
 # no entry has been lost, nor is one there twice
-is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, 4980) i, idem_throttle('y' || i, '9 years', 1 + 0 * i)"), 4980, 'new ones of a longer period');
-counts($node, '4980|0|4980', 'take the places of others');
-is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, 4980) i, idem_throttle('y' || i, '9 years', 1 + 0 * i)"), 0, 'and keep them');
+my $longer = "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, 1000) i, idem_throttle('y' || i, '9 years', 1 + 0 * i)";
+is($node->safe_psql('postgres', $longer), 1000, 'new ones of a longer period');
+counts($node, '1000|0|1000', 'take the places of others');
+is($node->safe_psql('postgres', $longer), 0, 'and keep them');
+
+# Many partitions are filled at once: the first that finds no room is the 50001st.
+restart(entries => 50000, empty => 1);
+storm($node, 'filled', 4, "SELECT count(*) FROM generate_series(1, 500) i, idem_throttle('f' || random(), '1 hour', 1 + 0 * i);\n");
+counts($node, '100000|0|50000', '50 sessions fill a table of 50000, and again');
 $node->stop;
-is((-s $file) - 44, 32 * 5000, 'sessions that filled it at once have put no more into it than there may be');
+is(-s $file, 44 + 32 * 50000, 'there are 50000');
 $node->start;
 
 #

@@ -70,7 +70,14 @@ sql_is($node, 'postgres', "SELECT purged, last_purge IS NOT NULL FROM idem_stat 
 $node->safe_psql('postgres', 'CALL fill(100000)');
 ok( $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'idempotency purge worker' AND datname = 'postgres' AND query = 'idempotency: purging expired rows'"),
 	'a worker has its own name');
-is_purged('postgres', 'a lot is purged by one worker after the other');
+is_purged('postgres', 'a lot is purged');
+# more than one worker can do, and the next is not due for long
+configure("idempotency.purge_batch_size = 1\n");
+$node->safe_psql('postgres', 'CALL fill(100000)');
+$node->poll_query_until('postgres', 'SELECT count(*) < 100000 FROM idem_keys WHERE expires_at <= now()') or die;
+configure("idempotency.purge_interval = '1 h'\n");
+is_purged('postgres', 'one worker comes after the other while there is much left');
+configure("idempotency.purge_batch_size = 5000\nidempotency.purge_interval = 1\n");
 
 #
 # Databases
