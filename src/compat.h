@@ -195,16 +195,16 @@ idem_register_lwlock_tranche(int tranche, const char *name)
 #endif
 }
 
-/*
- * Shared memory that the first backend creates under a name; NULL before 17,
- * which has none.  19: "create" can be passed an argument.
- */
 #if PG_VERSION_NUM >= 170000
 #define idem_has_named_dsm_segments true
 #else
 #define idem_has_named_dsm_segments false
 #endif
 
+/*
+ * Shared memory that the first backend creates under a name; NULL before 17,
+ * which has none.  19: "create" can be passed an argument.
+ */
 #if PG_VERSION_NUM >= 190000
 static inline void
 idem_create_segment(void *address, void *create)

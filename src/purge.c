@@ -86,8 +86,8 @@ set_position(int which, uint64 position)
  * ------------------------------------------------------------------------
  */
 
-static int64
-sum_removed(const Purge *purge)
+int64
+purge_removed(const Purge *purge)
 {
 	int64 sum = 0;
 
@@ -101,7 +101,7 @@ static void
 tell_progress(const Purge *purge, Progress *progress)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64 removed = sum_removed(purge);
+	int64 removed = purge_removed(purge);
 
 	if (!purge->tells || !TimestampDifferenceExceeds(progress->told_at, now, PROGRESS_MSEC))
 		return;
@@ -117,7 +117,7 @@ is_over(const Purge *purge)
 {
 	int64 limit = purge->commit == NULL ? Min(purge->batch_size, purge->max_rows) : purge->max_rows;
 
-	return sum_removed(purge) >= limit || GetCurrentTimestamp() >= purge->deadline;
+	return purge_removed(purge) >= limit || GetCurrentTimestamp() >= purge->deadline;
 }
 
 /* From page "from" to "end"; false if the purge is over before. */
@@ -134,7 +134,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
 		PushActiveSnapshot(GetTransactionSnapshot());
 		sweep_batch(tables[table], from, end,
-					Min(purge->batch_size, purge->max_rows - sum_removed(purge)), BATCH_MSEC,
+					Min(purge->batch_size, purge->max_rows - purge_removed(purge)), BATCH_MSEC,
 					&batch);
 		PopActiveSnapshot();
 		stats_count(STAT_PURGED, batch.deleted);
@@ -190,14 +190,13 @@ purge_run(Purge *purge)
  */
 
 static int64
-arg_positive(Datum value, const char *what)
+arg_positive(int64 value, const char *what)
 {
-	if (DatumGetInt64(value) < 1)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("%s must be at least 1, not %lld", what, (long long) DatumGetInt64(value))));
-	return DatumGetInt64(value);
+	if (value < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be at least 1, not %lld", what, (long long) value)));
+	return value;
 }
 
 static void
@@ -206,10 +205,9 @@ get_purge(FunctionCallInfo fcinfo, Purge *purge)
 	const Interval *duration = arg_interval(fcinfo, 2);
 
 	memset(purge, 0, sizeof(*purge));
-	purge->batch_size = PG_ARGISNULL(0)
-		? idem_purge_batch_size
-		: arg_positive(Int64GetDatum(PG_GETARG_INT32(0)), "batch_size");
-	purge->max_rows = PG_ARGISNULL(1) ? PG_INT64_MAX : arg_positive(PG_GETARG_DATUM(1), "max_rows");
+	purge->batch_size =
+		PG_ARGISNULL(0) ? idem_purge_batch_size : arg_positive(PG_GETARG_INT32(0), "batch_size");
+	purge->max_rows = PG_ARGISNULL(1) ? PG_INT64_MAX : arg_positive(PG_GETARG_INT64(1), "max_rows");
 	purge->deadline = duration == NULL
 		? DT_NOEND
 		: ttl_after(GetCurrentTimestamp(), duration, "max_duration", NULL);
@@ -274,9 +272,9 @@ idem_purge(PG_FUNCTION_ARGS)
 		commit_batch();
 	purge_run(&purge);
 	SPI_finish();
-	if (atomic && !purge.complete && sum_removed(&purge) < purge.max_rows)
+	if (atomic && !purge.complete && purge_removed(&purge) < purge.max_rows)
 		ereport(NOTICE,
-				(errmsg("purged only one batch, of %lld rows", (long long) sum_removed(&purge)),
+				(errmsg("purged only one batch, of %lld rows", (long long) purge_removed(&purge)),
 				 errdetail("Batches cannot be committed inside a transaction block."),
 				 errhint("Call idem_purge outside of one.")));
 	return purge_row(&purge);

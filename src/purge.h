@@ -38,4 +38,7 @@ typedef struct Purge
 /* In a transaction, without an active snapshot of the caller's. */
 extern void purge_run(Purge *purge);
 
+/* Of all tables. */
+extern int64 purge_removed(const Purge *purge);
+
 #endif /* IDEM_PURGE_H */

@@ -100,7 +100,7 @@ sweep_batch(const char *table, BlockNumber from, BlockNumber end, int64 max_rows
 							  false) == TM_Ok)
 			batch->deleted++;
 		if (batch->deleted >= max_rows ||
-			(max_msec > 0 && ++seen % ROWS_PER_LOOK == 0 &&
+			(++seen % ROWS_PER_LOOK == 0 &&
 			 TimestampDifferenceExceeds(now, GetCurrentTimestamp(), max_msec)))
 		{
 			batch->next = ItemPointerGetBlockNumber(&slot->tts_tid);

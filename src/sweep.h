@@ -31,9 +31,9 @@ extern BlockNumber sweep_pages(const char *table);
 
 /*
  * Delete expired rows from page "from" on: up to max_rows, up to page "end", or for
- * max_msec (0: as long as it takes), whichever ends first.  The table is locked
- * until the end of the transaction.  The caller has an active snapshot.  0A000 or
- * 55000 if the table is not as it was made.
+ * max_msec, whichever ends first.  The table is locked until the end of the
+ * transaction.  The caller has an active snapshot.  0A000 or 55000 if the table is
+ * not as it was made.
  */
 extern void sweep_batch(const char *table, BlockNumber from, BlockNumber end, int64 max_rows,
 						int max_msec, SweepBatch *batch);

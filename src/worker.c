@@ -97,14 +97,11 @@ work(void)
 		.commit = commit_batch,
 	};
 	WorkerArea *shared = shmem_get(&area);
-	int64 removed = 0;
 
 	if (!OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
 		return;
 	purge_run(&purge);
-	for (int i = 0; i < PURGE_NTABLES; i++)
-		removed += purge.removed[i];
-	if (!purge.complete && removed >= purge.batch_size)
+	if (!purge.complete && purge_removed(&purge) >= purge.batch_size)
 		pg_atomic_write_u32(&shared->unfinished, 1);
 }
 
@@ -234,7 +231,7 @@ list_databases(void)
 		: named_databases(databases, idem_purge_databases);
 }
 
-/* Both processes; the launcher's are set for the postmaster's eyes, the worker's for ours. */
+/* What launcher and worker have in common. */
 static void
 describe(BackgroundWorker *worker, const char *name, const char *function)
 {
@@ -243,7 +240,7 @@ describe(BackgroundWorker *worker, const char *name, const char *function)
 	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
 	strlcpy(worker->bgw_name, name, BGW_MAXLEN);
 	strlcpy(worker->bgw_type, name, BGW_MAXLEN);
-	strlcpy(worker->bgw_library_name, "idempotency", BGW_MAXLEN);
+	strlcpy(worker->bgw_library_name, EXTENSION_NAME, BGW_MAXLEN);
 	strlcpy(worker->bgw_function_name, function, BGW_MAXLEN);
 }
 

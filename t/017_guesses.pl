@@ -35,16 +35,6 @@ CREATE FUNCTION correct(text) RETURNS text LANGUAGE sql AS $$ SELECT concat_ws('
 SQL
 $node->safe_psql('postgres', $functions);
 
-# The output of a script, errors of a kind it has on purpose included.
-sub says
-{
-	my ($server, $sql, $expected, $name, @extra) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my (undef, $out, $err) = $server->psql('postgres', $sql, on_error_stop => 0, extra_params => [ '-v', 'VERBOSITY=sqlstate', @extra ]);
-
-	return is($out, $expected, $name) || diag($err);
-}
-
 # One that is given back does not fill the table; these are.
 sub empty
 {
@@ -306,9 +296,7 @@ $node->safe_psql('postgres', "CALL issue('crash', 3); SELECT wrong('crash'); SEL
 my $victim = $node->background_psql('postgres');
 my $pid = $victim->query_safe('SELECT pg_backend_pid()');
 $victim->query_safe("BEGIN; SELECT wrong('crash')");
-$log_start = -s $node->logfile;
-kill 'KILL', $pid;
-$node->wait_for_log(qr/all server processes terminated; reinitializing.*ready to accept connections/s, $log_start);
+crash($node, $pid);
 eval { $victim->quit };
 says($node, "SELECT wrong('crash'); SELECT correct('crash')", "wrong 0\nlocked 0", 'committed guesses are counted after a crash');
 

@@ -41,16 +41,6 @@ END $$;
 SQL
 $node->safe_psql('postgres', $functions);
 
-# The output of a script, errors of a kind it has on purpose included.
-sub says
-{
-	my ($server, $sql, $expected, $name, @extra) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my (undef, $out, $err) = $server->psql('postgres', $sql, on_error_stop => 0, extra_params => [ '-v', 'VERBOSITY=sqlstate', @extra ]);
-
-	return is($out, $expected, $name) || diag($err);
-}
-
 # What idem_stat has counted since the last time: allowed, rejected, evicted.
 sub counted
 {
@@ -840,9 +830,7 @@ restart();
 says($node, $works, "started\nf 0", 'after a restart');
 my $victim = $node->background_psql('postgres');
 my $pid = $victim->query_safe('SELECT pg_backend_pid()');
-my $log_start = -s $node->logfile;
-kill 'KILL', $pid;
-$node->wait_for_log(qr/all server processes terminated; reinitializing.*ready to accept connections/s, $log_start);
+crash($node, $pid);
 eval { $victim->quit };
 says($node, $works, "started\nt 0", 'a backend was killed: the table is empty');
 says($node, $works, "started\nf 0", 'and works');

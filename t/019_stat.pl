@@ -635,9 +635,7 @@ sub from_zero
 $before = clock();
 my $victim = $node->background_psql('postgres');
 my $pid = $victim->query_safe('SELECT pg_backend_pid()');
-my $log_start = -s $node->logfile;
-kill 'KILL', $pid;
-$node->wait_for_log(qr/all server processes terminated; reinitializing.*ready to accept connections/s, $log_start);
+crash($node, $pid);
 eval { $victim->quit };
 from_zero('a crash: from 0');
 $last{postgres} = counters('postgres');
@@ -661,7 +659,7 @@ sub start_with
 	$node->stop;
 	unlink $file;
 	append_to_file($file, $contents);
-	$log_start = -s $node->logfile;
+	my $log_start = -s $node->logfile;
 	$node->start;
 	ok(!-e $file, "$name: the server starts, and the file is gone");
 }

@@ -17,13 +17,7 @@ idempotency.purge_interval = 1
 restart_after_crash = on
 CONF
 
-my $fill = <<'SQL';
-CREATE PROCEDURE fill(n integer) LANGUAGE sql AS $$
-	INSERT INTO idem_keys (digest, scope, key, created_at, finished_at, expires_at, attempt)
-	SELECT gen_random_uuid(), '', 'fill ' || i, clock_timestamp(), clock_timestamp(), clock_timestamp(), 1
-	FROM generate_series(1, n) i;
-$$;
-SQL
+my $fill = fill_procedure();
 $node->safe_psql('postgres', $fill);
 
 sub configure
@@ -170,9 +164,7 @@ $node->safe_psql('postgres', 'CALL fill(10)');
 is_purged('postgres', 'and purges');
 $node->safe_psql('postgres', 'CALL fill(100000)');
 $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'idempotency purge worker'") or die;
-$log_start = -s $node->logfile;
-kill 'KILL', $node->safe_psql('postgres', $launcher);
-$node->wait_for_log(qr/all server processes terminated; reinitializing.*ready to accept connections/s, $log_start);
+crash($node, $node->safe_psql('postgres', $launcher));
 ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM ($launcher) l"), 'after a crash there is a launcher');
 is_purged('postgres', 'which goes on');
 

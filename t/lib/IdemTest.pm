@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(new_node sql_is sql_fails failure eventually);
+our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash fill_procedure);
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -73,6 +73,38 @@ sub sql_fails
 	my ($state) = failure($node, $db, $sql, @extra);
 
 	return is($state, $sqlstate, $name);
+}
+
+# The output of a script, errors of a kind it has on purpose included.
+sub says
+{
+	my ($server, $sql, $expected, $name, @extra) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my (undef, $out, $err) = $server->psql('postgres', $sql, on_error_stop => 0, extra_params => [ '-v', 'VERBOSITY=sqlstate', @extra ]);
+
+	return is($out, $expected, $name) || diag($err);
+}
+
+# Kill a process of the server, which takes all others down, and wait until it is back.
+sub crash
+{
+	my ($node, $pid) = @_;
+	my $log_start = -s $node->logfile;
+
+	kill 'KILL', $pid;
+	return $node->wait_for_log(qr/all server processes terminated; reinitializing.*ready to accept connections/s, $log_start);
+}
+
+# CALL fill(n): that many rows of keys that have expired, in order.
+sub fill_procedure
+{
+	return <<'SQL';
+CREATE PROCEDURE fill(n integer) LANGUAGE sql AS $$
+	INSERT INTO idem_keys (digest, scope, key, created_at, finished_at, expires_at, attempt)
+	SELECT gen_random_uuid(), '', 'fill ' || i, clock_timestamp(), clock_timestamp(), clock_timestamp(), 1
+	FROM generate_series(1, n) i ORDER BY i;
+$$;
+SQL
 }
 
 # Poll until the code is true; false if it never was.
