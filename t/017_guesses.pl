@@ -296,7 +296,7 @@ $node->safe_psql('postgres', "CALL issue('crash', 3); SELECT wrong('crash'); SEL
 my $victim = $node->background_psql('postgres');
 my $pid = $victim->query_safe('SELECT pg_backend_pid()');
 $victim->query_safe("BEGIN; SELECT wrong('crash')");
-crash($node, $pid);
+crash_by($node, $pid);
 eval { $victim->quit };
 says($node, "SELECT wrong('crash'); SELECT correct('crash')", "wrong 0\nlocked 0", 'committed guesses are counted after a crash');
 

@@ -830,7 +830,7 @@ restart();
 says($node, $works, "started\nf 0", 'after a restart');
 my $victim = $node->background_psql('postgres');
 my $pid = $victim->query_safe('SELECT pg_backend_pid()');
-crash($node, $pid);
+crash_by($node, $pid);
 eval { $victim->quit };
 says($node, $works, "started\nt 0", 'a backend was killed: the table is empty');
 says($node, $works, "started\nf 0", 'and works');

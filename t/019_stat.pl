@@ -635,7 +635,7 @@ sub from_zero
 $before = clock();
 my $victim = $node->background_psql('postgres');
 my $pid = $victim->query_safe('SELECT pg_backend_pid()');
-crash($node, $pid);
+crash_by($node, $pid);
 eval { $victim->quit };
 from_zero('a crash: from 0');
 $last{postgres} = counters('postgres');

@@ -164,7 +164,7 @@ $node->safe_psql('postgres', 'CALL fill(10)');
 is_purged('postgres', 'and purges');
 $node->safe_psql('postgres', 'CALL fill(100000)');
 $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'idempotency purge worker'") or die;
-crash($node, $node->safe_psql('postgres', $launcher));
+crash_by($node, $node->safe_psql('postgres', $launcher));
 ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM ($launcher) l"), 'after a crash there is a launcher');
 is_purged('postgres', 'which goes on');
 

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash fill_procedure);
+our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash_by fill_procedure);
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -86,7 +86,7 @@ sub says
 }
 
 # Kill a process of the server, which takes all others down, and wait until it is back.
-sub crash
+sub crash_by
 {
 	my ($node, $pid) = @_;
 	my $log_start = -s $node->logfile;
