@@ -8,16 +8,20 @@
  * cache, which is most of its time, and this way it is one line of it.
  *
  * A partition also has a heap of its entries, by the time from which they carry no
- * information: the first is the one to reuse or to evict.  The first times of all
- * partitions lie together, where a look at them takes no lock.  When as many entries
- * are used as there may be, the first of all partitions goes, and another
- * comes where it is needed, while both locks are held, taken in the order of the
- * partitions.  Nothing under the locks raises or allocates.
+ * information: the first is the one to reuse or to evict.  That time only ever moves
+ * on, so the heap is told of it no sooner than when the entry comes first: most calls
+ * leave the heap alone.
+ *
+ * The first times of all partitions lie together, where a look at them takes no lock.
+ * When as many entries are used as there may be, the first of all partitions goes, and
+ * another comes where it is needed, while both locks are held, taken in the order of
+ * the partitions.  Nothing under the locks raises or allocates.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include <math.h>
 #include <time.h>
 
 #include "miscadmin.h"
@@ -33,27 +37,40 @@
 #include "secret.h"
 #include "shmem.h"
 
-#define NO_SLOT (-1) /* of a free place */
+/* children of a slot in a heap, which are a line of cache: fewer levels, fewer lines to wait for */
+#define ARITY 4
+
 #define NO_PARTITION (-1)
+#define NO_PLACE (-1)
 #define NO_TIME PG_UINT64_MAX /* first time of an empty partition */
 
 #define MAX_PARTITIONS 128
 /* with fewer each, some would be much fuller than others */
 #define MIN_PARTITION_ENTRIES 512
 
-/* half a line of cache */
+/* steps to put a heap right with the lock held, a tenth of a microsecond each */
+#define MAX_SETTLE 256
+
+/*
+ * Half a line of cache.  In its partition it is known by the second half of its id, the
+ * first half of which chose the partition: 64 bits and more.
+ */
 typedef struct LimitEntry
 {
 	SipHash id;
 	int64 arrival; /* RateState */
 	uint32 fraction;
-	int slot; /* in its partition's heap, or NO_SLOT */
+	bool used;
 } LimitEntry;
 
+/*
+ * It names its entry by the id, so that either moves without touching the other, and
+ * what is done to the heap stays in the heap's memory.
+ */
 typedef struct HeapSlot
 {
-	int64 end; /* of the entry's information */
-	int place;
+	int64 end;	  /* of the entry's information, when last looked at: it may be later now */
+	uint64 entry; /* second half of its id */
 } HeapSlot;
 
 /* A line of cache each. */
@@ -75,6 +92,8 @@ typedef struct LimitTable
 	int npartitions; /* a power of 2 */
 	int heap_size;	 /* of each partition */
 	int places;		 /* of each partition */
+	Size entries;	 /* where those of the first partition are, from the table's start */
+	Size heaps;
 
 	pg_atomic_uint32 used; /* entries, in all partitions */
 
@@ -120,7 +139,7 @@ size_heap(int nentries)
 {
 	int share = nentries / count_partitions(nentries);
 
-	return share == nentries ? nentries : share + share / 4 + 64;
+	return share == nentries ? nentries : share + (int) (8 * sqrt(share)) + 64;
 }
 
 /* so that probing is short: less than two thirds are ever used */
@@ -128,6 +147,13 @@ static int
 count_places(int nentries)
 {
 	return size_heap(nentries) + size_heap(nentries) / 5 * 3 + 1;
+}
+
+/* that a heap takes, with what is left free for the sake of lines of cache */
+static int
+heap_slots(int size)
+{
+	return TYPEALIGN(ARITY, ARITY - 1 + size);
 }
 
 static Size
@@ -148,21 +174,23 @@ limit_size(void)
 {
 	int n = idem_throttle_entries;
 
-	return add_size(add_size(table_bytes(), entry_bytes(n)),
-					mul_size(count_partitions(n), mul_size(size_heap(n), sizeof(HeapSlot))));
+	return add_size(
+		add_size(table_bytes(), entry_bytes(n)),
+		mul_size(count_partitions(n), mul_size(heap_slots(size_heap(n)), sizeof(HeapSlot))));
 }
 
 static LimitEntry *
 get_entries(LimitTable *table, int partition)
 {
-	return (LimitEntry *) ((char *) table + table_bytes()) + (Size) partition * table->places;
+	return (LimitEntry *) ((char *) table + table->entries) + (Size) partition * table->places;
 }
 
+/* Its second slot begins a line of cache. */
 static HeapSlot *
 get_heap(LimitTable *table, int partition)
 {
-	return (HeapSlot *) ((char *) table + table_bytes() + entry_bytes(table->nentries)) +
-		(Size) partition * table->heap_size;
+	return (HeapSlot *) ((char *) table + table->heaps) +
+		(Size) partition * heap_slots(table->heap_size) + ARITY - 1;
 }
 
 static int
@@ -171,11 +199,11 @@ partition_number(LimitTable *table, const SipHash *id)
 	return (int) (id->half[0] & (table->npartitions - 1));
 }
 
-/* Where in its partition an entry would like to be. */
+/* Where in its partition an entry would like to be; by the second half of its id. */
 static int
-home_place(LimitTable *table, const SipHash *id)
+home_place(LimitTable *table, uint64 entry)
 {
-	return (int) (((id->half[1] >> 32) * (uint64) table->places) >> 32);
+	return (int) (((entry >> 32) * (uint64) table->places) >> 32);
 }
 
 static int
@@ -194,6 +222,8 @@ limit_create(void *address, int tranche)
 	table->npartitions = count_partitions(table->nentries);
 	table->heap_size = size_heap(table->nentries);
 	table->places = count_places(table->nentries);
+	table->entries = table_bytes();
+	table->heaps = table->entries + entry_bytes(table->nentries);
 	pg_atomic_init_u32(&table->used, 0);
 	for (int i = 0; i < table->npartitions; i++)
 	{
@@ -201,7 +231,7 @@ limit_create(void *address, int tranche)
 		table->partition[i].used = 0;
 		pg_atomic_init_u64(&table->first_end[i], NO_TIME);
 		for (int j = 0; j < table->places; j++)
-			get_entries(table, i)[j].slot = NO_SLOT;
+			get_entries(table, i)[j].used = false;
 	}
 }
 
@@ -242,38 +272,52 @@ state_end(const RateState *state)
 }
 
 static void
-put_in_slot(Locked *p, int slot, HeapSlot what)
-{
-	p->heap[slot] = what;
-	p->entries[what.place].slot = slot;
-}
-
-static void
 sift_up(Locked *p, int slot, HeapSlot what)
 {
-	while (slot > 0 && p->heap[(slot - 1) / 2].end > what.end)
+	while (slot > 0 && p->heap[(slot - 1) / ARITY].end > what.end)
 	{
-		put_in_slot(p, slot, p->heap[(slot - 1) / 2]);
-		slot = (slot - 1) / 2;
+		p->heap[slot] = p->heap[(slot - 1) / ARITY];
+		slot = (slot - 1) / ARITY;
 	}
-	put_in_slot(p, slot, what);
+	p->heap[slot] = what;
+}
+
+/* The slot that comes first of these; without a branch, as it is anybody's guess. */
+static int
+first_slot(const HeapSlot *heap, int from, int to)
+{
+	int found = from;
+	int64 first = heap[from].end;
+
+	for (int i = from + 1; i < to; i++)
+	{
+		bool sooner = heap[i].end < first;
+
+		first = sooner ? heap[i].end : first;
+		found = sooner ? i : found;
+	}
+	return found;
 }
 
 static void
 sift_down(Locked *p, int slot, HeapSlot what)
 {
-	for (;;)
-	{
-		int child = 2 * slot + 1;
+	HeapSlot *heap = p->heap;
+	int used = p->partition->used;
+	int child;
 
-		if (child + 1 < p->partition->used && p->heap[child + 1].end < p->heap[child].end)
-			child++;
-		if (child >= p->partition->used || p->heap[child].end >= what.end)
+	while ((child = ARITY * slot + 1) < used)
+	{
+		/* one of these lines is next */
+		for (int i = 0; i < ARITY; i++)
+			idem_prefetch(&heap[ARITY * (child + i) + 1]);
+		child = first_slot(heap, child, Min(child + ARITY, used));
+		if (heap[child].end >= what.end)
 			break;
-		put_in_slot(p, slot, p->heap[child]);
+		heap[slot] = heap[child];
 		slot = child;
 	}
-	put_in_slot(p, slot, what);
+	heap[slot] = what;
 }
 
 static void
@@ -294,13 +338,11 @@ publish_first(Locked *p)
 
 /* Where the entry is, or the free place where it is to be. */
 static int
-find_place(Locked *p, const SipHash *id)
+find_place(Locked *p, uint64 entry)
 {
-	int place = home_place(p->table, id);
+	int place = home_place(p->table, entry);
 
-	while (p->entries[place].slot != NO_SLOT &&
-		   (p->entries[place].id.half[0] != id->half[0] ||
-			p->entries[place].id.half[1] != id->half[1]))
+	while (p->entries[place].used && p->entries[place].id.half[1] != entry)
 		place = next_place(p->table, place);
 	return place;
 }
@@ -308,9 +350,10 @@ find_place(Locked *p, const SipHash *id)
 static void
 add_entry(Locked *p, const SipHash *id, const RateState *state)
 {
-	int place = find_place(p, id);
-	HeapSlot slot = {.end = state_end(state), .place = place};
+	int place = find_place(p, id->half[1]);
+	HeapSlot slot = {.end = state_end(state), .entry = id->half[1]};
 
+	p->entries[place].used = true;
 	p->entries[place].id = *id;
 	p->entries[place].arrival = state->arrival;
 	p->entries[place].fraction = state->fraction;
@@ -318,16 +361,40 @@ add_entry(Locked *p, const SipHash *id, const RateState *state)
 	publish_first(p);
 }
 
-/* Its arrival has moved on. */
+/* The heap learns of it when the entry comes first. */
 static void
 move_entry(Locked *p, int place, const RateState *state)
 {
-	HeapSlot slot = {.end = state_end(state), .place = place};
-
 	p->entries[place].arrival = state->arrival;
 	p->entries[place].fraction = state->fraction;
-	sift_down(p, p->entries[place].slot, slot);
+}
+
+/*
+ * Where the first of the heap is.  NO_PLACE if that had moved on: it and what came
+ * first then are now where they belong, or some of it, and it takes another look.
+ */
+static int
+first_place(Locked *p)
+{
+	HeapSlot *first = &p->heap[0];
+
+	for (int step = 0; step < MAX_SETTLE; step++)
+	{
+		int place = find_place(p, first->entry);
+		LimitEntry *entry = &p->entries[place];
+		RateState state = {.arrival = entry->arrival, .fraction = entry->fraction};
+		HeapSlot now = {.end = state_end(&state), .entry = first->entry};
+
+		if (now.end == first->end)
+		{
+			if (step == 0)
+				return place;
+			break;
+		}
+		sift_down(p, 0, now);
+	}
 	publish_first(p);
+	return NO_PLACE;
 }
 
 /* From "from" to "to", onwards. */
@@ -346,30 +413,31 @@ free_place(Locked *p, int place)
 	for (;;)
 	{
 		next = next_place(p->table, next);
-		if (p->entries[next].slot == NO_SLOT)
+		if (!p->entries[next].used)
 			break;
-		if (distance(p->table, home_place(p->table, &p->entries[next].id), next) <
+		if (distance(p->table, home_place(p->table, p->entries[next].id.half[1]), next) <
 			distance(p->table, place, next))
 			continue;
 		p->entries[place] = p->entries[next];
-		p->heap[p->entries[place].slot].place = place;
 		place = next;
 	}
-	p->entries[place].slot = NO_SLOT;
+	p->entries[place].used = false;
 }
 
-/* The first of the heap; true if it was live. */
+/* The first of the heap, if it is that; *live: it still said something. */
 static bool
-remove_first(Locked *p, int64 now)
+remove_first(Locked *p, int64 now, bool *live)
 {
-	HeapSlot first = p->heap[0];
-	int used = --p->partition->used;
+	int place = first_place(p);
 
-	if (used > 0)
-		sift_down(p, 0, p->heap[used]);
-	free_place(p, first.place);
+	if (place == NO_PLACE)
+		return false;
+	*live = p->heap[0].end > now;
+	free_place(p, place);
+	if (--p->partition->used > 0)
+		sift_down(p, 0, p->heap[p->partition->used]);
 	publish_first(p);
-	return first.end > now;
+	return true;
 }
 
 /* One more entry may be used. */
@@ -391,19 +459,28 @@ find_first(LimitTable *table)
 	for (int i = 0; i < table->npartitions; i++)
 	{
 		uint64 end = pg_atomic_read_u64(&table->first_end[i]);
+		bool sooner = end < first;
 
-		if (end < first)
-		{
-			first = end;
-			found = i;
-		}
+		/* without a branch */
+		first = sooner ? end : first;
+		found = sooner ? i : found;
 	}
 	return found;
 }
 
+/* What is about to be evicted there, read without a lock, and maybe wrong. */
+static void
+prefetch_first(LimitTable *table, int partition)
+{
+	HeapSlot *heap = get_heap(table, partition);
+
+	idem_prefetch(&heap[1]);
+	idem_prefetch(&get_entries(table, partition)[home_place(table, heap->entry)]);
+}
+
 /*
- * Room in partition p; "other" is locked as well, unless it is none.  False: another
- * partition has to be asked.
+ * Room in partition p; "other" is locked as well, unless it is none.  False: it takes
+ * another look, and maybe another partition.
  */
 static bool
 make_room(Locked *p, int other, int64 now, bool *evicted)
@@ -421,14 +498,12 @@ make_room(Locked *p, int other, int64 now, bool *evicted)
 			pg_atomic_read_u64(&table->first_end[p->number]))
 		{
 			victim = get_locked(table, other);
-			*evicted = remove_first(&victim, now);
-			return true;
+			return remove_first(&victim, now, evicted);
 		}
 		if (p->partition->used == 0)
 			return false;
 	}
-	*evicted = remove_first(p, now);
-	return true;
+	return remove_first(p, now, evicted);
 }
 
 static void
@@ -449,16 +524,16 @@ unlock_partitions(LimitTable *table, int p, int other)
 		LWLockRelease(&table->partition[other].lock);
 }
 
-/* False if there was no room, and another partition has to be asked. */
+/* False if there was no room yet. */
 static bool
 change_locked(Locked *p, const SipHash *id, int other, int64 now, LimitChange change, void *arg,
 			  bool *evicted)
 {
-	int place = find_place(p, id);
+	int place = find_place(p, id->half[1]);
 	LimitEntry *entry = &p->entries[place];
 	RateState state = {0};
 
-	if (entry->slot != NO_SLOT)
+	if (entry->used)
 	{
 		state.arrival = entry->arrival;
 		state.fraction = entry->fraction;
@@ -488,7 +563,11 @@ change_entry(LimitTable *table, const SipHash *id, int64 now, LimitChange change
 		done = change_locked(&p, id, other, now, change, arg, &evicted);
 		unlock_partitions(table, p.number, other);
 		if (!done)
+		{
 			other = find_first(table);
+			if (other != NO_PARTITION)
+				prefetch_first(table, other);
+		}
 	} while (!done);
 	return evicted;
 }
@@ -530,7 +609,7 @@ limit_id(const void *data, Size len)
 	SipHash id = siphash(&table->key, data, len);
 
 	/* it will be there when the caller has read the clock, and we have the lock */
-	idem_prefetch(&get_entries(table, partition_number(table, &id))[home_place(table, &id)]);
+	idem_prefetch(&get_entries(table, partition_number(table, &id))[home_place(table, id.half[1])]);
 	return id;
 }
 
@@ -570,11 +649,13 @@ limit_save(void *address, FILE *file)
 		header.count += table->partition[p].used;
 	(void) fwrite(&header, sizeof(header), 1, file);
 	for (int p = 0; p < table->npartitions; p++)
-		for (int i = 0; i < table->partition[p].used; i++)
+		for (int i = 0; i < table->places; i++)
 		{
-			LimitEntry *entry = &get_entries(table, p)[get_heap(table, p)[i].place];
+			LimitEntry *entry = &get_entries(table, p)[i];
 			SavedLimit saved;
 
+			if (!entry->used)
+				continue;
 			memset(&saved, 0, sizeof(saved));
 			saved.id = entry->id;
 			saved.state.arrival = entry->arrival;

@@ -36,3 +36,23 @@ row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values
 		*desc = row_type(columns, ncolumns);
 	return HeapTupleGetDatum(heap_form_tuple(*desc, values, isnull));
 }
+
+/*
+ * A row to copy, for columns of fixed length that are never NULL: all zero, kept for
+ * good.
+ */
+HeapTupleHeader
+row_first(const RowColumn *columns, int ncolumns, Size data_size)
+{
+	TupleDesc desc = row_type(columns, ncolumns);
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	Datum *values = palloc0(ncolumns * sizeof(Datum));
+	bool *isnull = palloc0(ncolumns * sizeof(bool));
+	HeapTupleHeader row =
+		DatumGetHeapTupleHeader(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
+
+	MemoryContextSwitchTo(old);
+	if (HeapTupleHeaderGetDatumLength(row) != row->t_hoff + data_size)
+		elog(ERROR, "unexpected layout of a row");
+	return row;
+}

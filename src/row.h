@@ -8,6 +8,7 @@
 #ifndef IDEM_ROW_H
 #define IDEM_ROW_H
 
+#include "access/htup.h"
 #include "access/tupdesc.h"
 
 typedef struct RowColumn
@@ -24,5 +25,8 @@ typedef struct RowColumn
  */
 extern Datum
 row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values, bool *isnull);
+
+/* A row to copy, whose columns never are NULL, of "data_size" bytes in all. */
+extern HeapTupleHeader row_first(const RowColumn *columns, int ncolumns, Size data_size);
 
 #endif /* IDEM_ROW_H */

@@ -578,6 +578,18 @@ for my $entries (1000, 5000)
 	$t += $entries + 100;
 	is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, $entries) i, at($t, 'm' || i, $limit, cost => 2) WHERE i % 2 = 1 OR i > 100"), 0, 'those that have moved on are there');
 	is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(2, 100, 2) i, at($t, 'm' || i, $limit, cost => 2)"), 50, 'those that came after them had to go');
+
+	# All move on, which is more than is put in order at once.
+	$t = later();
+	my $all = "count(*) FILTER (WHERE allowed) FROM generate_series(1, $entries) i";
+	is($node->safe_psql('postgres', "SELECT $all, at($t + i, 'a' || i, $limit)"), $entries, 'a call each');
+	is($node->safe_psql('postgres', "SELECT $all, at($t + $entries + i, 'a' || i, $limit)"), $entries, 'and another');
+	$t += 2 * $entries + 1;
+	counted($node);
+	is(fill($node, $t, 1, 1, '1 hour'), 1, 'a new one');
+	counts($node, '1|0|1', 'for which one had to go');
+	is($node->safe_psql('postgres', "SELECT $all, at($t + 1, 'a' || i, $limit, cost => 2) WHERE i > 1"), 0, 'but none of the later ones');
+	is($node->safe_psql('postgres', "SELECT allowed FROM at($t + 1, 'a1', $limit, cost => 2)"), 't', 'the first one');
 }
 
 #

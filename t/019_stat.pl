@@ -651,6 +651,8 @@ from_zero('an immediate stop: from 0');
 #
 # The file is damaged, or of another database cluster
 #
+
+# The place in the log where the start begins.
 sub start_with
 {
 	my ($name, $contents) = @_;
@@ -662,13 +664,14 @@ sub start_with
 	my $log_start = -s $node->logfile;
 	$node->start;
 	ok(!-e $file, "$name: the server starts, and the file is gone");
+	return $log_start;
 }
 
 for my $damage ([ 'garbage', 'garbage' x 100 ], [ 'cut', substr($saved, 0, -1) ], [ 'longer', $saved . 'x' ], [ 'empty', '' ])
 {
 	my ($name, $contents) = @$damage;
 
-	start_with($name, $contents);
+	my $log_start = start_with($name, $contents);
 	like(slurp_file($node->logfile, $log_start), qr/LOG:  ignoring invalid data in file "pg_stat\/idempotency_stat.stat"/, "$name: the log says so");
 	from_zero("$name: from 0");
 	$last{postgres} = counters('postgres');
