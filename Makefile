@@ -3,7 +3,7 @@ EXTENSION = idempotency
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(EXTENSION).control)
 
 MODULE_big = idempotency
-OBJS = $(patsubst %,src/%.o,idempotency call claim code fingerprint function grant guc guess held key lease limit lock moved name pending \
+OBJS = $(patsubst %,src/%.o,idempotency call claim code durable fingerprint function grant guc guess held key lease limit lock moved name pending \
 	purge relation row rowkey secret sha256 shmem siphash stats store sweep throttle token trigger ttl worker)
 DATA = $(EXTENSION)--$(EXTVERSION).sql
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'

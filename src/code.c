@@ -30,6 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "args.h"
+#include "durable.h"
 #include "errors.h"
 #include "guess.h"
 #include "key.h"
@@ -175,6 +176,7 @@ typedef struct CodeRow
 	bool used;
 	bool expired;
 	bool counting; /* a new code would go on with the series */
+	TransactionId xmin;
 	pg_uuid_t series;
 	int attempts;
 	int max_attempts;
@@ -202,7 +204,7 @@ lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
 	if (own_sql_run(
 			sql,
 			"SELECT used_at IS NOT NULL, series, attempts, max_attempts, secret, nonce, mac,"
-			" valid_until, counted_until FROM %s WHERE digest OPERATOR(pg_catalog.=) $1"
+			" valid_until, counted_until, xmin FROM %s WHERE digest OPERATOR(pg_catalog.=) $1"
 			" FOR UPDATE",
 			lengthof(params), params) == 0)
 		return false;
@@ -218,6 +220,7 @@ lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
 	row->mac = bytea_value(sql, 7);
 	row->valid_until = DatumGetTimestampTz(own_sql_value(sql, 8, TIMESTAMPTZOID));
 	row->counted_until = DatumGetTimestampTz(own_sql_value(sql, 9, TIMESTAMPTZOID));
+	row->xmin = DatumGetTransactionId(own_sql_value(sql, 10, XIDOID));
 	row->expires_at = Max(row->valid_until, row->counted_until);
 	row->expired = row->valid_until <= now;
 	row->counting = row->counted_until > now;
@@ -442,7 +445,10 @@ idem_code_verify(PG_FUNCTION_ARGS)
 	if (!lock_row(&sql, &owner, &row))
 		verdict = (Verdict){"unknown"};
 	else if (row.used)
+	{
+		durable_xmin(row.xmin);
 		verdict = (Verdict){"used"};
+	}
 	else if (row.expired)
 		verdict = (Verdict){"expired"};
 	else

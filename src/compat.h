@@ -48,6 +48,13 @@
 #include "storage/dsm_registry.h"
 #endif
 
+/* 17: the shared state of transactions has another name. */
+#if PG_VERSION_NUM >= 170000
+#define idem_transam TransamVariables
+#else
+#define idem_transam ShmemVariableCache
+#endif
+
 /* 18: a module can tell its name and version to pg_get_loaded_modules(). */
 #if PG_VERSION_NUM >= 180000
 #define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC_EXT(.name = "idempotency", .version = version_)

@@ -131,7 +131,7 @@ count_partitions(int nentries)
 
 /*
  * Entries are where their hashes send them, so some partitions need more than an
- * even share: with a quarter and 64 more, one in 10^15 is too small, and that one
+ * even share: with eight standard deviations and 64 more hardly any is too small, and it
  * only evicts early.
  */
 static int

@@ -15,6 +15,8 @@
 #include "compat.h"
 #include "row.h"
 
+#define MAX_FIRST_COLUMNS 8
+
 static TupleDesc
 row_type(const RowColumn *columns, int ncolumns)
 {
@@ -45,12 +47,14 @@ HeapTupleHeader
 row_first(const RowColumn *columns, int ncolumns, Size data_size)
 {
 	TupleDesc desc = row_type(columns, ncolumns);
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	Datum *values = palloc0(ncolumns * sizeof(Datum));
-	bool *isnull = palloc0(ncolumns * sizeof(bool));
-	HeapTupleHeader row =
-		DatumGetHeapTupleHeader(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
+	Datum values[MAX_FIRST_COLUMNS] = {0};
+	bool isnull[MAX_FIRST_COLUMNS] = {0};
+	MemoryContext old;
+	HeapTupleHeader row;
 
+	Assert(ncolumns <= MAX_FIRST_COLUMNS);
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	row = DatumGetHeapTupleHeader(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
 	MemoryContextSwitchTo(old);
 	if (HeapTupleHeaderGetDatumLength(row) != row->t_hoff + data_size)
 		elog(ERROR, "unexpected layout of a row");

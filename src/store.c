@@ -29,7 +29,6 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "miscadmin.h"
-#include "replication/syncrep.h"
 #include "storage/bufmgr.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
@@ -45,6 +44,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "durable.h"
 #include "errors.h"
 #include "lock.h"
 #include "relation.h"
@@ -262,6 +262,13 @@ slot_header(TupleTableSlot *slot)
 	return ((BufferHeapTupleTableSlot *) slot)->base.tuple->t_data;
 }
 
+static Buffer
+slot_buffer(TupleTableSlot *slot)
+{
+	Assert(TTS_IS_BUFFERTUPLE(slot));
+	return ((BufferHeapTupleTableSlot *) slot)->buffer;
+}
+
 static TimestampTz
 get_timestamp(TupleTableSlot *slot, int column)
 {
@@ -343,34 +350,6 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 	index_endscan(scan);
 }
 
-/*
- * The commit of an xid is visible before it is durable if it was
- * asynchronous.  Nobody else may then rely on it yet.  Durable means what our
- * own commit would wait for, synchronous standbys included, as far as the
- * commit's position is known: that of a synchronous_commit = local is not.
- */
-static void
-make_durable(TupleTableSlot *slot, TransactionId xmin)
-{
-	XLogRecPtr lsn;
-
-	if (synchronous_commit <= SYNCHRONOUS_COMMIT_OFF || RecoveryInProgress())
-		return;
-
-	/* a frozen row has forgotten its xid, but freezing it was logged after the commit */
-	if (TransactionIdIsNormal(xmin))
-		lsn = TransactionIdGetCommitLSN(xmin);
-	else
-		lsn = BufferGetLSNAtomic(((BufferHeapTupleTableSlot *) slot)->buffer);
-	if (XLogRecPtrIsInvalid(lsn))
-		return;
-
-	XLogFlush(lsn);
-	HOLD_INTERRUPTS();
-	SyncRepWaitForLSN(lsn, true);
-	RESUME_INTERRUPTS();
-}
-
 /* Copy what callers need; the slot's page may go afterwards. */
 static void
 read_row(TupleTableSlot *slot, StoreRow *row, bool with_progress)
@@ -442,7 +421,7 @@ store_probe(const IdemKey *key, StoreRow *row)
 		{
 			row->unseen = IsolationUsesXactSnapshot() &&
 				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
-			make_durable(slot, found.xmin);
+			durable_row(found.xmin, slot_buffer(slot));
 		}
 		/* it can be megabytes, and only who takes over needs it */
 		read_row(slot, row, found.life == STORE_ABANDONED);
@@ -480,7 +459,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		row->life = slot_life(slot);
 		if (TransactionIdIsCurrentTransactionId(xmin) || row->life == STORE_EXPIRED)
 			break;
-		make_durable(slot, xmin);
+		durable_row(xmin, slot_buffer(slot));
 		read_row(slot, row, true);
 		found = true;
 	}

@@ -26,6 +26,7 @@
 #include "utils/timestamp.h"
 
 #include "args.h"
+#include "durable.h"
 #include "errors.h"
 #include "key.h"
 #include "relation.h"
@@ -199,7 +200,7 @@ look_up(OwnSql *sql, const TokenDigest *digest, Token *token)
 	if (own_sql_run(sql,
 					"SELECT verifier, used_at,"
 					" expires_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp(), subject,"
-					" payload FROM %s WHERE digest OPERATOR(pg_catalog.=) $1",
+					" payload, xmin FROM %s WHERE digest OPERATOR(pg_catalog.=) $1",
 					lengthof(params), params) == 0)
 		return;
 	verifier = (bytea *) DatumGetPointer(own_sql_value(sql, 1, BYTEAOID));
@@ -208,7 +209,10 @@ look_up(OwnSql *sql, const TokenDigest *digest, Token *token)
 		return;
 
 	if (own_sql_column(sql, 2, TIMESTAMPTZOID, &value))
+	{
 		token->state = TOKEN_USED;
+		durable_xmin(DatumGetTransactionId(own_sql_value(sql, 6, XIDOID)));
+	}
 	else if (DatumGetBool(own_sql_value(sql, 3, BOOLOID)))
 		token->state = TOKEN_EXPIRED;
 	else

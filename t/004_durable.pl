@@ -130,6 +130,27 @@ is($waiter->query('SELECT 1'), "replayed\n1", 'waited: the answer');
 crash();
 is(survivors('waited for'), '1|1', 'waited: order and key are there after a crash');
 
+# What is used up.  The row of a code that is used stays, and what is verified or redeemed is its order.
+my %secrets = (
+	token => [ "SELECT idem_token_issue('login', '1 hour')", q{(SELECT state FROM idem_token_redeem('login', '%s'))} ],
+	code => [ "SELECT idem_code_issue('login', 'ada', '1 hour')", q{(SELECT state FROM idem_code_verify('login', 'ada', '%s'))} ]);
+for my $kind (sort keys %secrets)
+{
+	my ($issue, $use) = @{ $secrets{$kind} };
+	for my $between ('', 'VACUUM (FREEZE) idem_tokens, idem_codes')
+	{
+		my $name = $between ? "$kind, frozen" : $kind;
+		my $ask = 'SELECT ' . sprintf($use, $node->safe_psql('postgres', $issue));
+
+		run_asynchronously($name, $ask);
+		$node->safe_psql('postgres', $between);
+		sql_is($node, 'postgres', $ask, 'used', "$name: the answer");
+		crash();
+		is(survivors($name), '1|0', "$name: its order is there after a crash");
+		sql_is($node, 'postgres', $ask, 'used', "$name: and it still is used");
+	}
+}
+
 # The sessions died with the server.
 eval { $_->quit } for $holder, $waiter;
 

@@ -35,25 +35,82 @@ SQL
 is( $primary->safe_psql('postgres', "SET synchronous_commit = local; SELECT state FROM idem_begin('order-1')"),
 	'replayed', 'who asks for less is answered at once');
 
-my ($out, $err) = ('', '');
-my $asker = IPC::Run::start(
-	[
-		'psql', '-XAtq', '-d', $primary->connstr('postgres') . ' application_name=asker',
-		'-c', "SELECT state FROM idem_begin('order-1')"
-	],
-	'>', \$out, '2>', \$err);
-ok( $primary->poll_query_until(
-		'postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'asker' AND wait_event = 'SyncRep'"),
-	'the asker waits for the standby');
-is($out, '', 'without an answer');
+# Sessions that end up waiting for the standby, with all that they say.
+sub start_waiting
+{
+	my ($name, $sql) = @_;
+	my %session = (name => $name, out => '', err => '');
 
+	$session{run} = IPC::Run::start(
+		[ 'psql', '-XAtq', '-v', 'VERBOSITY=sqlstate', '-d', $primary->connstr('postgres') . " application_name=$name", '-c', $sql ],
+		'>', \$session{out}, '2>', \$session{err});
+	ok( $primary->poll_query_until(
+			'postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = '$name' AND wait_event = 'SyncRep'"),
+		"$name waits for the standby");
+	is($session{out}, '', 'without an answer');
+	return \%session;
+}
+
+sub stop_waiting
+{
+	my ($session, $how) = @_;
+
+	$primary->safe_psql('postgres', "SELECT $how(pid) FROM pg_stat_activity WHERE application_name = '$session->{name}'");
+	IPC::Run::finish($session->{run});
+}
+
+# An answer cannot be given without the standby, so the wait for it is not given up with a warning only.
+my $cancelled = start_waiting('cancelled', "SELECT state FROM idem_begin('order-1')");
+stop_waiting($cancelled, 'pg_cancel_backend');
+is($cancelled->{out}, '', 'cancelled: no answer');
+like($cancelled->{err}, qr/ERROR:  57014/, 'but an error');
+my $terminated = start_waiting('terminated', "SELECT state FROM idem_begin('order-1')");
+stop_waiting($terminated, 'pg_terminate_backend');
+is($terminated->{out}, '', 'terminated: no answer');
+
+# Nobody is to wait for a standby that is no longer asked for.
+my $reloaded = start_waiting('reloaded', "SELECT state FROM idem_begin('order-1')");
+$primary->safe_psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = ''");
+$primary->reload;
+IPC::Run::finish($reloaded->{run});
+like($reloaded->{err}, qr/ERROR:  57014/, 'reloaded: an error');
+is($primary->safe_psql('postgres', "SELECT state FROM idem_begin('order-1')"), 'replayed', 'and then an answer');
+$primary->safe_psql('postgres', 'ALTER SYSTEM RESET synchronous_standby_names');
+$primary->reload;
+ok($primary->poll_query_until('postgres', "SELECT current_setting('synchronous_standby_names') = '*'"), 'asked for again');
+
+# Their transactions have committed and can be seen, though the wait for the standby was given up, or there was none.
+my %order = (
+	'order-2' => sub { stop_waiting(start_waiting('holder', $_[0]), 'pg_terminate_backend') },
+	'order-3' => sub { stop_waiting(start_waiting('holder', $_[0]), 'pg_cancel_backend') },
+	'order-4' => sub { $primary->safe_psql('postgres', "SET synchronous_commit = local; $_[0]") });
+for my $k (sort keys %order)
+{
+	$order{$k}->("WITH o AS (INSERT INTO orders VALUES ('$k')) SELECT idem_claim('$k')");
+	is($primary->safe_psql('postgres', "SET synchronous_commit = local; SELECT idem_claim('$k')"), 'f', "$k is committed");
+}
+my $token = $primary->safe_psql('postgres', "SET synchronous_commit = local; SELECT idem_token_issue('login', '1 hour')");
+my $code = $primary->safe_psql('postgres', "SET synchronous_commit = local; SELECT idem_code_issue('login', 'ada', '1 hour')");
+$primary->safe_psql('postgres', <<"SQL");
+SET synchronous_commit = off;
+SELECT idem_token_redeem('login', '$token');
+SELECT idem_code_verify('login', 'ada', '$code');
+SQL
+
+my @askers = (
+	start_waiting('asker-1', "SELECT state FROM idem_begin('order-1')"),
+	(map { start_waiting("asker-$_", "SELECT idem_claim('order-$_')") } 2 .. 4),
+	start_waiting('redeemer', "SELECT state FROM idem_token_redeem('login', '$token')"),
+	start_waiting('verifier', "SELECT state FROM idem_code_verify('login', 'ada', '$code')"));
 $standby->start;
-IPC::Run::finish($asker);
-is($out, "replayed\n", 'which comes when the standby has the order');
-is($err, '', 'without a warning');
+IPC::Run::finish($_->{run}) for @askers;
+is(join(' ', map { $_->{out} =~ s/\n//r } @askers), 'replayed f f f used used', 'answers come when the standby has the orders');
+is(join('', map { $_->{err} } @askers), '', 'without a warning');
 $primary->stop('immediate');
 $standby->promote;
-is($standby->safe_psql('postgres', "SELECT item FROM orders; SELECT state FROM idem_begin('order-1')"),
-	"book\nreplayed", 'and the order survives the failover');
+is($standby->safe_psql('postgres', "SELECT string_agg(item, ' ' ORDER BY item) FROM orders; SELECT state FROM idem_begin('order-1')"),
+	"book order-2 order-3 order-4\nreplayed", 'and the orders survive the failover');
+is($standby->safe_psql('postgres', "SELECT (idem_token_peek('login', '$token')).state, (idem_code_verify('login', 'ada', '$code')).state"), 'used|used',
+	'as do the token and the code that are used');
 
 done_testing();

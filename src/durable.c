@@ -1,0 +1,118 @@
+/*-------------------------------------------------------------------------
+ *
+ * durable.c
+ *	  An answer is not given from a commit that could still be lost.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
+#include "storage/bufmgr.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+
+#include "compat.h"
+#include "durable.h"
+
+/* after which a standby is slow, or down, and a millisecond does not matter */
+#define QUICK_LOOKS 100
+
+static bool
+wanted(void)
+{
+	return synchronous_commit > SYNCHRONOUS_COMMIT_OFF && !RecoveryInProgress();
+}
+
+static bool
+standby_wanted(void)
+{
+	return SyncRepRequested() && SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+}
+
+static bool
+standby_has(XLogRecPtr lsn)
+{
+	int mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? SYNC_REP_WAIT_WRITE
+																	 : SYNC_REP_WAIT_FLUSH;
+	bool has;
+
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	has = WalSndCtl->lsn[mode] >= lsn;
+	LWLockRelease(SyncRepLock);
+	return has;
+}
+
+/*
+ * Where the commit is in WAL is known of asynchronous ones only.  All others were flushed
+ * before they could be seen, so the standby is to have what has been flushed by now.
+ *
+ * Not SyncRepWaitForLSN(): when that is cancelled it warns, and goes on, as a commit
+ * has to.  And it wants every waiter to have an LSN of its own.
+ */
+static void
+wait_for_standby(void)
+{
+	XLogRecPtr lsn = GetFlushRecPtr(NULL);
+	int looks = 0;
+
+	while (!standby_has(lsn))
+	{
+		CHECK_FOR_INTERRUPTS();
+		/* that may have ended the wait of those who commit, but we do not learn of it here */
+		if (ConfigReloadPending)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling statement while waiting for synchronous replication"),
+				 errdetail(
+					 "The configuration was reloaded, and it may have changed what is waited for."),
+				 errhint("Repeat the transaction.")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 looks++ < QUICK_LOOKS ? 1 : 10, WAIT_EVENT_SYNC_REP);
+		ResetLatch(MyLatch);
+	}
+}
+
+static void
+wait_for(XLogRecPtr lsn)
+{
+	if (!XLogRecPtrIsInvalid(lsn))
+		XLogFlush(lsn);
+	if (standby_wanted())
+		wait_for_standby();
+}
+
+void
+durable_row(TransactionId xmin, Buffer buffer)
+{
+	if (!wanted())
+		return;
+	/* a frozen row has forgotten its xid, but freezing it was logged after the commit */
+	wait_for(TransactionIdIsNormal(xmin) ? TransactionIdGetCommitLSN(xmin)
+										 : BufferGetLSNAtomic(buffer));
+}
+
+void
+durable_xmin(TransactionId xmin)
+{
+	XLogRecPtr lsn = InvalidXLogRecPtr;
+
+	if (!wanted() || TransactionIdIsCurrentTransactionId(xmin))
+		return;
+	/* what is no longer in the commit log was durable before it left */
+	LWLockAcquire(XactTruncationLock, LW_SHARED);
+	if (TransactionIdIsNormal(xmin) && !TransactionIdPrecedes(xmin, idem_transam->oldestClogXid) &&
+		TransactionIdPrecedes(xmin, ReadNextTransactionId()))
+		lsn = TransactionIdGetCommitLSN(xmin);
+	LWLockRelease(XactTruncationLock);
+	wait_for(lsn);
+}
