@@ -11,7 +11,7 @@ use Test::More;
 my $primary = PostgreSQL::Test::Cluster->new('primary');
 $primary->init(allows_streaming => 1);
 $primary->start;
-$primary->safe_psql('postgres', 'CREATE EXTENSION idempotency; CREATE TABLE orders (item text)');
+$primary->safe_psql('postgres', 'CREATE EXTENSION idempotency; CREATE TABLE orders (item text); CREATE TABLE passed ()');
 $primary->backup('backup');
 
 my $standby = PostgreSQL::Test::Cluster->new('standby');
@@ -79,16 +79,25 @@ $primary->safe_psql('postgres', 'ALTER SYSTEM RESET synchronous_standby_names');
 $primary->reload;
 ok($primary->poll_query_until('postgres', "SELECT current_setting('synchronous_standby_names') = '*'"), 'asked for again');
 
+# The place of an asynchronous commit in WAL is kept for 32 transactions together: these are to be others.
+sub pass_transactions
+{
+	$primary->safe_psql('postgres', "SET synchronous_commit = local;\n" . "INSERT INTO passed DEFAULT VALUES;\n" x 64);
+}
+
 # Their transactions have committed and can be seen, though the wait for the standby was given up, or there was none.
 my %order = (
 	'order-2' => sub { stop_waiting(start_waiting('holder', $_[0]), 'pg_terminate_backend') },
 	'order-3' => sub { stop_waiting(start_waiting('holder', $_[0]), 'pg_cancel_backend') },
 	'order-4' => sub { $primary->safe_psql('postgres', "SET synchronous_commit = local; $_[0]") });
+pass_transactions();
 for my $k (sort keys %order)
 {
 	$order{$k}->("WITH o AS (INSERT INTO orders VALUES ('$k')) SELECT idem_claim('$k')");
 	is($primary->safe_psql('postgres', "SET synchronous_commit = local; SELECT idem_claim('$k')"), 'f', "$k is committed");
 }
+pass_transactions();
+
 my $token = $primary->safe_psql('postgres', "SET synchronous_commit = local; SELECT idem_token_issue('login', '1 hour')");
 my $code = $primary->safe_psql('postgres', "SET synchronous_commit = local; SELECT idem_code_issue('login', 'ada', '1 hour')");
 $primary->safe_psql('postgres', <<"SQL");
