@@ -1,0 +1,359 @@
+# What a history of clients and the tables they worked on must have to do with each other.
+#
+#   my $check = CheckHistory->new(sync => 'on', lost_tail => 0);
+#   $check->add($record);    # each record of the history, a hash, those of a client in their order
+#   my @violations = $check->violations(\@effects, \@keys);    # each [ kind, what ]
+#   my @figures = $check->figures;    # each [ name, number ]
+#
+# Records are as clients.pl describes them.  An effect is a hash of key, kind, attempt, fence, phase; a
+# key one of key, finished, answer (the attempt that its result names), fence, phase, looked_up.
+#
+# lost_tail: the server has lost its newest commits, as it may with synchronous_commit off.  Then what an
+# attempt under off was told may be gone, but never one half of effect and key; and what one
+# under on was told holds, whoever's effect it is.
+package CheckHistory;
+
+use strict;
+use warnings;
+
+my $last_phase = 3;
+
+# Answers by what they say of the key: this attempt has done it, or it was done before.
+my %own = map { $_ => 1 } qw(started finished claimed inserted redeemed checkpointed);
+my %repeat = map { $_ => 1 } qw(replayed refused duplicate used);
+my %on_the_way = map { $_ => 1 } qw(in_progress holding checkpointed released);
+
+sub new
+{
+	my ($class, %opt) = @_;
+
+	return bless { %opt, attempts => {}, by_key => {}, violations => [], n => {} }, $class;
+}
+
+sub add
+{
+	my ($self, $record) = @_;
+	my $attempt = $self->{attempts}{ $record->{attempt} };
+
+	if ($record->{client})
+	{
+		$attempt = { map { defined $record->{$_} ? ($_ => $record->{$_}) : () }
+			qw(client attempt kind form key keys sync try fence phase zombie) };
+		$attempt->{start} = $record->{t};
+		$self->{attempts}{ $record->{attempt} } = $attempt;
+		push @{ $self->{by_key}{$_}{attempts} }, $attempt for keys_of($attempt);
+		return;
+	}
+	if (!$attempt) { $self->violation('broken history', "attempt $record->{attempt} ends and never began"); return }
+	defined $record->{$_} and $attempt->{$_} = $record->{$_} for qw(outcome state answer claimed sqlstate error fence);
+	$attempt->{end} = $record->{t};
+	return;
+}
+
+sub keys_of { return @{ $_[0]{keys} // [ $_[0]{key} ] } }
+
+sub violation
+{
+	my ($self, $kind, $what) = @_;
+
+	push @{ $self->{violations} }, [ $kind, $what ];
+	return;
+}
+
+sub answered { return ($_[0]{outcome} // 'unknown') eq 'answered' }
+
+# An attempt under off may have lost what it was told.
+sub may_lose
+{
+	my ($self, $attempt) = @_;
+
+	return $self->{lost_tail} && $attempt->{sync} eq 'off';
+}
+
+# Something that an attempt was told is not so.
+sub missing
+{
+	my ($self, $attempt, $kind, $what) = @_;
+
+	if ($self->may_lose($attempt)) { $self->{n}{lost}++ }
+	else { $self->violation($kind, $what) }
+	return;
+}
+
+sub violations
+{
+	my ($self, $effects, $keys) = @_;
+
+	push @{ $self->{by_key}{ $_->{key} }{effects} }, $_ for @$effects;
+	$self->{by_key}{ $_->{key} }{row} = $_ for @$keys;
+	for my $key (sort keys %{ $self->{by_key} })
+	{
+		my $of = $self->{by_key}{$key};
+
+		$of->{attempts} //= [];
+		$of->{effects} //= [];
+		$self->check_effects($key, $of);
+		$self->check_key($key, $of);
+		$self->check_answers($key, $of);
+		$self->check_unknown($key, $of);
+		$self->check_fences($key, $of);
+		$self->check_superseded($key, $of);
+	}
+	$self->check_fences_issued;
+	$self->check_errors;
+	return @{ $self->{violations} };
+}
+
+# The effect that ends a key's work: of a leased key the last, of others the only one.
+sub is_final { my $phase = $_[0]{phase}; return !defined $phase || $phase eq 'finish' }
+
+sub final { return grep { is_final($_) } @{ $_[0]{effects} } }
+
+# One effect a key, or a phase, and by somebody who may have made it.
+sub check_effects
+{
+	my ($self, $key, $of) = @_;
+	my %made;
+
+	for my $effect (@{ $of->{effects} })
+	{
+		my $attempt = $self->{attempts}{ $effect->{attempt} };
+
+		push @{ $made{ $effect->{phase} // '' } }, $effect->{attempt};
+		$self->{n}{"effects of $effect->{kind}"}++;
+		if (!$attempt || !grep { $_ eq $key } keys_of($attempt))
+		{
+			$self->violation('effect of nobody', "$key: attempt $effect->{attempt} was never made");
+		}
+		elsif (($attempt->{outcome} // '') =~ /^(failed|error)$/)
+		{
+			$self->violation('effect of a failed attempt', "$key: $effect->{attempt}, $attempt->{sqlstate}");
+		}
+	}
+	for my $phase (sort keys %made)
+	{
+		my @by = sort @{ $made{$phase} };
+
+		next if @by < 2;
+		$self->violation($phase eq '' ? 'double effect' : 'double phase', "$key" . ($phase ne '' && " phase $phase") . ": by @by");
+	}
+	return;
+}
+
+# Effect and key go together, and each phase with the recovery point that names it.
+sub check_key
+{
+	my ($self, $key, $of) = @_;
+	my ($final) = final($of);
+	my $row = $of->{row};
+	my $finished = $row && $row->{finished};
+
+	if ($final && !$finished)
+	{
+		$self->violation('effect without key', "$key: effect of $final->{attempt}, " . ($row ? 'not finished' : 'no row'));
+	}
+	if ($finished && !$final) { $self->violation('key without effect', "$key is finished") }
+	if ($finished && defined $row->{looked_up} && $row->{looked_up} ne 'finished'
+		|| $finished && !defined $row->{looked_up} && exists $row->{looked_up} && $key !~ /^token-/)
+	{
+		$self->violation('effect without key', "$key: idem_lookup says " . ($row->{looked_up} // 'nothing'));
+	}
+	if ($finished && $final && defined $row->{answer} && $row->{answer} ne $final->{attempt})
+	{
+		$self->violation('stored answer', "$key: result of $row->{answer}, effect of $final->{attempt}");
+	}
+	my $recorded = $row && $row->{phase} || 0;
+	my %made = map { $_->{phase} => 1 } grep { !is_final($_) } @{ $of->{effects} };
+	for my $phase (1 .. $last_phase)
+	{
+		if ($made{$phase} && $phase > $recorded)
+		{
+			$self->violation('effect without key', "$key: phase $phase was done, $recorded is recorded");
+		}
+		if (!$made{$phase} && $phase <= $recorded)
+		{
+			$self->violation('key without effect', "$key: phase $recorded is recorded, $phase was not done");
+		}
+	}
+	return;
+}
+
+# Everybody who was answered names the one effect that is there.
+sub check_answers
+{
+	my ($self, $key, $of) = @_;
+	my ($final) = final($of);
+	my %answers;
+
+	for my $attempt (@{ $of->{attempts} })
+	{
+		my $state = $attempt->{state} // next;
+
+		# what is said about another's commit holds whatever becomes of the own
+		if ($repeat{$state} || $attempt->{claimed} && !grep { $_ eq $key } @{ $attempt->{claimed} })
+		{
+			next unless $repeat{$state} || answered($attempt);
+			$self->{n}{repeats}++;
+			if (!$final) { $self->missing($attempt, 'answer without effect', "$key: $attempt->{attempt} was told $state") }
+		}
+		elsif ($own{$state} && answered($attempt))
+		{
+			$self->{n}{acknowledged}++;
+			$self->missing($attempt, 'lost effect', "$key: $attempt->{attempt} was told $state")
+			  unless grep { $_->{attempt} eq $attempt->{attempt} } @{ $of->{effects} };
+		}
+		next unless defined $attempt->{answer} && ($repeat{$state} || answered($attempt));
+		$answers{ $attempt->{answer} } //= $attempt unless $self->may_lose($attempt);
+		next if !$final || $attempt->{answer} eq $final->{attempt};
+		$self->missing($attempt, 'different answers', "$key: $attempt->{attempt} was told $attempt->{answer}, effect of $final->{attempt}");
+	}
+	if (keys %answers > 1) { $self->violation('different answers', "$key: " . join ', ', sort keys %answers) }
+	return;
+}
+
+# Whoever does not know has repeated it until told.
+sub check_unknown
+{
+	my ($self, $key, $of) = @_;
+	my %unknown;
+
+	for my $attempt (@{ $of->{attempts} })
+	{
+		next if $attempt->{kind} eq 'issue';
+		my $client = $attempt->{client};
+
+		if (($attempt->{outcome} // 'unknown') eq 'unknown')
+		{
+			$self->{n}{unknown}++;
+			$unknown{$client} = $attempt;
+			$self->{n}{'unknown and done'}++ if grep { $_->{attempt} eq $attempt->{attempt} } @{ $of->{effects} };
+		}
+		elsif (answered($attempt) && !$on_the_way{ $attempt->{state} })
+		{
+			delete $unknown{$client};
+		}
+	}
+	$self->violation('unknown still', "$key: $_->{attempt}") for map { $unknown{$_} } sort keys %unknown;
+	return;
+}
+
+# Claims of a key, and the ends that their holders gave them, that were acknowledged.
+sub takes { return grep { defined $_->{fence} && answered($_) && $_->{state} eq $_[1] } @{ $_[0]{attempts} } }
+
+# Whoever begins after another's begin has a higher fence.
+sub check_fences
+{
+	my ($self, $key, $of) = @_;
+	my @begun = sort { $a->{start} <=> $b->{start} } takes($of, 'holding');
+	my @ended = sort { $a->{end} <=> $b->{end} } @begun;
+	my $highest;
+
+	for my $begin (@begun)
+	{
+		while (@ended && $ended[0]{end} < $begin->{start})
+		{
+			my $before = shift @ended;
+			$highest = $before if !$highest || $before->{fence} > $highest->{fence};
+		}
+		next if !$highest || $begin->{fence} > $highest->{fence};
+		$self->violation('fence order',
+			"$key: $begin->{attempt} got $begin->{fence} after $highest->{attempt} had $highest->{fence}");
+	}
+	$self->{n}{'take-overs'} += @begun - 1 if @begun;
+	return;
+}
+
+# Once a higher fence is known to be there, or the fence was given up, nothing is done under it.
+sub check_superseded
+{
+	my ($self, $key, $of) = @_;
+	my @work = grep { defined $_->{fence} } @{ $of->{effects} };
+	my @phases = sort { ($a->{phase} eq 'finish') <=> ($b->{phase} eq 'finish') || $a->{phase} cmp $b->{phase} } @work;
+
+	for my $effect (@work)
+	{
+		my $attempt = $self->{attempts}{ $effect->{attempt} } // next;
+		my ($later) = grep { $_->{end} < $attempt->{start} && !$self->may_lose($_) }
+		  (grep { $_->{fence} > $effect->{fence} } takes($of, 'holding')),
+		  grep { $_->{fence} >= $effect->{fence} } takes($of, 'released');
+
+		$self->violation('superseded effect',
+			"$key: $effect->{attempt} under $effect->{fence} after $later->{attempt} $later->{state} $later->{fence}") if $later;
+	}
+	for my $i (1 .. $#phases)
+	{
+		$self->violation('superseded effect',
+			"$key: phase $phases[$i]{phase} under $phases[$i]{fence}, $phases[$i - 1]{phase} under $phases[$i - 1]{fence}")
+		  if $phases[$i]{fence} < $phases[$i - 1]{fence};
+	}
+	return;
+}
+
+sub check_fences_issued
+{
+	my ($self) = @_;
+	my %by;
+
+	for my $key (sort keys %{ $self->{by_key} })
+	{
+		for my $begin (takes($self->{by_key}{$key}, 'holding'))
+		{
+			my $other = $by{ $begin->{fence} };
+			$by{ $begin->{fence} } = $begin;
+			$self->violation('fence twice', "$begin->{fence}: $other->{attempt} and $begin->{attempt}") if $other;
+		}
+	}
+	$self->{fences} = \%by;
+	return;
+}
+
+# What no fault explains, and no lost tail.
+sub check_errors
+{
+	my ($self) = @_;
+
+	for my $attempt (sort { $a->{start} <=> $b->{start} } values %{ $self->{attempts} })
+	{
+		my $state = $attempt->{state} // '';
+		my $sqlstate = $attempt->{sqlstate} // '';
+		my $what = "$attempt->{key}: $attempt->{attempt}";
+
+		$self->{n}{"failed by $sqlstate"}++ if $sqlstate ne '';
+		$self->{n}{'came late'}++ if $attempt->{zombie};
+		if (($attempt->{outcome} // '') eq 'error')
+		{
+			# there is no such claim, since it is lost
+			my $begin = $self->{fences}{ $attempt->{fence} // '' };
+			if ($sqlstate eq 'ID003' && $begin && $self->may_lose($begin)) { $self->{n}{lost}++ }
+			else { $self->violation('error', "$what: $sqlstate " . ($attempt->{error} // '')) }
+		}
+		if ($state eq 'mismatch') { $self->violation('mismatch', $what) }
+		if ($state =~ /^(unknown|expired)$/)
+		{
+			my ($issue) = grep { $_->{kind} eq 'issue' } @{ $self->{by_key}{ $attempt->{key} }{attempts} };
+			if ($state eq 'unknown' && $issue && $self->may_lose($issue)) { $self->{n}{lost}++ }
+			else { $self->violation('token refused', "$what: $state") }
+		}
+	}
+	return;
+}
+
+# By name; those of the tables after violations().
+sub figures
+{
+	my ($self) = @_;
+	my @attempts = values %{ $self->{attempts} };
+	my %n = %{ $self->{n} };
+
+	$n{attempts} = @attempts;
+	$n{requests} = grep { $_->{try} == 1 } @attempts;
+	$n{keys} = keys %{ $self->{by_key} };
+	$n{effects} = 0;
+	$n{effects} += $n{$_} for grep { /^effects of / } keys %n;
+	$n{"attempts $_->{kind}" . (defined $_->{form} ? " $_->{form}" : '')}++ for @attempts;
+	$n{'in progress'} = grep { ($_->{state} // '') eq 'in_progress' } @attempts;
+	$n{$_} //= 0 for qw(lost repeats acknowledged unknown take-overs), 'unknown and done';
+	return \%n;
+}
+
+1;

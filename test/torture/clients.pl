@@ -1,0 +1,565 @@
+#!/usr/bin/perl
+# The torture's clients: they make requests of every kind, several of them the same
+# request, and write down what they were told, outside the server.
+#
+#   clients.pl --routes FILE --history DIR --clients N --stop FILE [--seed S]
+#       [--sync on|off|mix] [--keys N] [--drain SECONDS] [--pause MS] [--timeout SECONDS]
+#
+# --routes   a libpq connection string a line; read anew before each connection,
+#            one is picked at random; while the file is empty, clients wait
+# --history  folder for client-NNN.jsonl; started again with the same folder, the
+#            clients go on where they were
+# --stop     when this file exists, nothing new is begun, and what is unknown is repeated
+#            until it is known, for at most --drain seconds (60); exit code 1 if
+#            something stays unknown
+# --sync     synchronous_commit of the attempts: on is the server's own setting,
+#            mix is a coin for each (on)
+# --keys     so many keys of a kind, then only repeats (no limit)
+# --pause    average pause between requests, milliseconds (5)
+# --timeout  a statement that has no answer for so long is given up, and the connection (8)
+#
+# A client that is killed is started again and takes up what it does not know.
+#
+# History, two records an attempt, told apart by the first's "client":
+#   client, attempt (CLIENT.NUMBER), kind, form, key or keys, request, sync, try (1 for the first
+#     of a request), route (line number), t; for work under a lease fence, phase and zombie (comes late)
+#   attempt, t, outcome, state, answer (the attempt whose effect it is), fence, phase, claimed (keys), sqlstate, error
+# t is CLOCK_MONOTONIC in nanoseconds, which the processes of a machine share.  outcome:
+#   answered   the server has acknowledged the commit
+#   failed     nothing was committed, for certain
+#   unknown    one cannot know
+#   error      nothing was committed, and no fault explains why
+use strict;
+use warnings;
+use DBD::Pg qw(:async);
+use DBI;
+use Fcntl qw(O_APPEND O_CREAT O_WRONLY SEEK_CUR);
+use Getopt::Long;
+use JSON::PP;
+use POSIX ();
+use Socket qw(SHUT_RDWR);
+use Time::HiRes qw(clock_gettime sleep CLOCK_MONOTONIC);
+
+my %opt = (seed => time, sync => 'on', keys => 0, drain => 60, pause => 5, timeout => 8);
+GetOptions(\%opt, 'routes=s', 'history=s', 'clients=i', 'stop=s', 'seed=i', 'sync=s', 'keys=i', 'drain=f', 'pause=f',
+	'timeout=f')
+  && !@ARGV && !grep({ !defined $opt{$_} } qw(routes history clients stop)) && $opt{sync} =~ /^(on|off|mix)$/
+  or die "usage: see the head of $0\n";
+
+my $json = JSON::PP->new->canonical;
+
+# The SQLSTATEs that faults explain: connections, resources, operators, failover,
+# I/O, and those that ask for the transaction to be repeated.
+my $by_fault = qr/^(08|53|57|40001|40P01|55P03|25006|58030|HANG)/;
+
+# Those that a holder of a lease gets who has lost it, or has done it before.
+my $by_lease = qr/^ID00[46]$/;
+
+my $lease_phases = 3;
+
+# Answers that leave something to be done; "holding" is the begin of a lease.
+my $on_the_way = qr/^(in_progress|holding|checkpointed|released)$/;
+
+# ---------------------------------------------------------------- this client
+
+my ($me, $log, $number, $drain_until);
+my @queue;    # requests to be repeated, and work of zombies, with the time "due"
+my @tokens;
+
+sub clock { return clock_gettime(CLOCK_MONOTONIC) }
+
+sub pick
+{
+	my (@weights) = @_;
+	my $total = 0;
+
+	for (my $i = 1; $i < @weights; $i += 2) { $total += $weights[$i] }
+	my $at = rand $total;
+	while (@weights > 2 && ($at -= $weights[1]) >= 0) { splice @weights, 0, 2 }
+	return $weights[0];
+}
+
+sub record
+{
+	my (%record) = @_;
+	my $line;
+
+	$record{t} = int(clock() * 1e9);
+	$line = $json->encode(\%record) . "\n";
+	# in one piece, and out of this process at once
+	syswrite($log, $line) == length $line or die "history: $!";
+	return;
+}
+
+# ---------------------------------------------------------------- the connection
+
+my ($dbh, $sth, $route, $direct, $can_prepare);
+my @warnings;    # of the server, since the last statement began
+
+sub routes
+{
+	open my $file, '<', $opt{routes} or return;
+	my $n = 0;
+	return grep { $_->[1] =~ /\S/ } map { chomp; [ ++$n, $_ ] } <$file>;
+}
+
+# Let go of the connection without a word to the server, which may not be there.
+sub drop_connection
+{
+	return unless $dbh;
+	# DBD::Pg would wait for what is on its way
+	if (open my $socket, '+<&', $dbh->{pg_socket}) { shutdown $socket, SHUT_RDWR }
+	local $@;
+	eval { undef $sth };
+	eval { $dbh->disconnect };
+	undef $dbh;
+	return;
+}
+
+# True if there is a connection.
+sub connected
+{
+	return 1 if $dbh && rand() > 0.03;
+	drop_connection();
+	my @routes = routes() or return 0;
+
+	($route, my $conninfo) = @{ $routes[ rand @routes ] };
+	return eval {
+		$dbh = DBI->connect("dbi:Pg:connect_timeout=4 $conninfo", undef, undef,
+			{ AutoCommit => 1, RaiseError => 1, PrintError => 0, PrintWarn => 1, pg_server_prepare => 0 });
+		$dbh->{pg_placeholder_dollaronly} = 1;
+		my ($pid, $max_prepared, $standby) =
+		  row(q{SELECT pg_backend_pid(), current_setting('max_prepared_transactions'), pg_is_in_recovery()});
+		# a pooler makes up its own process numbers
+		$direct = $pid == $dbh->{pg_pid};
+		$can_prepare = $direct && $max_prepared > 0;
+		!$standby || die "standby\n";
+	} || do { drop_connection(); 0 };
+}
+
+# Run a statement and return its rows.  Dies with its failure: "sqlstate", and
+# "certain" if the server itself has said that the statement failed and the
+# session goes on.  A lost connection and FATAL are neither.
+sub run
+{
+	my ($sql, @bind) = @_;
+
+	return run_until(clock() + $opt{timeout}, $sql, @bind);
+}
+
+sub run_until
+{
+	my ($until, $sql, @bind) = @_;
+	my $rows = eval {
+		$sth = $dbh->prepare($sql, { pg_async => PG_ASYNC });
+		$sth->execute(@bind);
+		until ($dbh->pg_ready)
+		{
+			my $left = $until - clock();
+			$left > 0 or die { sqlstate => 'HANG', certain => 0, error => 'no answer' };
+			vec(my $socket = '', $dbh->{pg_socket}, 1) = 1;
+			select $socket, undef, undef, $left;
+		}
+		$dbh->pg_result;
+		$sth->{NUM_OF_FIELDS} ? $sth->fetchall_arrayref : [];
+	};
+	return $rows if $rows;
+	die $@ if ref $@;
+	# DBD::Pg changes its argument
+	my $field = 'severity_nonlocalized';
+	die { sqlstate => $dbh->state, certain => ($dbh->pg_error_field($field) // '') eq 'ERROR' ? 1 : 0, error => "$@" };
+}
+
+sub row { return @{ run(@_)->[0] // [] } }
+
+# ---------------------------------------------------------------- an attempt
+
+# The attempt in hand.  "point": working, until what is sent may commit:
+# committing; prepared, when others decide as well.
+my ($point, $sync, $id);
+
+# The effect of the attempt is one row.
+sub effect
+{
+	my ($key, $kind, %more) = @_;
+
+	run('INSERT INTO torture.effects (key, kind, attempt, fence, phase) VALUES ($1, $2, $3, $4, $5)',
+		$key, $kind, $id, @more{qw(fence phase)});
+	return;
+}
+
+# SET LOCAL only: behind a pooler the session is not ours.
+sub begin
+{
+	my ($levels) = @_;
+	my $sql = 'BEGIN';
+
+	$sql .= ' ISOLATION LEVEL ' . pick('READ COMMITTED' => 8, 'REPEATABLE READ' => 1, SERIALIZABLE => 1) if $levels;
+	$sql .= q{; SET LOCAL lock_timeout = '2s'};
+	$sql .= '; SET LOCAL synchronous_commit = off' if $sync eq 'off';
+	$sql .= sprintf '; SET LOCAL statement_timeout = %d', 1 + rand 10 if rand() < 0.03;
+	run($sql);
+	return;
+}
+
+# A statement by which the transaction may have been committed.  A warning says
+# that it was, here, and not on the standby.
+sub committing
+{
+	my ($sql, @bind) = @_;
+
+	$point = 'committing' if $point eq 'working';
+	@warnings = ();
+	# now and then, as if the plug was pulled
+	my $rows = run_until(clock() + (rand() < 0.01 ? 0 : $opt{timeout}), $sql, @bind);
+	die { sqlstate => '01000', certain => 0, error => "@warnings" } if @warnings;
+	return $rows;
+}
+
+sub commit
+{
+	committing('COMMIT');
+	# COMMIT of a failed transaction is no error
+	die { sqlstate => '25P02', certain => 1, error => $sth->{pg_cmd_status} } if $sth->{pg_cmd_status} ne 'COMMIT';
+	return;
+}
+
+# In two phases.  Once it is prepared, others may finish it either way.
+sub commit_prepared
+{
+	committing("PREPARE TRANSACTION 'torture $id'");
+	# that of a failed transaction is a rollback, and no error
+	die { sqlstate => '25P02', certain => 1, error => $sth->{pg_cmd_status} }
+	  if $sth->{pg_cmd_status} ne 'PREPARE TRANSACTION';
+	$point = 'prepared';
+	committing("COMMIT PREPARED 'torture $id'");
+	return;
+}
+
+# A statement that is a transaction, alone or with BEGIN and COMMIT around it.
+sub statement
+{
+	my ($sql, @bind) = @_;
+
+	return committing($sql, @bind) if $sync eq 'on' && rand() < 0.7;
+	begin();
+	my $rows = run($sql, @bind);
+	commit();
+	return $rows;
+}
+
+# What became of it, when it failed.
+sub failed
+{
+	my ($request, $failure) = @_;
+	my $sqlstate = $failure->{sqlstate};
+
+	return (outcome => 'answered', state => 'duplicate')
+	  if $sqlstate eq '23505' && $request->{kind} eq 'raise' && $failure->{certain};
+	my $explained = $sqlstate =~ $by_fault || $request->{kind} eq 'lease' && $sqlstate =~ $by_lease;
+	return (
+		outcome => $point eq 'prepared' || $point eq 'committing' && !$failure->{certain} ? 'unknown'
+		: $explained || !$failure->{certain} ? 'failed'
+		: 'error',
+		sqlstate => $sqlstate,
+		# messages may hold what is not UTF-8
+		$explained ? () : (error => $failure->{error} =~ s/[^ -~]+/ /gr));
+}
+
+# One attempt at a request, on the record.  $work does it and tells the result
+# in the hash that it is given, which is returned.
+sub attempt
+{
+	my ($request, $work, %more) = @_;
+	my %end;
+
+	$id = "$me." . ++$number;
+	$point = 'working';
+	$sync = $opt{sync} eq 'mix' ? pick(on => 1, off => 1) : $opt{sync};
+	$request->{key} //= "token-$id";
+	record((map { $_ => $request->{$_} } grep { defined $request->{$_} } qw(kind key keys request token)),
+		%more, client => $me, attempt => $id, sync => $sync, route => $route, try => ++$request->{tries});
+	if (eval { $work->(\%end); 1 })
+	{
+		$end{outcome} = 'answered';
+	}
+	else
+	{
+		my $failure = $@;
+		die $failure unless ref $failure;
+		%end = (%end, failed($request, $failure));
+		eval { die unless $failure->{certain} && $failure->{sqlstate} !~ /^(08|25006|57P)/; run('ROLLBACK'); 1 }
+		  or drop_connection();
+	}
+	record(%end, attempt => $id);
+	$request->{unknown} = 1 if $end{outcome} eq 'unknown';
+	push @{ $request->{prepared} }, $id if ($more{form} // '') eq 'prepared' && $end{outcome} eq 'unknown';
+	return \%end;
+}
+
+# ---------------------------------------------------------------- the kinds
+#
+# Each does one attempt at a request and returns true when its outcome is known,
+# and need not be repeated.
+
+sub known
+{
+	my ($end) = @_;
+
+	return $end->{outcome} eq 'error' || $end->{outcome} eq 'answered' && $end->{state} !~ $on_the_way;
+}
+
+# idem_begin and idem_finish in one transaction.
+sub tx
+{
+	my ($request) = @_;
+	my $key = $request->{key};
+	my $form = pick(plain => 5, wait => 2, savepoint => 2, $can_prepare ? (prepared => 1) : (), statement => 2);
+
+	return known(attempt($request, sub { tx_statement($request, @_) }, form => $form)) if $form eq 'statement';
+	return known(attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin(1);
+			@$end{qw(state answer)} = row(
+				q{SELECT state, result ->> 'attempt'
+				  FROM idem_begin($1, ttl => '30 days', scope => 'torture', request => $2, wait => $3)},
+				$key, $request->{request}, $form eq 'wait' ? '200 ms' : undef);
+			if ($end->{state} eq 'started')
+			{
+				tx_undone($key) if $form eq 'savepoint';
+				effect($key, 'tx');
+				tx_finish($key, $id);
+				$end->{answer} = $id;
+				return commit_prepared() if $form eq 'prepared';
+			}
+			commit();
+		},
+		form => $form));
+}
+
+sub tx_finish
+{
+	my ($key, $answer) = @_;
+
+	run(q{SELECT idem_finish($1, jsonb_build_object('attempt', $2::text), scope => 'torture')}, $key, $answer);
+	return;
+}
+
+# All of the work, taken back.
+sub tx_undone
+{
+	my ($key) = @_;
+
+	run('SAVEPOINT a');
+	effect($key, 'undone');
+	tx_finish($key, 'undone') if rand() < 0.5;
+	run('ROLLBACK TO a');
+	return;
+}
+
+sub tx_statement
+{
+	my ($request, $end) = @_;
+
+	@$end{qw(state answer)} = @{ statement(<<'SQL', $request->{key}, $request->{request}, $id)->[0] };
+WITH c AS (SELECT * FROM idem_begin($1::text, ttl => '30 days', scope => 'torture', request => $2)),
+	o AS (INSERT INTO torture.effects (key, kind, attempt) SELECT $1::text, 'tx', $3 FROM c WHERE c.state = 'started'
+		RETURNING attempt),
+	f AS (SELECT idem_finish($1::text, to_jsonb(o), scope => 'torture') AS result FROM o)
+SELECT c.state, coalesce(f.result, c.result) ->> 'attempt' FROM c LEFT JOIN f ON true
+SQL
+	return;
+}
+
+# idem_claim, or idem_claim_many of a batch: which of them is the request's.
+sub claim
+{
+	my ($request) = @_;
+	my $form = $request->{keys} ? 'many' : pick(transaction => 1, statement => 1);
+
+	return known(attempt($request,
+		sub {
+			my ($end) = @_;
+
+			return claim_in_transaction($request, $end) if $form eq 'transaction';
+			my $claims = $form eq 'many' ? q{SELECT key FROM idem_claim_many($1::text[], ttl => '30 days', scope => 'torture')}
+			  : q{SELECT $1::text AS key WHERE idem_claim($1, ttl => '30 days', scope => 'torture', request => $3)};
+			my $rows = statement(
+				"INSERT INTO torture.effects (key, kind, attempt) SELECT key, 'claim', \$2 FROM ($claims) c RETURNING key",
+				$form eq 'many' ? ($request->{keys}, $id) : ($request->{key}, $id, $request->{request}));
+			$end->{state} = @$rows ? 'claimed' : 'refused';
+			$end->{claimed} = [ map { $_->[0] } @$rows ] if $form eq 'many';
+		},
+		form => $form));
+}
+
+sub claim_in_transaction
+{
+	my ($request, $end) = @_;
+
+	begin(1);
+	my ($new) = row(q{SELECT idem_claim($1, ttl => '30 days', scope => 'torture', request => $2)},
+		$request->{key}, $request->{request});
+	effect($request->{key}, 'claim') if $new;
+	commit();
+	$end->{state} = $new ? 'claimed' : 'refused';
+	return;
+}
+
+# ---------------------------------------------------------------- requests
+
+my %kinds = (tx => \&tx, claim => \&claim);
+my @weights = (tx => 4, claim => 3);
+
+# A number that no other client gets, counted from 0: where a byte ends that is appended.
+sub next_number
+{
+	my ($name) = @_;
+
+	sysopen my $file, "$opt{history}/count-$name", O_WRONLY | O_APPEND | O_CREAT or die "count: $!";
+	syswrite $file, '.' or die "count: $!";
+	return sysseek($file, 0, SEEK_CUR) - 1;
+}
+
+# Three submissions of a key come close together; others come at any time.
+sub key_number
+{
+	my ($kind) = @_;
+	my $n = int(next_number($kind) / 3);
+
+	$n = int rand $opt{keys} if $opt{keys} && $n >= $opt{keys};
+	return rand() < 0.1 ? int rand $n : $n;
+}
+
+sub new_request
+{
+	my $kind = pick(@weights);
+	my $n = key_number($kind);
+	my %request = (kind => $kind, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
+
+	if ($kind eq 'claim' && rand() < 0.3)
+	{
+		# in any order, and with the keys that others are at
+		$request{keys} = [ sort { rand() <=> 0.5 } map { "claim-$_" } $n .. $n + 1 + rand 19 ];
+		delete @request{qw(key request)};
+		$request{key} = $request{keys}[0];
+	}
+	return \%request;
+}
+
+# When to try again, in seconds.
+sub backoff { return 0.01 + rand(0.3) }
+
+# What the history of a client that was killed leaves to be known.
+sub take_up
+{
+	my ($file) = @_;
+	my (%attempt, %running, %unknown);
+
+	$number = 0;
+	open my $in, '<', $file or return;
+	while (my $line = <$in>)
+	{
+		# the last one may be cut short
+		my $record = eval { $json->decode($line) } or next;
+		my $start = $attempt{ $record->{attempt} } //= $record;
+		my $of = join ' ', @{ $start->{keys} // [ $start->{key} ] };
+
+		$number++ if $start == $record;
+		next if $start->{kind} eq 'issue';
+		if ($start == $record) { $running{$of} = $start; next }
+		delete $running{$of};
+		$unknown{$of} = $start if $record->{outcome} eq 'unknown';
+		delete $unknown{$of} if $record->{outcome} eq 'answered' && $record->{state} !~ $on_the_way;
+	}
+	for my $start (values %{ { %unknown, %running } })
+	{
+		push @queue, { unknown => 1, due => 0, tries => 1,
+			map { defined $start->{$_} ? ($_ => $start->{$_}) : () } qw(kind key keys request token) };
+	}
+	return;
+}
+
+# The next request that is due, a new one if there is none; undef when there is nothing to do.
+sub next_request
+{
+	@queue = grep { $_->{unknown} } @queue if $drain_until;
+	my $now = clock();
+	for my $i (0 .. $#queue)
+	{
+		return splice @queue, $i, 1 if $queue[$i]{due} <= $now;
+	}
+	return $drain_until || @queue > 50 ? undef : new_request();
+}
+
+# Transactions that were left prepared by this client, one time in two: others may come first.
+sub finish_prepared
+{
+	my ($request) = @_;
+
+	return if !$can_prepare || rand() < 0.5;
+	for my $left (@{ $request->{prepared} // [] })
+	{
+		eval { run("COMMIT PREPARED 'torture $left'"); 1 } || $@->{certain} || drop_connection();
+		return unless $dbh;
+	}
+	return;
+}
+
+sub client
+{
+	srand($opt{seed} * 1000 + $me);
+	$SIG{__WARN__} = sub { push @warnings, @_ };
+	my $file = sprintf '%s/client-%03d.jsonl', $opt{history}, $me;
+
+	take_up($file);
+	sysopen $log, $file, O_WRONLY | O_APPEND | O_CREAT or die "$file: $!";
+	# a killed predecessor may have left half a line
+	syswrite $log, "\n" if $number;
+	while (1)
+	{
+		$drain_until //= clock() + $opt{drain} if -e $opt{stop};
+		last if $drain_until && (!grep({ $_->{unknown} } @queue) || clock() > $drain_until);
+		if (!connected()) { sleep 0.1; next }
+		my $request = next_request();
+		if (!$request) { sleep 0.01; next }
+		finish_prepared($request);
+		if ($dbh && $kinds{ $request->{kind} }->($request)) { sleep rand(2 * $opt{pause} / 1000); next }
+		$request->{due} = clock() + backoff();
+		push @queue, $request;
+	}
+	return !grep { $_->{unknown} } @queue;
+}
+
+# ---------------------------------------------------------------- all clients
+
+# Ends with 0 if all is known, 1 if not, 2 by a mistake of its own.
+sub start
+{
+	($me) = @_;
+	my $pid = fork // die "fork: $!";
+
+	return $pid if $pid;
+	$SIG{INT} = $SIG{TERM} = 'DEFAULT';
+	my $known = eval { client() };
+	print STDERR "client $me: ", $@ ? (ref $@ ? $json->encode($@) : $@) : "outcomes are unknown still\n" unless $known;
+	POSIX::_exit($known ? 0 : $@ ? 2 : 1);
+}
+
+$SIG{PIPE} = 'IGNORE';
+my %children;
+my $rc = 0;
+
+$SIG{INT} = $SIG{TERM} = sub { kill 'TERM', keys %children; exit 1 };
+-d $opt{history} || mkdir $opt{history} or die "$opt{history}: $!";
+$children{ start($_) } = $_ for 1 .. $opt{clients};
+while (%children && (my $pid = waitpid -1, 0) > 0)
+{
+	my $n = delete $children{$pid} // next;
+	# killed, which is one of the faults
+	if ($? & 127) { $children{ start($n) } = $n }
+	else { $rc = 1 if $? }
+}
+exit $rc;

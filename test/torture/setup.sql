@@ -1,0 +1,49 @@
+-- What the torture's clients work on; run once, after CREATE EXTENSION.
+-- Needs the extension's schema in search_path.
+
+CREATE SCHEMA torture;
+
+-- Effects of requests, without any constraint that could do the work of the
+-- keys.  "attempt" is who made it, as in the clients' history; "phase" is '1' to
+-- '3' or 'finish' for work under a lease, else NULL.
+CREATE TABLE torture.effects (
+	key text NOT NULL,
+	kind text NOT NULL,
+	attempt text NOT NULL,
+	fence bigint,
+	phase text,
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Here the row that the trigger guards is the effect.
+CREATE TABLE torture.raised (LIKE torture.effects INCLUDING DEFAULTS);
+CREATE TABLE torture.skipped (LIKE torture.effects INCLUDING DEFAULTS);
+CREATE TRIGGER raised_once AFTER INSERT ON torture.raised
+FOR EACH ROW EXECUTE FUNCTION idem_once('key', '30 days', 'raise', 'torture');
+CREATE TRIGGER skipped_once BEFORE INSERT ON torture.skipped
+FOR EACH ROW EXECUTE FUNCTION idem_once('key', '30 days', 'skip', 'torture');
+
+-- For idem_call.  The attempt is no argument: it differs between those who
+-- make the same request.
+CREATE FUNCTION torture.make_effect(key text) RETURNS jsonb
+LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO torture.effects (key, kind, attempt)
+	VALUES (make_effect.key, 'call', current_setting('torture.attempt'));
+	RETURN jsonb_build_object('attempt', current_setting('torture.attempt'));
+END $$;
+
+-- For the checker.
+CREATE VIEW torture.all_effects AS
+SELECT key, kind, attempt, fence, phase FROM torture.effects
+UNION ALL SELECT key, kind, attempt, fence, phase FROM torture.raised
+UNION ALL SELECT key, kind, attempt, fence, phase FROM torture.skipped;
+
+-- "looked_up" comes by way of the index, the rest does not need it.
+CREATE VIEW torture.all_keys AS
+SELECT k.key, k.finished_at IS NOT NULL AS finished, k.result ->> 'attempt' AS answer, k.fence, k.phase,
+	l.state AS looked_up
+FROM idem_keys k LEFT JOIN LATERAL idem_lookup(k.key, k.scope) l ON true
+WHERE k.scope = 'torture'
+UNION ALL
+SELECT subject, used_at IS NOT NULL, NULL, NULL, NULL, NULL FROM idem_tokens WHERE purpose = 'torture';
