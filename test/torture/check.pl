@@ -47,7 +47,7 @@ my $n = $check->figures;
 printf "%10d %s\n", $n->{$_}, $_ for sort keys %$n;
 print "violation: $_->[0]: $_->[1]\n" for @violations;
 
-my @idle = grep { !$n->{"effects of $_"} } qw(tx claim);
+my @idle = grep { !$n->{"effects of $_"} } qw(tx claim call raise skip token lease);
 my $enough = $n->{acknowledged} >= 100 && !@idle;
 print "not enough work to tell: $n->{acknowledged} effects acknowledged", (map { ", no $_" } @idle), "\n" unless $enough;
 printf "%d requests, %d keys, %d effects, %d violations\n", @$n{qw(requests keys effects)}, scalar @violations;

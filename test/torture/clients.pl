@@ -64,7 +64,8 @@ my $on_the_way = qr/^(in_progress|holding|checkpointed|released)$/;
 
 my ($me, $log, $number, $drain_until);
 my @queue;    # requests to be repeated, and work of zombies, with the time "due"
-my @tokens;
+my @tokens;    # a key and a token each, as in the file "tokens"
+my $tokens_read = 0;
 
 sub clock { return clock_gettime(CLOCK_MONOTONIC) }
 
@@ -167,7 +168,10 @@ sub run_until
 	die $@ if ref $@;
 	# DBD::Pg changes its argument
 	my $field = 'severity_nonlocalized';
-	die { sqlstate => $dbh->state, certain => ($dbh->pg_error_field($field) // '') eq 'ERROR' ? 1 : 0, error => "$@" };
+	my $severity = $dbh->pg_error_field($field) // '';
+	# neither the server nor the connection
+	die "$@" if $severity eq '' && $dbh->state !~ /^(08|5[378])/;
+	die { sqlstate => $dbh->state, certain => $severity eq 'ERROR' ? 1 : 0, error => "$@" };
 }
 
 sub row { return @{ run(@_)->[0] // [] } }
@@ -408,10 +412,236 @@ sub claim_in_transaction
 	return;
 }
 
+# idem_call of a function, which learns from a setting of the transaction who calls.
+sub call
+{
+	my ($request) = @_;
+
+	return known(attempt($request,
+		sub {
+			my ($end) = @_;
+
+			# "s" is of no length, and makes idem_call come second
+			@$end{qw(state answer)} = @{ statement(<<'SQL', $request->{key}, $id, pick(none => 2, '200 ms' => 1))->[0] };
+SELECT c.state, c.result ->> 'attempt'
+FROM left(set_config('torture.attempt', $2, true), 0) s,
+	LATERAL idem_call($1::text || s, 'torture.make_effect', jsonb_build_object('key', $1), ttl => '30 days', scope => 'torture',
+		wait => nullif($3, 'none')::interval) c
+SQL
+		}));
+}
+
+# A row that the trigger lets pass once: 'raise' and 'skip'.
+sub once
+{
+	my ($request) = @_;
+	my ($key, $kind) = @$request{qw(key kind)};
+	my $form = $kind eq 'raise' ? pick(statement => 3, savepoint => 1) : 'statement';
+	my $insert = 'INSERT INTO torture.' . ($kind eq 'raise' ? 'raised' : 'skipped')
+	  . q{ (key, kind, attempt) VALUES ($1, $2, $3) RETURNING key};
+
+	return known(attempt($request,
+		sub {
+			my ($end) = @_;
+
+			return raise_in_savepoint($end, $insert, $key) if $form eq 'savepoint';
+			$end->{state} = @{ statement($insert, $key, $kind, $id) } ? 'inserted' : 'duplicate';
+		},
+		form => $form));
+}
+
+# The transaction goes on after the unique violation.
+sub raise_in_savepoint
+{
+	my ($end, $insert, $key) = @_;
+
+	begin();
+	run('SAVEPOINT a');
+	my $done = eval { run($insert, $key, 'raise', $id); 1 };
+	if (!$done)
+	{
+		die $@ unless $@->{sqlstate} eq '23505' && $@->{certain};
+		run('ROLLBACK TO a');
+	}
+	$end->{state} = $done ? 'inserted' : 'duplicate';
+	commit();
+	return;
+}
+
+# A token is redeemed in the transaction that it permits an effect in.
+sub token
+{
+	my ($request) = @_;
+	my $form = pick(transaction => 1, statement => 1);
+
+	return known(attempt($request,
+		sub {
+			my ($end) = @_;
+			my ($key, $token) = @$request{qw(key token)};
+
+			if ($form eq 'statement')
+			{
+				($end->{state}) = @{ statement(<<'SQL', $token, $key, $id)->[0] };
+WITH t AS (SELECT state FROM idem_token_redeem('torture', $1)),
+	o AS (INSERT INTO torture.effects (key, kind, attempt) SELECT $2, 'token', $3 FROM t WHERE state = 'redeemed')
+SELECT state FROM t
+SQL
+				return;
+			}
+			begin(1);
+			($end->{state}) = row(q{SELECT state FROM idem_token_redeem('torture', $1)}, $token);
+			effect($key, 'token') if $end->{state} eq 'redeemed';
+			commit();
+		},
+		form => $form));
+}
+
+# A new token, told to all clients once it is known to be there.
+sub issue
+{
+	my $token;
+	my $request = { kind => 'issue' };
+	my $end = attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin();
+			($token) = row(q{SELECT idem_token_issue('torture', '30 days', subject => $1)}, "token-$id");
+			$end->{state} = 'issued';
+			commit();
+		});
+
+	return if $end->{outcome} ne 'answered';
+	sysopen my $file, "$opt{history}/tokens", O_WRONLY | O_APPEND | O_CREAT or die "tokens: $!";
+	syswrite $file, "$request->{key} $token\n" or die "tokens: $!";
+	return;
+}
+
+# ---------------------------------------------------------------- leases
+#
+# A request takes a transaction to begin, one a phase, and one to finish.  On the way its
+# client may die, or seem to: then another takes over.
+
+sub lease
+{
+	my ($request) = @_;
+	my $holding = $request->{holding} // lease_begin($request) // return 1;
+
+	return if !$holding->{fence};
+	delete $request->{holding};
+	while ($holding->{phase} < $lease_phases + 1)
+	{
+		return lease_left($request, $holding) if rand() < 0.06;
+		sleep rand(0.02);
+		my $end = lease_step($request, $holding);
+
+		if ($end->{outcome} eq 'answered') { $holding->{phase}++ }
+		elsif ($end->{outcome} eq 'unknown' && rand() < 0.5)
+		{
+			# the same transaction again, which must not be done twice
+			$request->{holding} = $holding;
+			return;
+		}
+		else { return known($end) }
+	}
+	return 1;
+}
+
+# Fence, and the last phase that is done, if the lease is ours; nothing but a hash if it is not; undef if
+# there is nothing to do.
+sub lease_begin
+{
+	my ($request) = @_;
+	my %holding;
+	my $end = attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin(1);
+			(@$end{qw(state answer fence)}, my $phase) = row(
+				q{SELECT CASE state WHEN 'started' THEN 'holding' ELSE state END, result ->> 'attempt', fence, phase
+				  FROM idem_begin($1, ttl => '30 days', scope => 'torture', request => $2, lease => $3)},
+				$request->{key}, $request->{request}, sprintf '%d ms', 200 + rand 1800);
+			commit();
+			%holding = (fence => $end->{fence}, phase => $phase // 0) if $end->{state} eq 'holding';
+		},
+		form => 'begin');
+
+	return known($end) ? undef : \%holding;
+}
+
+# The next phase, or the finish after the last.
+sub lease_step
+{
+	my ($request, $holding, %more) = @_;
+	my $key = $request->{key};
+	my $fence = $holding->{fence};
+	my $phase = $holding->{phase} < $lease_phases ? $holding->{phase} + 1 : 'finish';
+	my $finish = q{SELECT idem_finish($1, jsonb_build_object('attempt', $2::text), scope => 'torture', fence => $3)};
+	my $checkpoint = q{SELECT idem_checkpoint($1, $2, scope => 'torture', fence => $3, lease => $4)};
+
+	return attempt($request,
+		sub {
+			my ($end) = @_;
+			my $effect_first = rand() < 0.5;
+
+			begin(1);
+			effect($key, 'lease', fence => $fence, phase => $phase) if $effect_first;
+			if ($phase eq 'finish')
+			{
+				run($finish, $key, $id, $fence);
+				@$end{qw(state answer)} = ('finished', $id);
+			}
+			else
+			{
+				run($checkpoint, $key, $phase, $fence, rand() < 0.5 ? '500 ms' : undef);
+				$end->{state} = 'checkpointed';
+			}
+			effect($key, 'lease', fence => $fence, phase => $phase) if !$effect_first;
+			commit();
+		},
+		form => $phase eq 'finish' ? 'finish' : 'phase', fence => $fence, phase => $phase, %more);
+}
+
+# The client goes away, with a word or without, and may come back when it should not.
+sub lease_left
+{
+	my ($request, $holding) = @_;
+
+	if (rand() < 0.3)
+	{
+		attempt($request,
+			sub {
+				my ($end) = @_;
+
+				begin();
+				run(q{SELECT idem_release($1, scope => 'torture', fence => $2)}, $request->{key}, $holding->{fence});
+				commit();
+				$end->{state} = 'released';
+			},
+			form => 'release', fence => $holding->{fence});
+	}
+	push @queue, { %$request, kind => 'zombie', unknown => 0, holding => $holding, due => clock() + rand 4 };
+	return;
+}
+
+# Back from the dead, it tries to go on where it was.  Its request is being done by others, or by itself.
+sub zombie
+{
+	my ($request) = @_;
+
+	$request->{kind} = 'lease';
+	my $end = lease_step($request, $request->{holding}, zombie => 1);
+	# what it does not know is for a request to find out
+	push @queue, { %$request, due => 0, holding => undef } if $end->{outcome} eq 'unknown';
+	return 1;
+}
+
 # ---------------------------------------------------------------- requests
 
-my %kinds = (tx => \&tx, claim => \&claim);
-my @weights = (tx => 4, claim => 3);
+my %kinds = (tx => \&tx, claim => \&claim, call => \&call, raise => \&once, skip => \&once, token => \&token,
+	lease => \&lease, zombie => \&zombie);
+my @weights = (tx => 4, claim => 3, call => 3, raise => 2, skip => 1, token => 2, lease => 2);
 
 # A number that no other client gets, counted from 0: where a byte ends that is appended.
 sub next_number
@@ -439,14 +669,37 @@ sub new_request
 	my $n = key_number($kind);
 	my %request = (kind => $kind, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
 
+	return token_request($n) if $kind eq 'token';
 	if ($kind eq 'claim' && rand() < 0.3)
 	{
 		# in any order, and with the keys that others are at
 		$request{keys} = [ sort { rand() <=> 0.5 } map { "claim-$_" } $n .. $n + 1 + rand 19 ];
-		delete @request{qw(key request)};
+		delete $request{request};
 		$request{key} = $request{keys}[0];
 	}
 	return \%request;
+}
+
+# The token of that number; if there are not so many, another is issued.
+sub token_request
+{
+	my ($n) = @_;
+
+	issue() if $n >= @tokens;
+	push @tokens, new_tokens();
+	return if !$dbh || !@tokens;
+	my ($key, $token) = split ' ', $n < @tokens ? $tokens[$n] : $tokens[ rand @tokens ];
+	return { kind => 'token', key => $key, token => $token };
+}
+
+# Lines that others, or we, have added since the last look.
+sub new_tokens
+{
+	open my $file, '<', "$opt{history}/tokens" or return;
+	seek $file, $tokens_read, 0;
+	my @lines = grep { /\n\z/ } <$file>;
+	$tokens_read += length for @lines;
+	return @lines;
 }
 
 # When to try again, in seconds.
