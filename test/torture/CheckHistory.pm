@@ -1,9 +1,9 @@
 # What a history of clients and the tables they worked on must have to do with each other.
 #
-#   my $check = CheckHistory->new(sync => 'on', lost_tail => 0);
+#   my $check = CheckHistory->new(lost_tail => 0);
 #   $check->add($record);    # each record of the history, a hash, those of a client in their order
 #   my @violations = $check->violations(\@effects, \@keys);    # each [ kind, what ]
-#   my @figures = $check->figures;    # each [ name, number ]
+#   my $figures = $check->figures;    # numbers by name
 #
 # Records are as clients.pl describes them.  An effect is a hash of key, kind, attempt, fence, phase; a
 # key one of key, finished, answer (the attempt that its result names), fence, phase, looked_up.
@@ -98,6 +98,7 @@ sub violations
 		$self->check_unknown($key, $of);
 		$self->check_fences($key, $of);
 		$self->check_superseded($key, $of);
+		$self->check_refused($key, $of);
 	}
 	$self->check_fences_issued;
 	$self->check_errors;
@@ -285,6 +286,24 @@ sub check_superseded
 		$self->violation('superseded effect',
 			"$key: phase $phases[$i]{phase} under $phases[$i]{fence}, $phases[$i - 1]{phase} under $phases[$i - 1]{fence}")
 		  if $phases[$i]{fence} < $phases[$i - 1]{fence};
+	}
+	return;
+}
+
+# A holder is refused only if somebody may have taken over, or have done it.
+sub check_refused
+{
+	my ($self, $key, $of) = @_;
+
+	for my $refused (grep { ($_->{sqlstate} // '') =~ /^ID00[46]$/ } @{ $of->{attempts} })
+	{
+		my @before = grep { $_->{start} < $refused->{end} && ($_->{outcome} // '') !~ /^(failed|error)$/ && $_ != $refused }
+		  @{ $of->{attempts} };
+		my @cause = $refused->{sqlstate} eq 'ID006'
+		  ? grep { ($_->{phase} // '') =~ /^($refused->{phase}|finish)$/ } @before
+		  : grep { $_->{form} eq 'release' || $_->{form} eq 'begin' && (defined $_->{fence} ? $_->{fence} > $refused->{fence} : !answered($_)) } @before;
+
+		$self->violation('refused for nothing', "$key: $refused->{attempt} got $refused->{sqlstate}") unless @cause;
 	}
 	return;
 }

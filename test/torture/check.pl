@@ -22,7 +22,7 @@ GetOptions(\%opt, 'history=s', 'dsn=s', 'sync=s', 'lost-tail') && !@ARGV && defi
   or die "usage: see the head of $0\n";
 
 my $json = JSON::PP->new;
-my $check = CheckHistory->new(sync => $opt{sync}, lost_tail => $opt{'lost-tail'});
+my $check = CheckHistory->new(lost_tail => $opt{'lost-tail'});
 
 for my $file (sort glob "$opt{history}/client-*.jsonl")
 {
@@ -31,6 +31,7 @@ for my $file (sort glob "$opt{history}/client-*.jsonl")
 	{
 		# a client that was killed may have left a line cut short, before it began what is in it
 		my $record = eval { $json->decode($line) } or next;
+		die "$file: an attempt under $record->{sync}\n" if $record->{sync} && $opt{sync} !~ /^(mix|$record->{sync})$/;
 		$check->add($record);
 	}
 }

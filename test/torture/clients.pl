@@ -36,6 +36,7 @@ use DBI;
 use Fcntl qw(O_APPEND O_CREAT O_WRONLY SEEK_CUR);
 use Getopt::Long;
 use JSON::PP;
+use List::Util qw(shuffle);
 use POSIX ();
 use Socket qw(SHUT_RDWR);
 use Time::HiRes qw(clock_gettime sleep CLOCK_MONOTONIC);
@@ -392,7 +393,8 @@ sub claim
 			  : q{SELECT $1::text AS key WHERE idem_claim($1, ttl => '30 days', scope => 'torture', request => $3)};
 			my $rows = statement(
 				"INSERT INTO torture.effects (key, kind, attempt) SELECT key, 'claim', \$2 FROM ($claims) c RETURNING key",
-				$form eq 'many' ? ($request->{keys}, $id) : ($request->{key}, $id, $request->{request}));
+				# one of them twice
+				$form eq 'many' ? ([ @{ $request->{keys} }, $request->{key} ], $id) : ($request->{key}, $id, $request->{request}));
 			$end->{state} = @$rows ? 'claimed' : 'refused';
 			$end->{claimed} = [ map { $_->[0] } @$rows ] if $form eq 'many';
 		},
@@ -673,7 +675,7 @@ sub new_request
 	if ($kind eq 'claim' && rand() < 0.3)
 	{
 		# in any order, and with the keys that others are at
-		$request{keys} = [ sort { rand() <=> 0.5 } map { "claim-$_" } $n .. $n + 1 + rand 19 ];
+		$request{keys} = [ shuffle(map { "claim-$_" } $n .. $n + 1 + rand 19) ];
 		delete $request{request};
 		$request{key} = $request{keys}[0];
 	}

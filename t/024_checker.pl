@@ -1,0 +1,307 @@
+
+# Does the torture's checker find what it is there for?  Histories and tables made
+# by hand: a clean one of every kind of request, and the same with one thing wrong.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../test/torture";
+use CheckHistory;
+use Test::More;
+
+# keeps the results where scripts/test counts them; a server is not needed
+BEGIN { eval { require PostgreSQL::Test::Utils; PostgreSQL::Test::Utils->import } }
+
+# ---------------------------------------------------------------- a clean history
+
+my ($clock, @history, @effects, @keys);
+
+# An attempt from now to now; its client is the first number of its name.
+sub attempt
+{
+	my ($attempt, $kind, $key, %end) = @_;
+	my %start = map { exists $end{$_} ? ($_ => delete $end{$_}) : () } qw(form keys fence phase sync zombie);
+
+	push @history, { sync => 'on', try => 1, %start, client => $attempt =~ /^(\d+)/, attempt => $attempt, kind => $kind, key => $key, t => ++$clock };
+	push @history, { outcome => 'answered', %end, attempt => $attempt, t => ++$clock } if %end;
+	return;
+}
+
+sub effect
+{
+	my ($attempt, $kind, $key, %more) = @_;
+
+	push @effects, { key => $key, kind => $kind, attempt => $attempt, fence => undef, phase => undef, %more };
+	return;
+}
+
+# A finished key, and its effect.
+sub finished
+{
+	my ($attempt, $kind, $key, %more) = @_;
+
+	effect($attempt, $kind, $key, map { exists $more{$_} ? ($_ => $more{$_}) : () } qw(fence phase));
+	push @keys, { key => $key, finished => 1, answer => undef, fence => undef, phase => undef,
+		looked_up => $kind eq 'token' ? undef : 'finished', %more };
+	return;
+}
+
+sub clean
+{
+	$clock = 0;
+	@history = @effects = @keys = ();
+
+	attempt('1.1', 'tx', 'tx-0', state => 'started', answer => '1.1');
+	attempt('2.1', 'tx', 'tx-0', state => 'replayed', answer => '1.1');
+	finished('1.1', 'tx', 'tx-0', answer => '1.1');
+
+	# unknown, and done; unknown, and not done; failed
+	attempt('1.2', 'tx', 'tx-1', outcome => 'unknown', state => 'started', sqlstate => 'HANG');
+	attempt('1.3', 'tx', 'tx-1', state => 'in_progress');
+	attempt('1.4', 'tx', 'tx-1', state => 'replayed', answer => '1.2');
+	finished('1.2', 'tx', 'tx-1', answer => '1.2');
+	attempt('1.5', 'call', 'call-0', outcome => 'unknown', sqlstate => '08006');
+	attempt('1.6', 'call', 'call-0', outcome => 'failed', sqlstate => '57P01');
+	attempt('1.7', 'call', 'call-0', state => 'finished', answer => '1.7');
+	finished('1.7', 'call', 'call-0', answer => '1.7');
+
+	attempt('2.2', 'claim', 'claim-1', state => 'claimed');
+	finished('2.2', 'claim', 'claim-1');
+	attempt('1.8', 'claim', 'claim-0', keys => [qw(claim-0 claim-1 claim-2)], state => 'claimed', claimed => [qw(claim-0 claim-2)]);
+	finished('1.8', 'claim', $_) for qw(claim-0 claim-2);
+	attempt('2.3', 'claim', 'claim-0', state => 'refused');
+
+	attempt('1.9', 'raise', 'raise-0', state => 'inserted');
+	attempt('2.4', 'raise', 'raise-0', state => 'duplicate');
+	finished('1.9', 'raise', 'raise-0');
+
+	attempt('1.10', 'issue', 'token-1.10', state => 'issued', sync => 'off');
+	attempt('1.11', 'token', 'token-1.10', state => 'redeemed');
+	attempt('2.5', 'token', 'token-1.10', state => 'used');
+	finished('1.11', 'token', 'token-1.10');
+
+	lease_history();
+	return;
+}
+
+# The first holder does phase 1, and comes back when the second has taken over.
+sub lease_history
+{
+	attempt('1.12', 'lease', 'lease-0', form => 'begin', state => 'holding');
+	$history[-1]{fence} = 7;
+	attempt('1.13', 'lease', 'lease-0', form => 'phase', fence => 7, phase => 1, state => 'checkpointed');
+	attempt('2.6', 'lease', 'lease-0', form => 'begin', state => 'holding');
+	$history[-1]{fence} = 9;
+	attempt('2.7', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 2, state => 'checkpointed');
+	attempt('1.14', 'lease', 'lease-0', form => 'phase', fence => 7, phase => 2, zombie => 1, outcome => 'failed', sqlstate => 'ID004');
+	attempt('2.8', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'unknown', sqlstate => '08006');
+	attempt('2.9', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID006');
+	attempt('2.10', 'lease', 'lease-0', form => 'finish', fence => 9, phase => 'finish', state => 'finished', answer => '2.10');
+	attempt('1.15', 'lease', 'lease-0', form => 'begin', state => 'replayed', answer => '2.10');
+	effect('1.13', 'lease', 'lease-0', fence => 7, phase => 1);
+	effect('2.7', 'lease', 'lease-0', fence => 9, phase => 2);
+	effect('2.8', 'lease', 'lease-0', fence => 9, phase => 3);
+	finished('2.10', 'lease', 'lease-0', fence => 9, phase => 'finish', answer => '2.10');
+	$keys[-1]{phase} = 3;
+
+	# given up after phase 1, and not taken over
+	attempt('2.11', 'lease', 'lease-1', form => 'begin', state => 'holding');
+	$history[-1]{fence} = 10;
+	attempt('2.12', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 1, state => 'checkpointed');
+	attempt('2.13', 'lease', 'lease-1', form => 'release', fence => 10, state => 'released');
+	effect('2.12', 'lease', 'lease-1', fence => 10, phase => 1);
+	push @keys, { key => 'lease-1', finished => 0, answer => undef, fence => 10, phase => 1, looked_up => 'abandoned' };
+	return;
+}
+
+# ---------------------------------------------------------------- changing it
+
+sub start_of { my ($attempt) = @_; return (grep { $_->{attempt} eq $attempt && $_->{client} } @history)[0] }
+
+sub end_of { my ($attempt) = @_; return (grep { $_->{attempt} eq $attempt && !$_->{client} } @history)[0] }
+
+sub no_effect { my ($key, $phase) = @_; @effects = grep { $_->{key} ne $key || defined $phase && $_->{phase} ne $phase } @effects; return }
+
+sub key_of { my ($key) = @_; return (grep { $_->{key} eq $key } @keys)[0] }
+
+sub no_key { my ($key) = @_; @keys = grep { $_->{key} ne $key } @keys; return }
+
+# As a crash leaves it: neither effect nor key.
+sub lose { no_effect($_[0]); no_key($_[0]); return }
+
+# What kinds of violations are found in the clean history so changed?
+sub found
+{
+	my ($expected, $name, $change, %opt) = @_;
+	my $check = CheckHistory->new(%opt);
+	my %kinds;
+
+	clean();
+	$change->();
+	$check->add($_) for @history;
+	my @violations = $check->violations(\@effects, \@keys);
+	$kinds{ $_->[0] }++ for @violations;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(join(', ', sort keys %kinds), $expected, $name) or diag(map { "$_->[0]: $_->[1]\n" } @violations);
+	return $check->figures;
+}
+
+# ---------------------------------------------------------------- what must be found
+
+my $n = found('', 'the clean history has none', sub { });
+is_deeply(
+	[ @$n{qw(attempts requests keys effects acknowledged repeats unknown take-overs lost)} ],
+	[ 28, 28, 10, 13, 11, 7, 3, 1, 0 ], 'and its figures are right');
+found('', 'nor with a lost tail that lost nothing', sub { }, lost_tail => 1);
+
+found('double effect', 'an effect twice by one attempt', sub { effect('1.1', 'tx', 'tx-0') });
+found('double effect', 'by an attempt that does not know and one that was answered',
+	sub { effect('1.5', 'call', 'call-0') });
+found('different answers, double effect', 'by two that were answered',
+	sub { @{ end_of('2.1') }{qw(state answer)} = qw(started 2.1); effect('2.1', 'tx', 'tx-0') });
+found('double effect', 'of a claim in two batches',
+	sub { attempt('2.90', 'claim', 'claim-2', keys => ['claim-2'], state => 'claimed', claimed => ['claim-2']); effect('2.90', 'claim', 'claim-2') });
+found('double phase', 'a phase twice', sub { effect('2.9', 'lease', 'lease-0', fence => 9, phase => 3); end_of('2.9')->{outcome} = 'unknown' });
+
+found('double effect, effect of a failed attempt', 'an effect of an attempt that failed, beside another',
+	sub { effect('1.6', 'call', 'call-0') });
+found('effect of a failed attempt', 'and alone', sub {
+	attempt('2.90', 'tx', 'tx-9', outcome => 'failed', sqlstate => '57014');
+	finished('2.90', 'tx', 'tx-9', answer => '2.90');
+});
+found('effect of nobody', 'an effect of no attempt', sub { finished('9.9', 'tx', 'tx-9', answer => '9.9') });
+found('effect of nobody', 'an effect under a key that was not its attempt\'s', sub { finished('1.1', 'tx', 'tx-9', answer => '1.1') });
+
+found('answer without effect, lost effect', 'an acknowledged effect and its key are gone', sub { lose('tx-0') });
+found('lost effect', 'the same, and nobody else was told', sub { lose('claim-2') });
+found('lost effect', 'an acknowledged phase is gone, and its recovery point',
+	sub { no_effect('lease-1', 1); key_of('lease-1')->{phase} = undef });
+found('different answers, lost effect', 'the effect is another\'s', sub {
+	lose('tx-0');
+	attempt('3.1', 'tx', 'tx-0', outcome => 'unknown', sqlstate => 'HANG');
+	attempt('3.2', 'tx', 'tx-0', state => 'replayed', answer => '3.1');
+	finished('3.1', 'tx', 'tx-0', answer => '3.1');
+});
+
+found('different answers', 'a replay names another attempt', sub { end_of('2.1')->{answer} = '1.2' });
+found('different answers', 'also to one whose transaction failed later',
+	sub { @{ end_of('2.1') }{qw(answer outcome sqlstate)} = ('1.2', 'failed', '57P01') });
+found('stored answer', 'the stored result names another attempt', sub { key_of('tx-0')->{answer} = '1.2' });
+
+found('effect without key', "an effect without its key: $_", sub { no_key($_) }) for qw(tx-0 claim-2 raise-0 token-1.10 lease-0);
+found('effect without key', 'the token was not used', sub { key_of('token-1.10')->{finished} = 0 });
+found('effect without key', 'the last phase was not finished', sub { key_of('lease-0')->{finished} = 0 });
+found('effect without key', 'a phase was not recorded', sub { key_of('lease-1')->{phase} = undef });
+found('effect without key', 'the index does not find the key', sub { key_of('tx-0')->{looked_up} = undef });
+found('answer without effect, key without effect, lost effect', "a key without its effect: $_", sub { no_effect($_) })
+  for qw(tx-0 raise-0 token-1.10);
+found('key without effect', 'of which nobody was told', sub {
+	attempt('2.90', 'tx', 'tx-9', state => 'in_progress');
+	push @keys, { key => 'tx-9', finished => 1, answer => '1.90', looked_up => 'finished' };
+});
+found('key without effect', 'a recovery point without its phase', sub { no_effect('lease-0', 3) });
+
+for my $repeat ([ 'refused', 'claim' ], [ 'duplicate', 'raise' ], [ 'used', 'token' ], [ 'replayed', 'call' ])
+{
+	my ($state, $kind) = @$repeat;
+
+	found('answer without effect', "$state, and nothing is there", sub { attempt('2.90', $kind, "$kind-9", state => $state) });
+}
+found('answer without effect', 'missing in a batch\'s answer, and not there', sub {
+	push @{ start_of('1.8')->{keys} }, 'claim-9';
+});
+
+found('mismatch', 'a request unlike itself', sub { attempt('2.90', 'tx', 'tx-0', state => 'mismatch') });
+found('token refused', "a token $_", sub { attempt('2.90', 'token', 'token-1.10', state => $_) }) for qw(unknown expired);
+found('error', 'an error that no fault explains', sub { attempt('2.90', 'tx', 'tx-9', outcome => 'error', sqlstate => 'XX000', error => 'oops') });
+found('error', 'a claim that is not known', sub { @{ end_of('1.14') }{qw(outcome sqlstate)} = qw(error ID003) });
+found('broken history', 'an end without a start', sub { push @history, { attempt => '9.9', t => 1, outcome => 'failed' } });
+
+found('unknown still', 'unknown at the end', sub { attempt('1.90', 'claim', 'claim-0', outcome => 'unknown', sqlstate => 'HANG') });
+found('unknown still', 'an attempt without an end, after a failure',
+	sub { attempt('1.90', 'claim', 'claim-0'); attempt('1.91', 'claim', 'claim-0', outcome => 'failed', sqlstate => '40001') });
+found('unknown still', 'another client\'s answer is not one',
+	sub { attempt('1.90', 'claim', 'claim-0', outcome => 'unknown', sqlstate => 'HANG'); attempt('2.90', 'claim', 'claim-0', state => 'refused') });
+found('unknown still', 'a phase that is not repeated',
+	sub { attempt('1.90', 'lease', 'lease-0', form => 'phase', fence => 7, phase => 2, outcome => 'unknown'); attempt('1.91', 'lease', 'lease-0', state => 'in_progress') });
+
+# Two who begin and do nothing.
+sub two_begins
+{
+	my @fences = @_;
+
+	for my $client (3, 4)
+	{
+		attempt("$client.1", 'lease', 'lease-2', form => 'begin', state => 'holding');
+		$history[-1]{fence} = $fences[ $client - 3 ];
+	}
+	push @keys, { key => 'lease-2', finished => 0, fence => 22, phase => undef, looked_up => 'abandoned' };
+	return;
+}
+found('fence order', 'a lower fence after a higher one', sub { two_begins(22, 21) });
+found('', 'but not of two at the same time', sub { two_begins(22, 21); start_of('4.1')->{t} = start_of('3.1')->{t} });
+found('fence twice', 'a fence twice, of two keys', sub { end_of('2.11')->{fence} = 9; $_->{fence} = 9 for start_of('2.12'), start_of('2.13') });
+# The first holder's second phase, which was refused, is done instead of the second's.
+sub zombie_passes
+{
+	my ($effect) = grep { $_->{attempt} eq '2.7' } @effects;
+
+	@$effect{qw(attempt fence)} = ('1.14', 7);
+	@{ end_of('1.14') }{qw(outcome state sqlstate)} = ('answered', 'checkpointed', undef);
+	end_of('2.7')->{outcome} = 'failed';
+	return;
+}
+found('superseded effect', 'an effect of one who began after a take-over', \&zombie_passes);
+found('superseded effect', 'an effect of one who had given up',
+	sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, state => 'checkpointed');
+		effect('2.90', 'lease', 'lease-1', fence => 10, phase => 2); key_of('lease-1')->{phase} = 2 });
+found('superseded effect', 'a later phase under a lower fence, whoever was told',
+	sub {
+	end_of('2.6')->{outcome} = 'unknown';
+	$_->{fence} = 6 for grep { $_->{attempt} eq '2.8' } @effects;
+});
+found('refused for nothing', 'superseded by nobody', sub { attempt('2.90', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID004') });
+found('refused for nothing', 'done by nobody', sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID006') });
+
+# ---------------------------------------------------------------- a lost tail
+
+sub off { $_->{sync} = 'off' for grep { $_->{client} } @history; return }
+
+$n = found('', 'under off, effect and key may be lost together', sub { off(); lose($_) for qw(tx-0 claim-2 raise-0) }, lost_tail => 1);
+is($n->{lost}, 5, 'and are counted');
+found('answer without effect, lost effect', 'but only if there was a crash', sub { off(); lose('tx-0') });
+found('', 'then another may do it again',
+	sub { off(); lose('tx-0'); attempt('3.1', 'tx', 'tx-0', state => 'started', answer => '3.1'); finished('3.1', 'tx', 'tx-0', answer => '3.1') }, lost_tail => 1);
+found('effect without key', 'an effect without its key, never', sub { off(); no_key('tx-0') }, lost_tail => 1);
+found('key without effect', 'a key without its effect, never', sub { off(); no_effect('tx-0') }, lost_tail => 1);
+found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-1', 1) }, lost_tail => 1);
+found('double effect', 'nor two effects', sub { off(); effect('1.1', 'tx', 'tx-0') }, lost_tail => 1);
+found('effect of a failed attempt', 'nor one that was refused', sub {
+	off();
+	attempt('2.90', 'tx', 'tx-9', outcome => 'failed', sqlstate => '57014');
+	finished('2.90', 'tx', 'tx-9', answer => '2.90');
+}, lost_tail => 1);
+
+found('lost effect', 'the effect of one under on, never', sub { off(); start_of('1.1')->{sync} = 'on'; lose('tx-0') }, lost_tail => 1);
+found('answer without effect', 'nor an effect under off that one under on was told of',
+	sub { off(); start_of('2.1')->{sync} = 'on'; lose('tx-0') }, lost_tail => 1);
+found('different answers', 'nor may it be done again after that', sub {
+	off();
+	start_of('2.1')->{sync} = 'on';
+	lose('tx-0');
+	attempt('3.1', 'tx', 'tx-0', state => 'started', answer => '3.1');
+	finished('3.1', 'tx', 'tx-0', answer => '3.1');
+}, lost_tail => 1);
+found('superseded effect', 'nor an effect behind a take-over under on', sub {
+	off();
+	start_of('2.6')->{sync} = 'on';
+	zombie_passes();
+}, lost_tail => 1);
+found('', 'a token under off may be lost', sub { lose('token-1.10'); off(); attempt('2.90', 'token', 'token-1.10', state => 'unknown') }, lost_tail => 1);
+found('token refused', 'but not one that was issued under on',
+	sub { off(); start_of('1.10')->{sync} = 'on'; attempt('2.90', 'token', 'token-1.10', state => 'unknown') }, lost_tail => 1);
+found('', 'a lease under off may be lost, and its holder not be known',
+	sub { off(); @{ end_of('1.14') }{qw(outcome sqlstate)} = qw(error ID003) }, lost_tail => 1);
+
+done_testing();
