@@ -13,7 +13,7 @@
 #            until it is known, for at most --drain seconds (60); exit code 1 if
 #            something stays unknown
 # --sync     synchronous_commit of the attempts: on is the server's own setting,
-#            mix is a coin for each (on)
+#            mix is both at random (on)
 # --keys     so many keys of a kind, then only repeats (no limit)
 # --pause    average pause between requests, milliseconds (5)
 # --timeout  a statement that has no answer for so long is given up, and the connection (8)
@@ -53,8 +53,9 @@ my $json = JSON::PP->new->canonical;
 # I/O, and those that ask for the transaction to be repeated.
 my $by_fault = qr/^(08|53|57|40001|40P01|55P03|25006|58030|HANG)/;
 
-# Those that a holder of a lease gets who has lost it, or has done it before.
-my $by_lease = qr/^ID00[46]$/;
+# Those that are asked for: by a holder of a lease who has lost it, or has done it before, and
+# by one who forgets to finish.
+my %by_design = (ID004 => 'lease', ID005 => 'forgotten', ID006 => 'lease');
 
 my $lease_phases = 3;
 
@@ -256,12 +257,12 @@ sub statement
 # What became of it, when it failed.
 sub failed
 {
-	my ($request, $failure) = @_;
+	my ($request, $form, $failure) = @_;
 	my $sqlstate = $failure->{sqlstate};
 
 	return (outcome => 'answered', state => 'duplicate')
 	  if $sqlstate eq '23505' && $request->{kind} eq 'raise' && $failure->{certain};
-	my $explained = $sqlstate =~ $by_fault || $request->{kind} eq 'lease' && $sqlstate =~ $by_lease;
+	my $explained = $sqlstate =~ $by_fault || ($by_design{$sqlstate} // '') =~ /^(?:$request->{kind}|$form)\z/;
 	return (
 		outcome => $point eq 'prepared' || $point eq 'committing' && !$failure->{certain} ? 'unknown'
 		: $explained || !$failure->{certain} ? 'failed'
@@ -269,6 +270,15 @@ sub failed
 		sqlstate => $sqlstate,
 		# messages may hold what is not UTF-8
 		$explained ? () : (error => $failure->{error} =~ s/[^ -~]+/ /gr));
+}
+
+# Under "mix".  A commit under on flushes those before it; so that there is something to be
+# lost, those who probably write are mostly under off, and those who are told of it under on.
+sub mixed_sync
+{
+	my ($request, %more) = @_;
+
+	return pick(on => 1, off => $request->{first} || defined $more{fence} ? 19 : 1);
 }
 
 # One attempt at a request, on the record.  $work does it and tells the result
@@ -280,7 +290,7 @@ sub attempt
 
 	$id = "$me." . ++$number;
 	$point = 'working';
-	$sync = $opt{sync} eq 'mix' ? pick(on => 1, off => 1) : $opt{sync};
+	$sync = $opt{sync} eq 'mix' ? mixed_sync($request, %more) : $opt{sync};
 	$request->{key} //= "token-$id";
 	record((map { $_ => $request->{$_} } grep { defined $request->{$_} } qw(kind key keys request token)),
 		%more, client => $me, attempt => $id, sync => $sync, route => $route, try => ++$request->{tries});
@@ -292,7 +302,7 @@ sub attempt
 	{
 		my $failure = $@;
 		die $failure unless ref $failure;
-		%end = (%end, failed($request, $failure));
+		%end = (%end, failed($request, $more{form} // '', $failure));
 		eval { die unless $failure->{certain} && $failure->{sqlstate} !~ /^(08|25006|57P)/; run('ROLLBACK'); 1 }
 		  or drop_connection();
 	}
@@ -319,7 +329,7 @@ sub tx
 {
 	my ($request) = @_;
 	my $key = $request->{key};
-	my $form = pick(plain => 5, wait => 2, savepoint => 2, $can_prepare ? (prepared => 1) : (), statement => 2);
+	my $form = pick(plain => 20, wait => 8, savepoint => 8, statement => 8, $can_prepare ? (prepared => 4) : (), forgotten => 1);
 
 	return known(attempt($request, sub { tx_statement($request, @_) }, form => $form)) if $form eq 'statement';
 	return known(attempt($request,
@@ -335,7 +345,8 @@ sub tx
 			{
 				tx_undone($key) if $form eq 'savepoint';
 				effect($key, 'tx');
-				tx_finish($key, $id);
+				# without a finish it cannot be committed
+				tx_finish($key, $id) if $form ne 'forgotten';
 				$end->{answer} = $id;
 				return commit_prepared() if $form eq 'prepared';
 			}
@@ -502,7 +513,7 @@ SQL
 sub issue
 {
 	my $token;
-	my $request = { kind => 'issue' };
+	my $request = { kind => 'issue', first => 1 };
 	my $end = attempt($request,
 		sub {
 			my ($end) = @_;
@@ -521,32 +532,32 @@ sub issue
 
 # ---------------------------------------------------------------- leases
 #
-# A request takes a transaction to begin, one a phase, and one to finish.  On the way its
-# client may die, or seem to: then another takes over.
+# A request takes a transaction to begin, one a phase, and one to finish, and other requests come
+# in between.  On the way its client may die, or seem to, or be late: then another takes over.
 
 sub lease
 {
 	my ($request) = @_;
-	my $holding = $request->{holding} // lease_begin($request) // return 1;
+	my $holding = delete $request->{holding};
 
-	return if !$holding->{fence};
-	delete $request->{holding};
-	while ($holding->{phase} < $lease_phases + 1)
+	if (!$holding)
 	{
-		return lease_left($request, $holding) if rand() < 0.06;
-		sleep rand(0.02);
-		my $end = lease_step($request, $holding);
-
-		if ($end->{outcome} eq 'answered') { $holding->{phase}++ }
-		elsif ($end->{outcome} eq 'unknown' && rand() < 0.5)
-		{
-			# the same transaction again, which must not be done twice
-			$request->{holding} = $holding;
-			return;
-		}
-		else { return known($end) }
+		my $begun = lease_begin($request) // return 1;
+		$request->{holding} = $begun if $begun->{fence};
+		return;
 	}
-	return 1;
+	return lease_left($request, $holding) if rand() < 0.1;
+	my $finishing = $holding->{phase} == $lease_phases;
+	my $end = lease_step($request, $holding);
+	my $repeated = ($end->{sqlstate} // '') eq 'ID006';
+	# now and then the same transaction again, as after an answer that was lost
+	my $again = rand() < 0.1;
+
+	return 1 if known($end) && ($finishing || $end->{outcome} eq 'error') && !$again;
+	$holding->{phase}++ if ($end->{outcome} eq 'answered' || $repeated) && !$finishing && !$again;
+	# of a finish that was there before, idem_begin has the answer; who is refused must begin anew
+	$request->{holding} = $holding unless $repeated && $finishing || ($end->{sqlstate} // '') eq 'ID004' || rand() < 0.1;
+	return;
 }
 
 # Fence, and the last phase that is done, if the lease is ours; nothing but a hash if it is not; undef if
@@ -623,7 +634,7 @@ sub lease_left
 			},
 			form => 'release', fence => $holding->{fence});
 	}
-	push @queue, { %$request, kind => 'zombie', unknown => 0, holding => $holding, due => clock() + rand 4 };
+	push @queue, { %$request, kind => 'zombie', unknown => 0, holding => $holding, due => clock() + rand 3 };
 	return;
 }
 
@@ -655,21 +666,24 @@ sub next_number
 	return sysseek($file, 0, SEEK_CUR) - 1;
 }
 
-# Three submissions of a key come close together; others come at any time.
+# Three submissions of a key come close together; others come at any time.  Also
+# returns whether it is the first.
 sub key_number
 {
 	my ($kind) = @_;
-	my $n = int(next_number($kind) / 3);
+	my $number = next_number($kind);
+	my $n = int($number / 3);
 
-	$n = int rand $opt{keys} if $opt{keys} && $n >= $opt{keys};
-	return rand() < 0.1 ? int rand $n : $n;
+	return int rand $opt{keys} if $opt{keys} && $n >= $opt{keys};
+	return int rand $n if rand() < 0.1;
+	return ($n, $number % 3 == 0);
 }
 
 sub new_request
 {
 	my $kind = pick(@weights);
-	my $n = key_number($kind);
-	my %request = (kind => $kind, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
+	my ($n, $first) = key_number($kind);
+	my %request = (kind => $kind, first => $first, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
 
 	return token_request($n) if $kind eq 'token';
 	if ($kind eq 'claim' && rand() < 0.3)
@@ -782,7 +796,8 @@ sub client
 		if (!$request) { sleep 0.01; next }
 		finish_prepared($request);
 		if ($dbh && $kinds{ $request->{kind} }->($request)) { sleep rand(2 * $opt{pause} / 1000); next }
-		$request->{due} = clock() + backoff();
+		# a lease takes longer
+		$request->{due} = clock() + backoff() * ($request->{kind} eq 'lease' ? 2 : 1);
 		push @queue, $request;
 	}
 	return !grep { $_->{unknown} } @queue;
