@@ -1,0 +1,212 @@
+# Sessions that get in each other's way, beside clients.pl and with a history like its:
+# two that claim the same keys in opposite orders, and one that prepares transactions and
+# walks away from them.
+#
+#   tangle.pl --routes FILE --history DIR --stop FILE [--seed S] [--sync on|off|mix] [--drain SECONDS]
+use strict;
+use warnings;
+use DBI;
+use Fcntl qw(O_APPEND O_CREAT O_WRONLY);
+use Getopt::Long;
+use JSON::PP;
+use POSIX qw(WNOHANG);
+use Time::HiRes qw(clock_gettime sleep time CLOCK_MONOTONIC);
+
+my %opt = (seed => 0, sync => 'on', drain => 60);
+GetOptions(\%opt, qw(routes=s history=s stop=s seed=i sync=s drain=f))
+  && !@ARGV && !grep { !defined $opt{$_} } qw(routes history stop)
+  or die "usage: see the head of $0\n";
+
+my $json = JSON::PP->new->canonical;
+my $first = 901;        # clients.pl counts from 1
+my $patience = 4;       # seconds for an attempt; a commit may wait for a standby for ever
+my ($me, $log, $drain_until);
+my $number = 0;
+my @warnings;
+
+sub record
+{
+	my (%record) = @_;
+
+	$record{t} = int(clock_gettime(CLOCK_MONOTONIC) * 1e9);
+	syswrite $log, $json->encode(\%record) . "\n" or die "history: $!";
+	return;
+}
+
+# The first route is the direct one.
+sub connect_direct
+{
+	open my $file, '<', $opt{routes} or die;
+	my $route = readline($file) // die "no route\n";
+	chomp $route;
+	my $dbh = DBI->connect("dbi:Pg:connect_timeout=3 $route", undef, undef,
+		{ AutoCommit => 1, RaiseError => 1, PrintError => 0, PrintWarn => 1, pg_server_prepare => 0 });
+	$dbh->{pg_placeholder_dollaronly} = 1;
+	return $dbh;
+}
+
+# In a process of its own, for one attempt.  0: its outcome is known, 1: to be
+# repeated.  $work returns its end, having set $$committing where due.
+sub attempt_here
+{
+	my ($id, $sync, $work) = @_;
+	my ($committing, $dbh) = (0);
+	my $end = eval {
+		$dbh = connect_direct();
+		$dbh->do("BEGIN; SET LOCAL lock_timeout = '2s'" . ($sync eq 'off' && '; SET LOCAL synchronous_commit = off'));
+		$work->($dbh, $id, \$committing);
+	};
+	if (!$end)
+	{
+		my $field = 'severity_nonlocalized';
+		my $certain = $dbh && ($dbh->pg_error_field($field) // '') eq 'ERROR';
+		my $sqlstate = $dbh ? $dbh->state : '08001';
+		$end = { outcome => $committing && !$certain ? 'unknown' : 'failed', sqlstate => $sqlstate };
+	}
+	# it was committed here, but perhaps not on the standby
+	$end = { outcome => 'unknown', sqlstate => '01000' } if @warnings;
+	record(attempt => $id, %$end);
+	return $end->{outcome} eq 'answered' && $end->{state} ne 'in_progress' ? 0 : 1;
+}
+
+# True if its outcome is known.
+sub attempt
+{
+	my ($request, $form, $work) = @_;
+	my $id = "$me." . ++$number;
+	my $sync = $opt{sync} eq 'mix' ? (rand() < 0.5 ? 'on' : 'off') : $opt{sync};
+
+	# where nobody answers, nothing was begun
+	return 0 unless -s $opt{routes};
+	record(%$request, client => $me, attempt => $id, form => $form, sync => $sync, try => ++$request->{try}, route => 1);
+	my $pid = fork // die "fork: $!";
+	POSIX::_exit(attempt_here($id, $sync, $work)) unless $pid;
+	for (1 .. $patience * 50)
+	{
+		return $? == 0 if waitpid($pid, WNOHANG) == $pid;
+		sleep 0.02;
+	}
+	# its attempt has no end on record, which is unknown
+	kill 'KILL', $pid;
+	waitpid $pid, 0;
+	return 0;
+}
+
+sub effect
+{
+	my ($dbh, @row) = @_;
+
+	$dbh->do('INSERT INTO torture.effects (key, kind, attempt) VALUES ($1, $2, $3)', undef, @row);
+	return;
+}
+
+# Claims keys one after the other, in the order given.
+sub cross
+{
+	my ($dbh, $id, $committing, @keys) = @_;
+	my @claimed;
+
+	for my $key (@keys)
+	{
+		my ($new) = $dbh->selectrow_array(q{SELECT idem_claim($1, ttl => '30 days', scope => 'torture')}, undef, $key);
+		if ($new)
+		{
+			push @claimed, $key;
+			effect($dbh, $key, 'claim', $id);
+		}
+		# the other one does the same
+		sleep 0.03;
+	}
+	$$committing = 1;
+	$dbh->do('COMMIT');
+	return { outcome => 'answered', state => @claimed ? 'claimed' : 'refused', claimed => \@claimed };
+}
+
+# A request; the transaction stays prepared if it is to be left.
+sub request
+{
+	my ($dbh, $id, $committing, $key, $leave) = @_;
+	my ($state, $answer) = $dbh->selectrow_array(
+		q{SELECT state, result ->> 'attempt' FROM idem_begin($1, ttl => '30 days', scope => 'torture')}, undef, $key);
+
+	if ($state eq 'started')
+	{
+		effect($dbh, $key, 'tx', $answer = $id);
+		$dbh->do(q{SELECT idem_finish($1, jsonb_build_object('attempt', $2::text), scope => 'torture')}, undef, $key, $id);
+		$$committing = 1;
+		$dbh->do($leave ? "PREPARE TRANSACTION 'torture $id'" : 'COMMIT');
+		return { outcome => 'unknown', sqlstate => '01000' } if $leave;
+	}
+	return { outcome => 'answered', state => $state, $answer ? (answer => $answer) : () };
+}
+
+# ---------------------------------------------------------------- the sessions
+
+sub ended
+{
+	$drain_until //= time + $opt{drain} if -e $opt{stop};
+	return defined $drain_until;
+}
+
+sub given_up { return ended() && time > $drain_until }
+
+# Twice a second, in step with its opposite.
+sub crosser
+{
+	my ($side) = @_;
+	my $last = 0;
+
+	until (ended())
+	{
+		sleep 0.01;
+		my $n = int(time * 2);
+		next if $n == $last;
+		$last = $n;
+		my @keys = map { "cross-$n-$_" } $side ? qw(a b) : qw(b a);
+		my %request = (kind => 'claim', key => $keys[0], keys => \@keys);
+		until (attempt(\%request, 'cross', sub { cross(@_, @keys) }))
+		{
+			# it never began, or nobody is to know any more
+			last if !$request{try} || given_up();
+			sleep rand 0.3;
+		}
+	}
+	return;
+}
+
+# Leaves transactions prepared, and comes back later to see what became of them.
+sub leaver
+{
+	my @left;
+
+	until (ended() && !@left || given_up())
+	{
+		sleep 0.2;
+		if (!ended() && @left < 10)
+		{
+			my %request = (kind => 'tx', key => 'left-' . int(time * 1000), due => time + 3);
+			attempt({%request, due => undef}, 'left', sub { request(@_, $request{key}, 1) });
+			push @left, { %request, try => 1 };
+		}
+		my $request = shift @left or next;
+		my %record = (%$request, due => undef);
+		next if $request->{due} < time && attempt(\%record, 'left', sub { request(@_, $request->{key}, 0) });
+		push @left, { %$request, due => $request->{due} < time ? time + 1 : $request->{due} };
+	}
+	return;
+}
+
+my @sessions = (sub { crosser(0) }, sub { crosser(1) }, \&leaver);
+my @pids;
+for my $i (0 .. $#sessions)
+{
+	push @pids, fork // die "fork: $!";
+	next if $pids[-1];
+	$me = $first + $i;
+	srand($opt{seed} * 1000 + $me);
+	$SIG{__WARN__} = sub { push @warnings, @_ };
+	sysopen $log, "$opt{history}/client-$me.jsonl", O_WRONLY | O_APPEND | O_CREAT or die "history: $!";
+	$sessions[$i]->();
+	POSIX::_exit(0);
+}
+waitpid $_, 0 for @pids;
