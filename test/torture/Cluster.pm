@@ -242,6 +242,9 @@ sub fail_over
 	# before anything is promoted, or the old one could still acknowledge
 	$old->kill_all;
 	$cluster->withdraw;
+	# it does not look for more, once it can do anything again
+	my $receiver = $new->process('walreceiver');
+	kill $_, $receiver // () for qw(TERM CONT);
 	$new->program('pg_ctl', qw(-s -w -t 40 promote -D), $new->{data}) or return 0;
 	@$cluster{qw(primary standby)} = ($new, $old);
 	$cluster->publish;

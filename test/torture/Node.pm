@@ -182,6 +182,9 @@ sub value
 	return $rows && @$rows ? $rows->[0][0] : undef;
 }
 
+# The process of that kind.
+sub process { return $_[0]->value('SELECT pid FROM pg_stat_activity WHERE backend_type = $1', $_[1]) }
+
 # Does it take writes?
 sub is_primary { return ($_[0]->value('SELECT pg_is_in_recovery()') // 1) eq '0' }
 

@@ -72,16 +72,21 @@ my %faults = (
 	'reset' => [ 2, \&reset_connections ],
 	'client-kill' => [ 2, \&kill_client ],
 	'bouncer' => [ 2, \&restart_bouncer ],
-	'backend-kill' => [ 2, \&kill_backend ],
-	'postmaster-kill' => [ 2, \&kill_postmaster ],
-	'immediate' => [ 1, \&stop_immediately ],
+	'backend-kill' => [ 3, \&kill_backend ],
+	'postmaster-kill' => [ 3, \&kill_postmaster ],
+	'immediate' => [ 2, \&stop_immediately ],
 	'standby' => [ 1, \&kill_standby ],
-	'failover' => [ 1, \&fail_over ],
+	'failover' => [ 2, \&fail_over ],
 	'wal-full' => [ 1, \&fill_wal, 'disks' ],
 	'data-full' => [ 1, \&fill_data, 'disks' ],
-	# these come about by tangle.pl; prepared transactions are finished after a crash
-	'deadlock' => [ 0 ],
+	# not dealt: transactions of tangle.pl's that are finished after a crash
 	'prepared' => [ 0 ]);
+
+# What clients.pl and tangle.pl do to themselves, as the servers' logs have it.
+my %seen = (
+	'deadlock' => qr/ 40P01 ERROR: /,
+	'lock-timeout' => qr/due to lock timeout/,
+	'statement-timeout' => qr/due to statement timeout/);
 
 sub client_backends
 {
@@ -173,20 +178,21 @@ sub restart_bouncer
 
 # ---------------------------------------------------------------- faults that lose memory
 
-# What was committed asynchronously is on disk soon, unless its writer is slow.
+# What was committed asynchronously is on disk soon, unless its writer is slow; and what a
+# standby has, which makes those wait who want to know.  They may be told not to.
 sub crash
 {
 	my ($how) = @_;
-	my ($writer) = rand() < 0.7 ? $cluster->{primary}->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'}) : ();
+	my @slow = rand() < 0.7 ? grep { defined } $cluster->{primary}->process('walwriter') : ();
 
-	if ($writer)
-	{
-		kill 'STOP', $writer;
-		sleep 0.1 + rand 0.5;
-	}
+	push @slow, grep { defined } $cluster->{standby}->process('walreceiver') if rand() < 0.7 && !$cluster->{rebuild};
+	kill 'STOP', @slow;
+	sleep 0.1 + rand 0.5 if @slow;
+	signal_backends('pg_cancel_backend', 10) if @slow && rand() < 0.5;
+	sleep rand 0.3 if @slow;
 	$crashed_at = time;
 	my $done = $how->();
-	kill 'CONT', $writer if $writer;
+	kill 'CONT', @slow;
 	return $done;
 }
 
@@ -305,7 +311,7 @@ sub wanted
 {
 	my @wanted = $opt{only} eq '' ? possible() : split /,/, $opt{only};
 
-	for my $kind (@wanted) { $faults{$kind} or die "no fault \"$kind\": @{[ sort keys %faults ]}\n" }
+	for my $kind (@wanted) { $faults{$kind}[1] or die "no fault \"$kind\": @{[ possible() ]}\n" }
 	return @wanted;
 }
 
@@ -337,7 +343,7 @@ sub start_clients
 # A deck of cards is dealt, then shuffled anew; the first one to the end, even if it takes longer.
 sub inject
 {
-	my @kinds = grep { $faults{$_}[1] } wanted();
+	my @kinds = wanted();
 	my @deck = map { ($_) x $faults{$_}[0] } @kinds;
 	# all decisions about the order at once: what happens meanwhile takes a different course each time
 	my @cards = map { shuffle @deck } 1 .. 2 + $opt{seconds} / @deck;
@@ -381,8 +387,6 @@ sub heal
 
 # ---------------------------------------------------------------- the verdict
 
-my %seen;    # in the servers' logs
-
 # A server that crashes by itself, and data that are damaged.
 sub check_logs
 {
@@ -392,10 +396,7 @@ sub check_logs
 		my $panics = () = $text =~ /PANIC: .*No space left on device/g;
 		my $aborts = 0;
 
-		$seen{'statement timeouts'} += () = $text =~ /due to statement timeout/g;
-		$seen{'lock timeouts'} += () = $text =~ /due to lock timeout/g;
-		$seen{'disk full'} += () = $text =~ / 53100 ERROR: /g;
-		$count{deadlock} += () = $text =~ / 40P01 ERROR: /g;
+		for my $kind (keys %seen) { $count{$kind} += () = $text =~ /$seen{$kind}/g }
 		for my $line (split /\n/, $text)
 		{
 			next if $line =~ /No space left on device/;
@@ -437,10 +438,14 @@ sub check_history
 	my $last = @lines ? pop @lines : '';
 
 	print @lines;
+	my ($lost) = map { /^ *(\d+) lost$/ } @lines;
+	violation('nothing was lost, so nothing is proved')
+	  if $opt{sync} eq 'off' && $opt{seconds} >= 60 && $crashed_at && !$lost;
 	if ($last =~ /^(\d+ requests, \d+ keys, \d+ effects), (\d+) violations$/)
 	{
+		my @figures = ($1, $2);
 		violation('the checker found the work too little') if $rc && !$2;
-		return ($1, $2);
+		return @figures;
 	}
 	violation("the checker died: $last");
 	return ('no figures', 0);
@@ -453,13 +458,18 @@ sub verdict
 	check_logs();
 	check_indexes();
 	my ($figures, $found) = check_history();
-	for my $kind ($opt{only} eq '' ? (wanted(), qw(deadlock prepared)) : wanted())
+	for my $kind (wanted(), $opt{only} eq '' ? ('prepared', keys %seen) : ())
 	{
 		violation("the fault $kind never happened") unless $count{$kind};
 	}
+	if ($found + @violations)
+	{
+		print "\nwhat happened:\n";
+		open my $in, '<', "$base/faults.log" or die $!;
+		print grep { !/ prepared / } <$in>;
+	}
 	print "\n";
-	printf "%-16s %6d\n", $_, $count{$_} // 0 for sort keys %faults;
-	printf "%-16s %6d in the logs\n", $_, $seen{$_} for sort keys %seen;
+	printf "%-18s %6d\n", $_, $count{$_} for sort keys %count;
 	$found += @violations;
 	printf "torture: %d s, %d faults of %d kinds, %s, %d violations\n", $seconds, sum0(values %count), scalar(grep { $_ } values %count), $figures, $found;
 	return $found ? 1 : 0;

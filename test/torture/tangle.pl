@@ -53,7 +53,8 @@ sub attempt_here
 	my ($committing, $dbh) = (0);
 	my $end = eval {
 		$dbh = connect_direct();
-		$dbh->do("BEGIN; SET LOCAL lock_timeout = '2s'" . ($sync eq 'off' && '; SET LOCAL synchronous_commit = off'));
+		my $timeout = rand() < 0.3 ? 1 + int rand 20 : 2000;
+		$dbh->do("BEGIN; SET LOCAL lock_timeout = $timeout" . ($sync eq 'off' ? '; SET LOCAL synchronous_commit = off' : ''));
 		$work->($dbh, $id, \$committing);
 	};
 	if (!$end)
