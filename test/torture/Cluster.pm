@@ -57,7 +57,7 @@ GRANT USAGE ON SCHEMA torture TO client;
 GRANT ALL ON ALL TABLES IN SCHEMA torture TO client;
 SQL
 	$standby->follow($primary) or die 'the standby does not start';
-	$cluster->await(sub { $primary->has_standby }) or die 'the standby does not stream';
+	$cluster->await_standby or die 'the standby does not stream';
 	$cluster->start_proxy;
 	$cluster->start_bouncer;
 	$cluster->publish;
@@ -220,17 +220,23 @@ sub rebuild_standby
 	POSIX::_exit(1);
 }
 
+sub is_rebuilding
+{
+	my ($cluster) = @_;
+
+	delete $cluster->{rebuild} if $cluster->{rebuild} && waitpid($cluster->{rebuild}, WNOHANG) != 0;
+	return $cluster->{rebuild};
+}
+
 # The standby is there, and has all that was acknowledged.
 sub await_standby
 {
 	my ($cluster) = @_;
+	my $primary = $cluster->{primary};
 
-	if (my $pid = delete $cluster->{rebuild})
-	{
-		waitpid $pid, 0;
-		$? == 0 or return 0;
-	}
-	return $cluster->await(sub { $cluster->{primary}->has_standby });
+	$cluster->await(sub { !$cluster->is_rebuilding }) or return 0;
+	my $lsn = $primary->value('SELECT pg_current_wal_lsn()') // return 0;
+	return $cluster->await(sub { $primary->has_standby($lsn) });
 }
 
 # The primary dies, the standby takes its place.

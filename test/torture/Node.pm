@@ -63,9 +63,12 @@ cluster_name = '$node->{name}'
 unix_socket_directories = '$node->{socket}'
 $more
 CONF
-	write_file("$node->{data}/postgresql.auto.conf", '');
+	$node->reset;
 	return;
 }
+
+# From the next start on, nothing of what ALTER SYSTEM has set.
+sub reset { return write_file("$_[0]{data}/postgresql.auto.conf", '') }
 
 sub create
 {
@@ -149,10 +152,10 @@ sub kill_all
 
 	for (1 .. 500)
 	{
-		my ($postmaster, @pids) = ($node->postmaster // 0, $node->pids) or return;
+		my @pids = $node->pids or return;
+		my $postmaster = $node->postmaster // 0;
 		# the postmaster first, it would make new ones
 		kill 'KILL', grep({ $_ == $postmaster } @pids), @pids;
-		return unless @pids;
 		sleep 0.02;
 	}
 	die "processes of node $node->{name} cannot be killed";
@@ -188,10 +191,14 @@ sub process { return $_[0]->value('SELECT pid FROM pg_stat_activity WHERE backen
 # Does it take writes?
 sub is_primary { return ($_[0]->value('SELECT pg_is_in_recovery()') // 1) eq '0' }
 
-# Has its synchronous standby everything that it acknowledges?
+# Has its synchronous standby everything up to there, and will it have what is acknowledged?
 sub has_standby
 {
-	return ($_[0]->value(q{SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum') AND state = 'streaming'}) // 0) > 0;
+	my ($node, $lsn) = @_;
+
+	return $node->value(
+		q{SELECT count(*) FROM pg_stat_replication
+		  WHERE sync_state IN ('sync', 'quorum') AND state = 'streaming' AND flush_lsn >= $1::pg_lsn}, $lsn);
 }
 
 # The text of the log from an offset on, and its new end.

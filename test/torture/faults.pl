@@ -75,6 +75,7 @@ my %faults = (
 	'backend-kill' => [ 3, \&kill_backend ],
 	'postmaster-kill' => [ 3, \&kill_postmaster ],
 	'immediate' => [ 2, \&stop_immediately ],
+	'alone' => [ 1, \&crash_alone ],
 	'standby' => [ 1, \&kill_standby ],
 	'failover' => [ 2, \&fail_over ],
 	'wal-full' => [ 1, \&fill_wal, 'disks' ],
@@ -185,7 +186,7 @@ sub crash
 	my ($how) = @_;
 	my @slow = rand() < 0.7 ? grep { defined } $cluster->{primary}->process('walwriter') : ();
 
-	push @slow, grep { defined } $cluster->{standby}->process('walreceiver') if rand() < 0.7 && !$cluster->{rebuild};
+	push @slow, grep { defined } $cluster->{standby}->process('walreceiver') if rand() < 0.7 && !$cluster->is_rebuilding;
 	kill 'STOP', @slow;
 	sleep 0.1 + rand 0.5 if @slow;
 	signal_backends('pg_cancel_backend', 10) if @slow && rand() < 0.5;
@@ -231,6 +232,19 @@ sub stop_immediately
 	crash(sub { kill 'QUIT', $primary->postmaster });
 	$cluster->await(sub { !$primary->pids }) or die "an immediate stop does not end\n";
 	return back_up(1);
+}
+
+# While no standby is asked for, what is on disk is all that counts.
+sub crash_alone
+{
+	my $primary = $cluster->{primary};
+
+	my $done = $primary->query(q{ALTER SYSTEM SET synchronous_standby_names = ''}) && $primary->query('SELECT pg_reload_conf()');
+	sleep 0.5 + rand 1;
+	crash(sub { $primary->kill_all });
+	# no session goes on that has not heard of it
+	$primary->reset;
+	return back_up($done);
 }
 
 sub kill_standby
@@ -354,12 +368,19 @@ sub inject
 		my $left = max(0, $end - time);
 		sleep 0.1 + rand min(3, $left / max(1, @deck - $dealt));
 		finish_prepared($crashed_at) if $crashed_at && time > $crashed_at + 1;
+		$cluster->{primary}->query('SELECT count(s.*), count(f.*) FROM idem_stat s, idem_in_flight f');
 		my $kind = shift @cards // last;
 		$dealt++;
 		note("$kind begins");
 		my $what = $faults{$kind}[1]->();
 		if ($what) { happened($kind, $what eq '1' ? () : $what) }
-		else { note("$kind did not happen: ", $@ // '') ; push @cards, $kind }
+		else
+		{
+			# there was nobody to suffer it
+			note("$kind did not happen");
+			splice @cards, 3, 0, $kind;
+			$dealt--;
+		}
 		waitpid($clients, WNOHANG) == 0 or die "the clients have ended\n";
 	}
 	return;
@@ -382,6 +403,8 @@ sub heal
 		violation("the clients: exit code $?") if $done && $?;
 	}
 	finish_prepared(time);
+	$cluster->await(sub { ($cluster->{primary}->value(q{SELECT count(*) FROM idem_keys WHERE scope = 'brief'}) // 1) == 0 }, 20)
+	  or violation('nobody purges what has expired');
 	return;
 }
 

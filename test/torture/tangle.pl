@@ -1,6 +1,7 @@
 # Sessions that get in each other's way, beside clients.pl and with a history like its:
 # two that claim the same keys in opposite orders, and one that prepares transactions and
-# walks away from them.
+# walks away from them.  With --sync mix one asks for durability of what was just done
+# without.  And, without history, one whose keys are there to be purged.
 #
 #   tangle.pl --routes FILE --history DIR --stop FILE [--seed S] [--sync on|off|mix] [--drain SECONDS]
 use strict;
@@ -73,9 +74,10 @@ sub attempt_here
 # True if its outcome is known.
 sub attempt
 {
-	my ($request, $form, $work) = @_;
+	my ($request, $form, $work, $sync) = @_;
 	my $id = "$me." . ++$number;
-	my $sync = $opt{sync} eq 'mix' ? (rand() < 0.5 ? 'on' : 'off') : $opt{sync};
+
+	$sync //= $opt{sync} eq 'mix' ? (rand() < 0.5 ? 'on' : 'off') : $opt{sync};
 
 	# where nobody answers, nothing was begun
 	return 0 unless -s $opt{routes};
@@ -165,12 +167,34 @@ sub crosser
 		$last = $n;
 		my @keys = map { "cross-$n-$_" } $side ? qw(a b) : qw(b a);
 		my %request = (kind => 'claim', key => $keys[0], keys => \@keys);
-		until (attempt(\%request, 'cross', sub { cross(@_, @keys) }))
-		{
-			# it never began, or nobody is to know any more
-			last if !$request{try} || given_up();
-			sleep rand 0.3;
-		}
+		repeat(\%request, 'cross', sub { cross(@_, @keys) });
+	}
+	return;
+}
+
+# Until it is known, or it turns out that nothing was begun.
+sub repeat
+{
+	my ($request, @how) = @_;
+
+	until (attempt($request, @how))
+	{
+		last if !$request->{try} || given_up();
+		sleep rand 0.3;
+	}
+	return;
+}
+
+# A commit that need not be on disk; who is told of it may rely on it.
+sub follower
+{
+	until (ended())
+	{
+		my $key = 'pair-' . int(time * 1000);
+		my $work = sub { request(@_, $key, 0) };
+
+		attempt({ kind => 'tx', key => $key }, 'lead', $work, 'off');
+		repeat({ kind => 'tx', key => $key, try => 1 }, 'follow', $work, 'on');
 	}
 	return;
 }
@@ -197,7 +221,24 @@ sub leaver
 	return;
 }
 
-my @sessions = (sub { crosser(0) }, sub { crosser(1) }, \&leaver);
+# Keys that expire at once, and calls of the throttle; what they answer does not matter.
+sub litterer
+{
+	until (ended())
+	{
+		sleep 0.2;
+		eval {
+			my $dbh = connect_direct();
+			# not even the standby's answer
+			$dbh->do('SET synchronous_commit = off');
+			$dbh->do(q{SELECT count(*) FROM idem_claim_many(ARRAY(SELECT (random() * 1e9)::int::text FROM generate_series(1, 50)), '300 ms', 'brief')});
+			$dbh->do(q{SELECT idem_throttle((random() * 1e9)::int::text, '1 min')});
+		};
+	}
+	return;
+}
+
+my @sessions = (sub { crosser(0) }, sub { crosser(1) }, \&leaver, \&litterer, $opt{sync} eq 'mix' ? \&follower : ());
 my @pids;
 for my $i (0 .. $#sessions)
 {
