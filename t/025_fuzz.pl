@@ -37,6 +37,7 @@ idempotency.max_result_size = 100kB
 idempotency.default_ttl = 1s
 restart_after_crash = off
 log_min_messages = log
+log_statement = none
 deadlock_timeout = 5ms
 autovacuum = on
 autovacuum_naptime = 1s
