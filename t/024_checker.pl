@@ -303,5 +303,13 @@ found('token refused', 'but not one that was issued under on',
 	sub { off(); start_of('1.10')->{sync} = 'on'; attempt('2.90', 'token', 'token-1.10', state => 'unknown') }, lost_tail => 1);
 found('', 'a lease under off may be lost, and its holder not be known',
 	sub { off(); @{ end_of('1.14') }{qw(outcome sqlstate)} = qw(error ID003) }, lost_tail => 1);
+found('', 'or be another\'s', sub {
+	start_of('2.11')->{sync} = 'off';
+	attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID004');
+	no_effect('lease-1', 1);
+	$_->{sync} = 'off' for start_of('2.12'), start_of('2.13');
+	end_of('2.13')->{outcome} = 'failed';
+	no_key('lease-1');
+}, lost_tail => 1);
 
 done_testing();

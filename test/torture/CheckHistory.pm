@@ -299,6 +299,8 @@ sub check_refused
 	{
 		my @before = grep { $_->{start} < $refused->{end} && ($_->{outcome} // '') !~ /^(failed|error)$/ && $_ != $refused }
 		  @{ $of->{attempts} };
+		# or if what it holds was lost
+		next if grep { $_->{fence} == $refused->{fence} && $self->may_lose($_) } takes($of, 'holding');
 		my @cause = $refused->{sqlstate} eq 'ID006'
 		  ? grep { ($_->{phase} // '') =~ /^($refused->{phase}|finish)$/ } @before
 		  : grep { $_->{form} eq 'release' || $_->{form} eq 'begin' && (defined $_->{fence} ? $_->{fence} > $refused->{fence} : !answered($_)) } @before;
