@@ -275,7 +275,10 @@ found('', 'then another may do it again',
 	sub { off(); lose('tx-0'); attempt('3.1', 'tx', 'tx-0', state => 'started', answer => '3.1'); finished('3.1', 'tx', 'tx-0', answer => '3.1') }, lost_tail => 1);
 found('effect without key', 'an effect without its key, never', sub { off(); no_key('tx-0') }, lost_tail => 1);
 found('key without effect', 'a key without its effect, never', sub { off(); no_effect('tx-0') }, lost_tail => 1);
-found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-1', 1) }, lost_tail => 1);
+found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-0', 3) }, lost_tail => 1);
+found('', 'unless a holder who was told that it was done has gone on', sub { off(); no_effect('lease-0', 1) }, lost_tail => 1);
+found('key without effect, lost effect', 'but one under on may rely on it',
+	sub { off(); start_of('1.13')->{sync} = 'on'; no_effect('lease-0', 1) }, lost_tail => 1);
 found('double effect', 'nor two effects', sub { off(); effect('1.1', 'tx', 'tx-0') }, lost_tail => 1);
 found('effect of a failed attempt', 'nor one that was refused', sub {
 	off();
