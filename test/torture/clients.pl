@@ -334,7 +334,7 @@ sub tx
 	my $key = $request->{key};
 	# PREPARE flushes under off as well, and that would be too often
 	my $prepared = !$can_prepare ? 0 : $opt{sync} eq 'on' ? 4 : 1;
-	my $form = pick(plain => 20, wait => 8, savepoint => 8, statement => 8, prepared => $prepared, forgotten => 1);
+	my $form = pick(plain => 20, wait => 8, savepoint => 8, statement => 8, prepared => $prepared, forgotten => 2);
 
 	return known(attempt($request, sub { tx_statement($request, @_) }, form => $form)) if $form eq 'statement';
 	return known(attempt($request,
