@@ -645,7 +645,7 @@ sub lease_left
 {
 	my ($request, $holding) = @_;
 
-	my $released = rand() < 0.3;
+	my $released = rand() < 0.5;
 
 	if ($released)
 	{
