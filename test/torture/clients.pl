@@ -1,4 +1,3 @@
-#!/usr/bin/perl
 # The torture's clients: they make requests of every kind, several of them the same
 # request, and write down what they were told, outside the server.
 #
@@ -7,8 +6,8 @@
 #
 # --routes   a libpq connection string a line; read anew before each connection,
 #            one is picked at random; while the file is empty, clients wait
-# --history  folder for client-NNN.jsonl; started again with the same folder, the
-#            clients go on where they were
+# --history  folder for client-NNN.jsonl, and for what clients share: numbers of keys that
+#            were given out, tokens; started again with the same folder, they go on where they were
 # --stop     when this file exists, nothing new is begun, and what is unknown is repeated
 #            until it is known, for at most --drain seconds (60); exit code 1 if
 #            something stays unknown
@@ -29,6 +28,12 @@
 #   failed     nothing was committed, for certain
 #   unknown    one cannot know
 #   error      nothing was committed, and no fault explains why
+# state is what was done or is said to have been done before:
+#   tx      started, replayed, in_progress, mismatch      call    finished, replayed, in_progress, mismatch
+#   claim   claimed, refused, in_progress                 token   redeemed, used, unknown, expired
+#   raise, skip   inserted, duplicate                     issue   issued
+#   lease   begin: holding, replayed, in_progress, mismatch; then checkpointed, finished, released
+# A batch, which has "keys", is claimed if some of them are: those in "claimed".
 use strict;
 use warnings;
 use DBD::Pg qw(:async);
