@@ -62,7 +62,7 @@ sub clean
 	attempt('1.4', 'tx', 'tx-1', state => 'replayed', answer => '1.2');
 	finished('1.2', 'tx', 'tx-1', answer => '1.2');
 	attempt('1.5', 'call', 'call-0', outcome => 'unknown', sqlstate => '08006');
-	attempt('1.6', 'call', 'call-0', outcome => 'failed', sqlstate => '57P01');
+	attempt('1.6', 'call', 'call-0', outcome => 'failed', sqlstate => '57P01', state => 'finished', answer => '1.6');
 	attempt('1.7', 'call', 'call-0', state => 'finished', answer => '1.7');
 	finished('1.7', 'call', 'call-0', answer => '1.7');
 
@@ -212,6 +212,10 @@ found('answer without effect', 'missing in a batch\'s answer, and not there', su
 	push @{ start_of('1.8')->{keys} }, 'claim-9';
 });
 
+found('', 'unless it was not an answer', sub {
+	attempt('2.90', 'claim', 'claim-9', keys => [qw(claim-9)], outcome => 'failed', sqlstate => '57P01', state => 'claimed', claimed => []);
+});
+
 found('mismatch', 'a request unlike itself', sub { attempt('2.90', 'tx', 'tx-0', state => 'mismatch') });
 found('token refused', "a token $_", sub { attempt('2.90', 'token', 'token-1.10', state => $_) }) for qw(unknown expired);
 found('error', 'an error that no fault explains', sub { attempt('2.90', 'tx', 'tx-9', outcome => 'error', sqlstate => 'XX000', error => 'oops') });
@@ -226,21 +230,23 @@ found('unknown still', 'another client\'s answer is not one',
 found('unknown still', 'a phase that is not repeated',
 	sub { attempt('1.90', 'lease', 'lease-0', form => 'phase', fence => 7, phase => 2, outcome => 'unknown'); attempt('1.91', 'lease', 'lease-0', state => 'in_progress') });
 
-# Two who begin and do nothing.
-sub two_begins
+# Some who begin, one after the other, and do nothing.
+sub begins
 {
-	my @fences = @_;
+	my $client = 3;
 
-	for my $client (3, 4)
+	for my $fence (@_)
 	{
-		attempt("$client.1", 'lease', 'lease-2', form => 'begin', state => 'holding');
-		$history[-1]{fence} = $fences[ $client - 3 ];
+		attempt($client++ . '.1', 'lease', 'lease-2', form => 'begin', state => 'holding');
+		$history[-1]{fence} = $fence;
 	}
 	push @keys, { key => 'lease-2', finished => 0, fence => 22, phase => undef, looked_up => 'abandoned' };
 	return;
 }
-found('fence order', 'a lower fence after a higher one', sub { two_begins(22, 21) });
-found('', 'but not of two at the same time', sub { two_begins(22, 21); start_of('4.1')->{t} = start_of('3.1')->{t} });
+found('fence order', 'a lower fence after a higher one', sub { begins(22, 21) });
+found('fence order', 'lower than the highest', sub { begins(20, 22, 21) });
+found('', 'but not if the higher one was rolled back', sub { begins(22, 21); end_of('3.1')->{outcome} = 'failed' });
+found('', 'nor of two at the same time', sub { begins(22, 21); start_of('4.1')->{t} = start_of('3.1')->{t} });
 found('fence twice', 'a fence twice, of two keys', sub { end_of('2.11')->{fence} = 9; $_->{fence} = 9 for start_of('2.12'), start_of('2.13') });
 # The first holder's second phase, which was refused, is done instead of the second's.
 sub zombie_passes
@@ -262,6 +268,11 @@ found('superseded effect', 'a later phase under a lower fence, whoever was told'
 	$_->{fence} = 6 for grep { $_->{attempt} eq '2.8' } @effects;
 });
 found('refused for nothing', 'superseded by nobody', sub { attempt('2.90', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID004') });
+found('', 'unless somebody may have, who does not know', sub {
+	attempt('3.1', 'lease', 'lease-0', form => 'begin', outcome => 'unknown', sqlstate => '08006');
+	attempt('2.90', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID004');
+	attempt('3.2', 'lease', 'lease-0', form => 'begin', state => 'replayed', answer => '2.10');
+});
 found('refused for nothing', 'done by nobody', sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID006') });
 
 # ---------------------------------------------------------------- a lost tail
@@ -275,7 +286,10 @@ found('', 'then another may do it again',
 	sub { off(); lose('tx-0'); attempt('3.1', 'tx', 'tx-0', state => 'started', answer => '3.1'); finished('3.1', 'tx', 'tx-0', answer => '3.1') }, lost_tail => 1);
 found('effect without key', 'an effect without its key, never', sub { off(); no_key('tx-0') }, lost_tail => 1);
 found('key without effect', 'a key without its effect, never', sub { off(); no_effect('tx-0') }, lost_tail => 1);
-found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-1', 1) }, lost_tail => 1);
+found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-0', 3) }, lost_tail => 1);
+found('', 'unless a holder who was told that it was done has gone on', sub { off(); no_effect('lease-0', 1) }, lost_tail => 1);
+found('key without effect, lost effect', 'but one under on may rely on it',
+	sub { off(); start_of('1.13')->{sync} = 'on'; no_effect('lease-0', 1) }, lost_tail => 1);
 found('double effect', 'nor two effects', sub { off(); effect('1.1', 'tx', 'tx-0') }, lost_tail => 1);
 found('effect of a failed attempt', 'nor one that was refused', sub {
 	off();
@@ -298,10 +312,19 @@ found('superseded effect', 'nor an effect behind a take-over under on', sub {
 	start_of('2.6')->{sync} = 'on';
 	zombie_passes();
 }, lost_tail => 1);
+found('', 'but behind one under off, which may be lost', sub { off(); zombie_passes() }, lost_tail => 1);
 found('', 'a token under off may be lost', sub { lose('token-1.10'); off(); attempt('2.90', 'token', 'token-1.10', state => 'unknown') }, lost_tail => 1);
 found('token refused', 'but not one that was issued under on',
 	sub { off(); start_of('1.10')->{sync} = 'on'; attempt('2.90', 'token', 'token-1.10', state => 'unknown') }, lost_tail => 1);
 found('', 'a lease under off may be lost, and its holder not be known',
 	sub { off(); @{ end_of('1.14') }{qw(outcome sqlstate)} = qw(error ID003) }, lost_tail => 1);
+found('', 'or be another\'s', sub {
+	start_of('2.11')->{sync} = 'off';
+	attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID004');
+	no_effect('lease-1', 1);
+	$_->{sync} = 'off' for start_of('2.12'), start_of('2.13');
+	end_of('2.13')->{outcome} = 'failed';
+	no_key('lease-1');
+}, lost_tail => 1);
 
 done_testing();

@@ -67,7 +67,7 @@ sub may_lose
 {
 	my ($self, $attempt) = @_;
 
-	return $self->{lost_tail} && $attempt->{sync} eq 'off';
+	return $self->{lost_tail} && ($attempt->{sync} // '') eq 'off';
 }
 
 # Something that an attempt was told is not so.
@@ -171,9 +171,11 @@ sub check_key
 		{
 			$self->violation('effect without key', "$key: phase $phase was done, $recorded is recorded");
 		}
+		# a holder whose phase was lost does not know, and goes on with the next
+		my ($lost) = grep { ($_->{phase} // '') eq $phase && answered($_) && $self->may_lose($_) } @{ $of->{attempts} };
 		if (!$made{$phase} && $phase <= $recorded)
 		{
-			$self->violation('key without effect', "$key: phase $recorded is recorded, $phase was not done");
+			$self->missing($lost // {}, 'key without effect', "$key: phase $recorded is recorded, $phase was not done");
 		}
 	}
 	return;
@@ -299,6 +301,8 @@ sub check_refused
 	{
 		my @before = grep { $_->{start} < $refused->{end} && ($_->{outcome} // '') !~ /^(failed|error)$/ && $_ != $refused }
 		  @{ $of->{attempts} };
+		# or if what it holds was lost
+		next if grep { $_->{fence} == $refused->{fence} && $self->may_lose($_) } takes($of, 'holding');
 		my @cause = $refused->{sqlstate} eq 'ID006'
 		  ? grep { ($_->{phase} // '') =~ /^($refused->{phase}|finish)$/ } @before
 		  : grep { $_->{form} eq 'release' || $_->{form} eq 'begin' && (defined $_->{fence} ? $_->{fence} > $refused->{fence} : !answered($_)) } @before;

@@ -1,4 +1,3 @@
-#!/usr/bin/perl
 # Holds the history of clients.pl against the tables that they worked on.
 #
 #   check.pl --history DIR --dsn CONNINFO [--sync on|off|mix] [--lost-tail]

@@ -1,4 +1,3 @@
-#!/usr/bin/perl
 # The torture's clients: they make requests of every kind, several of them the same
 # request, and write down what they were told, outside the server.
 #
@@ -7,8 +6,8 @@
 #
 # --routes   a libpq connection string a line; read anew before each connection,
 #            one is picked at random; while the file is empty, clients wait
-# --history  folder for client-NNN.jsonl; started again with the same folder, the
-#            clients go on where they were
+# --history  folder for client-NNN.jsonl, and for what clients share: numbers of keys that
+#            were given out, tokens; started again with the same folder, they go on where they were
 # --stop     when this file exists, nothing new is begun, and what is unknown is repeated
 #            until it is known, for at most --drain seconds (60); exit code 1 if
 #            something stays unknown
@@ -29,6 +28,12 @@
 #   failed     nothing was committed, for certain
 #   unknown    one cannot know
 #   error      nothing was committed, and no fault explains why
+# state is what was done or is said to have been done before:
+#   tx      started, replayed, in_progress, mismatch      call    finished, replayed, in_progress, mismatch
+#   claim   claimed, refused, in_progress                 token   redeemed, used, unknown, expired
+#   raise, skip   inserted, duplicate                     issue   issued
+#   lease   begin: holding, replayed, in_progress, mismatch; then checkpointed, finished, released
+# A batch, which has "keys", is claimed if some of them are: those in "claimed".
 use strict;
 use warnings;
 use DBD::Pg qw(:async);
@@ -191,6 +196,8 @@ sub effect
 
 	run('INSERT INTO torture.effects (key, kind, attempt, fence, phase) VALUES ($1, $2, $3, $4, $5)',
 		$key, $kind, $id, @more{qw(fence phase)});
+	# so that others come in between
+	sleep rand 0.02 if rand() < 0.3;
 	return;
 }
 
@@ -272,13 +279,14 @@ sub failed
 		$explained ? () : (error => $failure->{error} =~ s/[^ -~]+/ /gr));
 }
 
-# Under "mix".  A commit under on flushes those before it; so that there is something to be
-# lost, those who probably write are mostly under off, and those who are told of it under on.
+# Under "mix".  A commit under on flushes those before it.  So that there is something to be lost, three
+# seconds of four only those are under on who will probably write nothing, and be told what others have done.
 sub mixed_sync
 {
 	my ($request, %more) = @_;
 
-	return pick(on => 1, off => $request->{first} || defined $more{fence} ? 19 : 1);
+	return 'off' if clock() % 4 && (!$request->{late} || defined $more{fence});
+	return pick(on => 1, off => 1);
 }
 
 # One attempt at a request, on the record.  $work does it and tells the result
@@ -329,7 +337,9 @@ sub tx
 {
 	my ($request) = @_;
 	my $key = $request->{key};
-	my $form = pick(plain => 20, wait => 8, savepoint => 8, statement => 8, $can_prepare ? (prepared => 4) : (), forgotten => 1);
+	# PREPARE flushes under off as well, and that would be too often
+	my $prepared = !$can_prepare ? 0 : $opt{sync} eq 'on' ? 4 : 1;
+	my $form = pick(plain => 20, wait => 8, savepoint => 8, statement => 8, prepared => $prepared, forgotten => 2);
 
 	return known(attempt($request, sub { tx_statement($request, @_) }, form => $form)) if $form eq 'statement';
 	return known(attempt($request,
@@ -389,16 +399,17 @@ SQL
 	return;
 }
 
-# idem_claim, or idem_claim_many of a batch: which of them is the request's.
+# idem_claim, or idem_begin and idem_finish to the same end, or idem_claim_many if it is a batch.
 sub claim
 {
 	my ($request) = @_;
-	my $form = $request->{keys} ? 'many' : pick(transaction => 1, statement => 1);
+	my $form = $request->{keys} ? 'many' : pick(transaction => 1, statement => 1, begin => 1);
 
 	return known(attempt($request,
 		sub {
 			my ($end) = @_;
 
+			return claim_by_begin($request, $end) if $form eq 'begin';
 			return claim_in_transaction($request, $end) if $form eq 'transaction';
 			my $claims = $form eq 'many' ? q{SELECT key FROM idem_claim_many($1::text[], ttl => '30 days', scope => 'torture')}
 			  : q{SELECT $1::text AS key WHERE idem_claim($1, ttl => '30 days', scope => 'torture', request => $3)};
@@ -422,6 +433,24 @@ sub claim_in_transaction
 	effect($request->{key}, 'claim') if $new;
 	commit();
 	$end->{state} = $new ? 'claimed' : 'refused';
+	return;
+}
+
+sub claim_by_begin
+{
+	my ($request, $end) = @_;
+	my %means = (started => 'claimed', replayed => 'refused');
+
+	begin(1);
+	my ($state) = row(q{SELECT state FROM idem_begin($1, ttl => '30 days', scope => 'torture', request => $2)},
+		@$request{qw(key request)});
+	if ($state eq 'started')
+	{
+		effect($request->{key}, 'claim');
+		run(q{SELECT idem_finish($1, scope => 'torture')}, $request->{key});
+	}
+	commit();
+	$end->{state} = $means{$state} // $state;
 	return;
 }
 
@@ -513,7 +542,7 @@ SQL
 sub issue
 {
 	my $token;
-	my $request = { kind => 'issue', first => 1 };
+	my $request = { kind => 'issue' };
 	my $end = attempt($request,
 		sub {
 			my ($end) = @_;
@@ -621,7 +650,9 @@ sub lease_left
 {
 	my ($request, $holding) = @_;
 
-	if (rand() < 0.3)
+	my $released = rand() < 0.5;
+
+	if ($released)
 	{
 		attempt($request,
 			sub {
@@ -634,7 +665,7 @@ sub lease_left
 			},
 			form => 'release', fence => $holding->{fence});
 	}
-	push @queue, { %$request, kind => 'zombie', unknown => 0, holding => $holding, due => clock() + rand 3 };
+	push @queue, { %$request, kind => 'zombie', unknown => 0, holding => $holding, due => clock() + rand($released ? 0.3 : 3) };
 	return;
 }
 
@@ -667,25 +698,25 @@ sub next_number
 }
 
 # Three submissions of a key come close together; others come at any time.  Also
-# returns whether it is the first.
+# returns whether it was probably done before.
 sub key_number
 {
 	my ($kind) = @_;
 	my $number = next_number($kind);
 	my $n = int($number / 3);
 
-	return int rand $opt{keys} if $opt{keys} && $n >= $opt{keys};
-	return int rand $n if rand() < 0.1;
-	return ($n, $number % 3 == 0);
+	return (int rand $opt{keys}, 1) if $opt{keys} && $n >= $opt{keys};
+	return (int rand $n, 1) if rand() < 0.1;
+	return ($n, $number % 3 == 2);
 }
 
 sub new_request
 {
 	my $kind = pick(@weights);
-	my ($n, $first) = key_number($kind);
-	my %request = (kind => $kind, first => $first, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
+	my ($n, $late) = key_number($kind);
+	my %request = (kind => $kind, late => $late, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
 
-	return token_request($n) if $kind eq 'token';
+	return token_request($n, $late) if $kind eq 'token';
 	if ($kind eq 'claim' && rand() < 0.3)
 	{
 		# in any order, and with the keys that others are at
@@ -699,13 +730,13 @@ sub new_request
 # The token of that number; if there are not so many, another is issued.
 sub token_request
 {
-	my ($n) = @_;
+	my ($n, $late) = @_;
 
 	issue() if $n >= @tokens;
 	push @tokens, new_tokens();
 	return if !$dbh || !@tokens;
 	my ($key, $token) = split ' ', $n < @tokens ? $tokens[$n] : $tokens[ rand @tokens ];
-	return { kind => 'token', key => $key, token => $token };
+	return { kind => 'token', key => $key, token => $token, late => $late };
 }
 
 # Lines that others, or we, have added since the last look.
