@@ -244,7 +244,7 @@ sub crash_alone
 	crash(sub { $primary->kill_all });
 	# no session goes on that has not heard of it
 	$primary->reset;
-	return back_up($done);
+	return back_up($done && 1);
 }
 
 sub kill_standby
