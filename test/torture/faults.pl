@@ -474,6 +474,22 @@ sub check_history
 	return ('no figures', 0);
 }
 
+# For whoever looks for the reason, when nothing is kept.
+sub show_story
+{
+	print "\nwhat happened:\n";
+	open my $in, '<', "$base/faults.log" or die $!;
+	print grep { !/ prepared / } <$in>;
+	return unless grep { /^given up/ } @violations;
+	for my $node (@{ $cluster->{nodes} })
+	{
+		my ($text) = $node->log_since(0);
+		my @lines = split /\n/, $text;
+		print "\nthe end of the log of $node->{name}:\n", map { "$_\n" } @lines[ max(0, @lines - 30) .. $#lines ];
+	}
+	return;
+}
+
 sub verdict
 {
 	my $seconds = time - $began;
@@ -485,12 +501,7 @@ sub verdict
 	{
 		violation("the fault $kind never happened") unless $count{$kind};
 	}
-	if ($found + @violations)
-	{
-		print "\nwhat happened:\n";
-		open my $in, '<', "$base/faults.log" or die $!;
-		print grep { !/ prepared / } <$in>;
-	}
+	show_story() if $found + @violations;
 	print "\n";
 	printf "%-18s %6d\n", $_, $count{$_} for sort keys %count;
 	$found += @violations;
