@@ -153,7 +153,7 @@ sub ended
 
 sub given_up { return ended() && time > $drain_until }
 
-# Twice a second, in step with its opposite.
+# Four times a second, in step with its opposite.
 sub crosser
 {
 	my ($side) = @_;
@@ -162,7 +162,7 @@ sub crosser
 	until (ended())
 	{
 		sleep 0.01;
-		my $n = int(time * 2);
+		my $n = int(time * 4);
 		next if $n == $last;
 		$last = $n;
 		my @keys = map { "cross-$n-$_" } $side ? qw(a b) : qw(b a);
