@@ -10,6 +10,7 @@ use DBI;
 use Fcntl qw(O_APPEND O_CREAT O_WRONLY);
 use Getopt::Long;
 use JSON::PP;
+use List::Util qw(max);
 use POSIX qw(WNOHANG);
 use Time::HiRes qw(clock_gettime sleep time CLOCK_MONOTONIC);
 
@@ -113,12 +114,13 @@ sub effect
 	return;
 }
 
-# Claims keys one after the other, in the order given.
+# Claims keys one after the other, in the order given, from a moment on.
 sub cross
 {
-	my ($dbh, $id, $committing, @keys) = @_;
+	my ($dbh, $id, $committing, $start, @keys) = @_;
 	my @claimed;
 
+	sleep max(0, $start - time);
 	for my $key (@keys)
 	{
 		my ($new) = $dbh->selectrow_array(q{SELECT idem_claim($1, ttl => '30 days', scope => 'torture')}, undef, $key);
@@ -128,7 +130,7 @@ sub cross
 			effect($dbh, $key, 'claim', $id);
 		}
 		# the other one does the same
-		sleep 0.03;
+		sleep 0.05;
 	}
 	$$committing = 1;
 	$dbh->do('COMMIT');
@@ -164,7 +166,7 @@ sub ended
 
 sub given_up { return ended() && time > $drain_until }
 
-# Four times a second, in step with its opposite.
+# Three times a second, in step with its opposite.
 sub crosser
 {
 	my ($side) = @_;
@@ -173,12 +175,12 @@ sub crosser
 	until (ended())
 	{
 		sleep 0.01;
-		my $n = int(time * 4);
+		my $n = int(time * 3);
 		next if $n == $last;
 		$last = $n;
 		my @keys = map { "cross-$n-$_" } $side ? qw(a b) : qw(b a);
 		my %request = (kind => 'claim', key => $keys[0], keys => \@keys);
-		repeat(\%request, 'cross', sub { cross(@_, @keys) });
+		repeat(\%request, 'cross', sub { cross(@_, ($n + 1) / 3, @keys) });
 	}
 	return;
 }
