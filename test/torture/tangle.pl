@@ -10,6 +10,7 @@ use DBI;
 use Fcntl qw(O_APPEND O_CREAT O_WRONLY);
 use Getopt::Long;
 use JSON::PP;
+use List::Util qw(max);
 use POSIX qw(WNOHANG);
 use Time::HiRes qw(clock_gettime sleep time CLOCK_MONOTONIC);
 
@@ -46,14 +47,16 @@ sub connect_direct
 	return $dbh;
 }
 
-# In a process of its own, for one attempt.  0: its outcome is known, 1: to be
-# repeated.  $work returns its end, having set $$committing where due.
+# One attempt, on a connection of its own if none is given.  True if its outcome is known, else
+# it is to be repeated.  $work returns its end, having set $$committing where due.
 sub attempt_here
 {
-	my ($id, $sync, $work) = @_;
-	my ($committing, $dbh) = (0);
+	my ($id, $sync, $work, $dbh) = @_;
+	my $committing = 0;
+
+	@warnings = ();
 	my $end = eval {
-		$dbh = connect_direct();
+		$dbh //= connect_direct();
 		my $timeout = rand() < 0.3 ? 1 + int rand 20 : 2000;
 		$dbh->do("BEGIN; SET LOCAL lock_timeout = $timeout" . ($sync eq 'off' ? '; SET LOCAL synchronous_commit = off' : ''));
 		$work->($dbh, $id, \$committing);
@@ -68,22 +71,30 @@ sub attempt_here
 	# it was committed here, but perhaps not on the standby
 	$end = { outcome => 'unknown', sqlstate => '01000' } if @warnings;
 	record(attempt => $id, %$end);
-	return $end->{outcome} eq 'answered' && $end->{state} ne 'in_progress' ? 0 : 1;
+	return $end->{outcome} eq 'answered' && $end->{state} ne 'in_progress';
 }
 
-# True if its outcome is known.
+# Puts it on record, and returns its name.
+sub begin_attempt
+{
+	my ($request, $form, $sync) = @_;
+	my $id = "$me." . ++$number;
+
+	record(%$request, client => $me, attempt => $id, form => $form, sync => $sync, try => ++$request->{try}, route => 1);
+	return $id;
+}
+
+# In a process of its own, which can be given up.  True if its outcome is known.
 sub attempt
 {
 	my ($request, $form, $work, $sync) = @_;
-	my $id = "$me." . ++$number;
-
-	$sync //= $opt{sync} eq 'mix' ? (rand() < 0.5 ? 'on' : 'off') : $opt{sync};
 
 	# where nobody answers, nothing was begun
 	return 0 unless -s $opt{routes};
-	record(%$request, client => $me, attempt => $id, form => $form, sync => $sync, try => ++$request->{try}, route => 1);
+	$sync //= $opt{sync} eq 'mix' ? (rand() < 0.5 ? 'on' : 'off') : $opt{sync};
+	my $id = begin_attempt($request, $form, $sync);
 	my $pid = fork // die "fork: $!";
-	POSIX::_exit(attempt_here($id, $sync, $work)) unless $pid;
+	POSIX::_exit(!attempt_here($id, $sync, $work)) unless $pid;
 	for (1 .. $patience * 50)
 	{
 		return $? == 0 if waitpid($pid, WNOHANG) == $pid;
@@ -103,12 +114,13 @@ sub effect
 	return;
 }
 
-# Claims keys one after the other, in the order given.
+# Claims keys one after the other, in the order given, from a moment on.
 sub cross
 {
-	my ($dbh, $id, $committing, @keys) = @_;
+	my ($dbh, $id, $committing, $start, @keys) = @_;
 	my @claimed;
 
+	sleep max(0, $start - time);
 	for my $key (@keys)
 	{
 		my ($new) = $dbh->selectrow_array(q{SELECT idem_claim($1, ttl => '30 days', scope => 'torture')}, undef, $key);
@@ -118,7 +130,7 @@ sub cross
 			effect($dbh, $key, 'claim', $id);
 		}
 		# the other one does the same
-		sleep 0.03;
+		sleep 0.05;
 	}
 	$$committing = 1;
 	$dbh->do('COMMIT');
@@ -140,6 +152,7 @@ sub request
 		$dbh->do($leave ? "PREPARE TRANSACTION 'torture $id'" : 'COMMIT');
 		return { outcome => 'unknown', sqlstate => '01000' } if $leave;
 	}
+	else { $dbh->do('ROLLBACK') }
 	return { outcome => 'answered', state => $state, $answer ? (answer => $answer) : () };
 }
 
@@ -153,7 +166,7 @@ sub ended
 
 sub given_up { return ended() && time > $drain_until }
 
-# Twice a second, in step with its opposite.
+# Three times a second, in step with its opposite.
 sub crosser
 {
 	my ($side) = @_;
@@ -162,12 +175,12 @@ sub crosser
 	until (ended())
 	{
 		sleep 0.01;
-		my $n = int(time * 2);
+		my $n = int(time * 3);
 		next if $n == $last;
 		$last = $n;
 		my @keys = map { "cross-$n-$_" } $side ? qw(a b) : qw(b a);
 		my %request = (kind => 'claim', key => $keys[0], keys => \@keys);
-		repeat(\%request, 'cross', sub { cross(@_, @keys) });
+		repeat(\%request, 'cross', sub { cross(@_, ($n + 1) / 3, @keys) });
 	}
 	return;
 }
@@ -185,16 +198,25 @@ sub repeat
 	return;
 }
 
-# A commit that need not be on disk; who is told of it may rely on it.
+# A commit that need not be on disk; who is told of it, right after, may rely on it.
 sub follower
 {
+	my @dbh;
+
 	until (ended())
 	{
-		my $key = 'pair-' . int(time * 1000);
-		my $work = sub { request(@_, $key, 0) };
+		sleep 0.01;
+		# the commit does not wait for a standby, but the answer may
+		@dbh = eval { map { my $dbh = connect_direct(); $dbh->do("SET statement_timeout = '2s'"); $dbh } 1 .. 2 } unless @dbh;
+		next unless @dbh;
+		my %request = (kind => 'tx', key => 'pair-' . int(time * 1000));
+		my $work = sub { request(@_, $request{key}, 0) };
 
-		attempt({ kind => 'tx', key => $key }, 'lead', $work, 'off');
-		repeat({ kind => 'tx', key => $key, try => 1 }, 'follow', $work, 'on');
+		attempt_here(begin_attempt(\%request, 'lead', 'off'), 'off', $work, $dbh[0])
+		  && attempt_here(begin_attempt(\%request, 'follow', 'on'), 'on', $work, $dbh[1])
+		  and next;
+		@dbh = ();
+		repeat(\%request, 'follow', $work, 'on');
 	}
 	return;
 }
