@@ -52,16 +52,12 @@ standby_has(XLogRecPtr lsn)
 }
 
 /*
- * Where the commit is in WAL is known of asynchronous ones only.  All others were flushed
- * before they could be seen, so the standby is to have what has been flushed by now.
- *
  * Not SyncRepWaitForLSN(): when that is cancelled it warns, and goes on, as a commit
  * has to.  And it wants every waiter to have an LSN of its own.
  */
 static void
-wait_for_standby(void)
+wait_for_standby(XLogRecPtr lsn)
 {
-	XLogRecPtr lsn = GetFlushRecPtr(NULL);
 	int looks = 0;
 
 	while (!standby_has(lsn))
@@ -82,13 +78,17 @@ wait_for_standby(void)
 	}
 }
 
+/*
+ * Where the commit is in WAL is known of asynchronous ones only.  All others were flushed
+ * before they could be seen, so the standby is to have what has been flushed by now.
+ */
 static void
-wait_for(XLogRecPtr lsn)
+wait_for_commit(XLogRecPtr lsn)
 {
 	if (!XLogRecPtrIsInvalid(lsn))
 		XLogFlush(lsn);
 	if (standby_wanted())
-		wait_for_standby();
+		wait_for_standby(GetFlushRecPtr(NULL));
 }
 
 void
@@ -97,8 +97,8 @@ durable_row(TransactionId xmin, Buffer buffer)
 	if (!wanted())
 		return;
 	/* a frozen row has forgotten its xid, but freezing it was logged after the commit */
-	wait_for(TransactionIdIsNormal(xmin) ? TransactionIdGetCommitLSN(xmin)
-										 : BufferGetLSNAtomic(buffer));
+	wait_for_commit(TransactionIdIsNormal(xmin) ? TransactionIdGetCommitLSN(xmin)
+												: BufferGetLSNAtomic(buffer));
 }
 
 void
@@ -114,5 +114,13 @@ durable_xmin(TransactionId xmin)
 		TransactionIdPrecedes(xmin, ReadNextTransactionId()))
 		lsn = TransactionIdGetCommitLSN(xmin);
 	LWLockRelease(XactTruncationLock);
-	wait_for(lsn);
+	wait_for_commit(lsn);
+}
+
+void
+durable_wal(XLogRecPtr lsn)
+{
+	XLogFlush(lsn);
+	if (standby_wanted())
+		wait_for_standby(lsn);
 }

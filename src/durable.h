@@ -31,4 +31,7 @@ extern void durable_row(TransactionId xmin, Buffer buffer);
  */
 extern void durable_xmin(TransactionId xmin);
 
+/* What WAL has up to a position, whatever synchronous_commit says of local flushes. */
+extern void durable_wal(XLogRecPtr lsn);
+
 #endif /* IDEM_DURABLE_H */

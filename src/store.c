@@ -1039,7 +1039,7 @@ store_new_fence(int64 last)
 	lsn = BufferGetLSNAtomic(buffer);
 	ReleaseBuffer(buffer);
 	relation_close(sequence, NoLock);
-	XLogFlush(lsn);
+	durable_wal(lsn);
 	store_close(&store);
 
 	if (fence <= Max(last, 0))

@@ -68,6 +68,11 @@ my $terminated = start_waiting('terminated', "SELECT state FROM idem_begin('orde
 stop_waiting($terminated, 'pg_terminate_backend');
 is($terminated->{out}, '', 'terminated: no answer');
 
+# Nor is a fence given out that the standby might issue again, were it promoted now.
+my $leaser = start_waiting('leaser', "BEGIN; SELECT fence FROM idem_begin('lease', lease => '1 hour')");
+stop_waiting($leaser, 'pg_cancel_backend');
+is($leaser->{out}, '', 'cancelled: no fence');
+
 # Nobody is to wait for a standby that is no longer asked for.
 my $reloaded = start_waiting('reloaded', "SELECT state FROM idem_begin('order-1')");
 $primary->safe_psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = ''");
