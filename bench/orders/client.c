@@ -347,8 +347,8 @@ static Outcome
 redis_request(Worker *w, const char *key)
 {
 	char seconds_kept[24];
-	const char *const claim[] = {"SET", key, PENDING, "NX", "EX", seconds_kept};
-	const char *const look[] = {"GET", key};
+	/* with GET, which Redis has from 7 on, a replay is one round trip */
+	const char *const claim[] = {"SET", key, PENDING, "NX", "GET", "EX", seconds_kept};
 	const char *const record[] = {"SET", key, w->answer, "EX", seconds_kept};
 	const char *const give_up[] = {"DEL", key};
 	struct timespec begun;
@@ -360,25 +360,19 @@ redis_request(Worker *w, const char *key)
 	for (;;)
 	{
 		bool is_new;
+		bool is_pending;
 
-		reply = ask(w, claim, 6);
+		reply = ask(w, claim, 7);
 		if (reply == NULL)
 			return FAILED;
-		is_new = reply->type == REDIS_REPLY_STATUS;
+		is_new = reply->type == REDIS_REPLY_NIL;
+		is_pending = !is_new && strcmp(reply->str, PENDING) == 0;
+		outcome = !is_new && strstr(reply->str, "\"order\"") != NULL ? ANSWERED : FAILED;
 		freeReplyObject(reply);
 		if (is_new)
 			break;
-
-		reply = ask(w, look, 2);
-		if (reply == NULL)
-			return FAILED;
-		if (reply->type == REDIS_REPLY_STRING && strcmp(reply->str, PENDING) != 0)
-		{
-			outcome = strstr(reply->str, "\"order\"") != NULL ? ANSWERED : FAILED;
-			freeReplyObject(reply);
+		if (!is_pending)
 			return outcome;
-		}
-		freeReplyObject(reply);
 		if (one_key != NULL || seconds_since(&begun) > PATIENCE)
 			return IN_PROGRESS;
 		usleep(500);
