@@ -21,7 +21,8 @@
  *
  * Prints a line of fields separated by tabs: contestant, work, clients, seconds,
  * requests, errors, requests a second, median and 99th percentile of the latency
- * in microseconds.  Every latency is kept, so the percentiles are exact.
+ * in microseconds, and how many keys were asked for that nobody had asked for before.
+ * Every latency is kept, so the percentiles are exact.
  *
  *-------------------------------------------------------------------------
  */
@@ -761,10 +762,12 @@ print_figures(double elapsed)
 {
 	size_t n = 0;
 	size_t errors = 0;
+	uint64_t new_keys = (hot_requests + repeats - 1) / repeats;
 	uint32_t *all;
 
 	for (int i = 0; i < clients; i++)
 	{
+		new_keys += finished[i];
 		n += workers[i].requests;
 		errors += workers[i].errors;
 	}
