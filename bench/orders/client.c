@@ -781,9 +781,9 @@ print_figures(double elapsed)
 		n += workers[i].requests;
 	}
 	qsort(all, n, sizeof(all[0]), compare);
-	printf("%s\t%s\t%d\t%.3f\t%zu\t%zu\t%.1f\t%.1f\t%.1f\n", contestant->name, work, clients,
-		   elapsed, n, errors, n / elapsed, all[(n - 1) / 2] / 10.0,
-		   all[(n - 1) * 99 / 100] / 10.0);
+	printf("%s\t%s\t%d\t%.3f\t%zu\t%zu\t%.1f\t%.1f\t%.1f\t%llu\n", contestant->name, work, clients,
+		   elapsed, n, errors, n / elapsed, all[(n - 1) / 2] / 10.0, all[(n - 1) * 99 / 100] / 10.0,
+		   (unsigned long long) new_keys);
 }
 
 static const Contestant *
