@@ -33,16 +33,14 @@ wanted(void)
 }
 
 static bool
-standby_wanted(void)
+standby_expected(void)
 {
-	return SyncRepRequested() && SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+	return max_wal_senders > 0 && SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
 }
 
 static bool
-standby_has(XLogRecPtr lsn)
+standby_has(XLogRecPtr lsn, int mode)
 {
-	int mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? SYNC_REP_WAIT_WRITE
-																	 : SYNC_REP_WAIT_FLUSH;
 	bool has;
 
 	LWLockAcquire(SyncRepLock, LW_SHARED);
@@ -56,11 +54,11 @@ standby_has(XLogRecPtr lsn)
  * has to.  And it wants every waiter to have an LSN of its own.
  */
 static void
-wait_for_standby(XLogRecPtr lsn)
+wait_for_standby(XLogRecPtr lsn, int mode)
 {
 	int looks = 0;
 
-	while (!standby_has(lsn))
+	while (!standby_has(lsn, mode))
 	{
 		CHECK_FOR_INTERRUPTS();
 		/* that may have ended the wait of those who commit, but we do not learn of it here */
@@ -87,8 +85,11 @@ wait_for_commit(XLogRecPtr lsn)
 {
 	if (!XLogRecPtrIsInvalid(lsn))
 		XLogFlush(lsn);
-	if (standby_wanted())
-		wait_for_standby(GetFlushRecPtr(NULL));
+	if (SyncRepRequested() && standby_expected())
+		wait_for_standby(GetFlushRecPtr(NULL),
+						 synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE
+							 ? SYNC_REP_WAIT_WRITE
+							 : SYNC_REP_WAIT_FLUSH);
 }
 
 void
@@ -121,6 +122,6 @@ void
 durable_wal(XLogRecPtr lsn)
 {
 	XLogFlush(lsn);
-	if (standby_wanted())
-		wait_for_standby(lsn);
+	if (standby_expected())
+		wait_for_standby(lsn, SYNC_REP_WAIT_FLUSH);
 }

@@ -31,7 +31,9 @@ extern void durable_row(TransactionId xmin, Buffer buffer);
  */
 extern void durable_xmin(TransactionId xmin);
 
-/* What WAL has up to a position, whatever synchronous_commit says of local flushes. */
+/*
+ * What WAL has up to a position, whatever synchronous_commit says: others rely on it.
+ */
 extern void durable_wal(XLogRecPtr lsn);
 
 #endif /* IDEM_DURABLE_H */

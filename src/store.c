@@ -23,7 +23,6 @@
 #include "access/htup_details.h"
 #include "access/transam.h"
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
@@ -1012,10 +1011,11 @@ store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewal *renewal)
 }
 
 /*
- * From a sequence, whose advance survives a rollback.  It must survive a crash
- * as well, from the moment the number is out, whether its claim commits or
- * not; so WAL is flushed as far as the sequence's page was last logged, which
- * is once every 32 numbers.
+ * From a sequence, whose advance survives a rollback.  It must survive a crash as
+ * well, and the promotion of a synchronous standby, from the moment the number is out,
+ * whether its claim commits or not, and even if its session does not care; so WAL
+ * is durable as far as the sequence's page was last logged, which is once every 32
+ * numbers.
  */
 int64
 store_new_fence(int64 last)
