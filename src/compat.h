@@ -55,6 +55,32 @@
 #define idem_transam ShmemVariableCache
 #endif
 
+/*
+ * Whether a synchronous standby is waited for: a bool until 15.12, 16.8 and 17.4, in
+ * the same place bits since then.  What runs may be another minor version than
+ * what was compiled for.
+ */
+#define IDEM_SYNC_STANDBY_INIT 0x01
+#define IDEM_SYNC_STANDBY_DEFINED 0x02
+#define IDEM_SYNC_STANDBYS_HAS_BITS(version) \
+	((version) >= 170005 || ((version) >= 160009 && (version) < 170000) || \
+	 ((version) >= 150013 && (version) < 160000))
+#if IDEM_SYNC_STANDBYS_HAS_BITS(PG_VERSION_NUM)
+#define idem_sync_standbys(control) ((control)->sync_standbys_status)
+#else
+#define idem_sync_standbys(control) ((control)->sync_standbys_defined)
+#endif
+
+static inline bool
+idem_sync_standbys_has_bits(void)
+{
+	static int version = 0;
+
+	if (version == 0)
+		version = atoi(GetConfigOption("server_version_num", false, false));
+	return IDEM_SYNC_STANDBYS_HAS_BITS(version);
+}
+
 /* 18: a module can tell its name and version to pg_get_loaded_modules(). */
 #if PG_VERSION_NUM >= 180000
 #define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC_EXT(.name = "idempotency", .version = version_)

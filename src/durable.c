@@ -12,7 +12,6 @@
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "postmaster/interrupt.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
@@ -32,10 +31,24 @@ wanted(void)
 	return synchronous_commit > SYNCHRONOUS_COMMIT_OFF && !RecoveryInProgress();
 }
 
+/*
+ * Does anybody wait for a standby?  What all share decides, as in SyncRepWaitForLSN():
+ * a session's own copy of the setting may be old, and a background worker's stays so.
+ */
 static bool
 standby_expected(void)
 {
-	return max_wal_senders > 0 && SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+	uint8 status;
+
+	if (max_wal_senders == 0)
+		return false;
+	status = *(volatile uint8 *) &idem_sync_standbys(WalSndCtl);
+	if (!idem_sync_standbys_has_bits())
+		return status != 0;
+	/* just started */
+	if (!(status & IDEM_SYNC_STANDBY_INIT))
+		return SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0';
+	return (status & IDEM_SYNC_STANDBY_DEFINED) != 0;
 }
 
 static bool
@@ -58,18 +71,9 @@ wait_for_standby(XLogRecPtr lsn, int mode)
 {
 	int looks = 0;
 
-	while (!standby_has(lsn, mode))
+	while (standby_expected() && !standby_has(lsn, mode))
 	{
 		CHECK_FOR_INTERRUPTS();
-		/* that may have ended the wait of those who commit, but we do not learn of it here */
-		if (ConfigReloadPending)
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("canceling statement while waiting for synchronous replication"),
-				 errdetail(
-					 "The configuration was reloaded, and it may have changed what is waited for."),
-				 errhint("Repeat the transaction.")));
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 looks++ < QUICK_LOOKS ? 1 : 10, WAIT_EVENT_SYNC_REP);
 		ResetLatch(MyLatch);
@@ -85,7 +89,7 @@ wait_for_commit(XLogRecPtr lsn)
 {
 	if (!XLogRecPtrIsInvalid(lsn))
 		XLogFlush(lsn);
-	if (SyncRepRequested() && standby_expected())
+	if (SyncRepRequested())
 		wait_for_standby(GetFlushRecPtr(NULL),
 						 synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE
 							 ? SYNC_REP_WAIT_WRITE
@@ -122,6 +126,5 @@ void
 durable_wal(XLogRecPtr lsn)
 {
 	XLogFlush(lsn);
-	if (standby_expected())
-		wait_for_standby(lsn, SYNC_REP_WAIT_FLUSH);
+	wait_for_standby(lsn, SYNC_REP_WAIT_FLUSH);
 }

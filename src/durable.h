@@ -6,10 +6,10 @@
  * A commit is visible before it is durable if it was asynchronous, or if the wait for
  * a synchronous standby was cancelled, or never wanted (synchronous_commit = local).
  * Durable means flushed, by a synchronous standby as well if our own commit would wait
- * for that; with synchronous_commit = off it means nothing, and a standby has only what
+ * for one; with synchronous_commit = off it means nothing, and a standby has only what
  * is durable.
  *
- * 57014 if the wait for the standby is cancelled, or the configuration is reloaded meanwhile.
+ * 57014 if the wait for the standby is cancelled.
  *
  *-------------------------------------------------------------------------
  */

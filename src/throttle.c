@@ -227,12 +227,14 @@ throttle_row(const Call *call)
 {
 	static HeapTupleHeader first = NULL;
 	HeapTupleHeader header;
-	ThrottleRow row = {
-		.allowed = call->allowed,
-		.remaining = call->remaining,
-		.retry_after = call->retry_after / (double) USECS_PER_SEC,
-		.reset_after = call->reset_after / (double) USECS_PER_SEC,
-	};
+	ThrottleRow row;
+
+	/* with what lies between the columns */
+	memset(&row, 0, sizeof(row));
+	row.allowed = call->allowed;
+	row.remaining = call->remaining;
+	row.retry_after = call->retry_after / (double) USECS_PER_SEC;
+	row.reset_after = call->reset_after / (double) USECS_PER_SEC;
 
 	if (first == NULL)
 		first = row_first(throttle_columns, lengthof(throttle_columns), sizeof(ThrottleRow));

@@ -247,6 +247,11 @@ found('fence order', 'a lower fence after a higher one', sub { begins(22, 21) })
 found('fence order', 'lower than the highest', sub { begins(20, 22, 21) });
 found('', 'but not if the higher one was rolled back', sub { begins(22, 21); end_of('3.1')->{outcome} = 'failed' });
 found('', 'nor of two at the same time', sub { begins(22, 21); start_of('4.1')->{t} = start_of('3.1')->{t} });
+found('fence twice', "a fence again after its begin was $_", sub {
+		attempt('2.90', 'lease', 'lease-0', form => 'begin', outcome => $_, state => 'holding');
+		$history[-1]{fence} = 9;
+		attempt('2.91', 'lease', 'lease-0', state => 'replayed', answer => '2.10');
+	}) for qw(unknown failed);
 found('fence twice', 'a fence twice, of two keys', sub { end_of('2.11')->{fence} = 9; $_->{fence} = 9 for start_of('2.12'), start_of('2.13') });
 # The first holder's second phase, which was refused, is done instead of the second's.
 sub zombie_passes

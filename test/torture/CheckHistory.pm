@@ -312,6 +312,7 @@ sub check_refused
 	return;
 }
 
+# Nor is one that was seen ever issued again, whatever became of its transaction.
 sub check_fences_issued
 {
 	my ($self) = @_;
@@ -319,7 +320,7 @@ sub check_fences_issued
 
 	for my $key (sort keys %{ $self->{by_key} })
 	{
-		for my $begin (takes($self->{by_key}{$key}, 'holding'))
+		for my $begin (grep { defined $_->{fence} && ($_->{state} // '') eq 'holding' } @{ $self->{by_key}{$key}{attempts} })
 		{
 			my $other = $by{ $begin->{fence} };
 			$by{ $begin->{fence} } = $begin;
