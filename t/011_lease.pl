@@ -134,14 +134,7 @@ for my $death (@deaths)
 	$holder->query_safe("SELECT idem_extend('$k', '1 second', fence => $fence)");
 	$holder->query_safe(sprintf($last, $k, $fence)) if $last;
 
-	my ($pid, $started) = split /\|/,
-	  $holder->query_safe('SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()');
-	is(kill('KILL', $pid), 1, "$name: the holder's backend is killed");
-
-	# its entry stays until the postmaster has done away with everything
-	$node->poll_query_until('postgres',
-		"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid AND backend_start = '$started'")
-	  or die 'the server did not come back';
+	ok(crash_by($node, $holder->query_safe('SELECT pg_backend_pid()')), "$name: the holder's backend is killed");
 	eval { $holder->quit };
 
 	my $next = take_over('postgres', $k, '1 hour');
