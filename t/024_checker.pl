@@ -272,6 +272,7 @@ found('superseded effect', 'a later phase under a lower fence, whoever was told'
 	end_of('2.6')->{outcome} = 'unknown';
 	$_->{fence} = 6 for grep { $_->{attempt} eq '2.8' } @effects;
 });
+found('refused for nothing', 'released, and finished by nobody', sub { attempt('2.90', 'lease', 'lease-1', form => 'release', fence => 10, outcome => 'failed', sqlstate => 'ID006') });
 found('refused for nothing', 'superseded by nobody', sub { attempt('2.90', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID004') });
 found('', 'unless somebody may have, who does not know', sub {
 	attempt('3.1', 'lease', 'lease-0', form => 'begin', outcome => 'unknown', sqlstate => '08006');

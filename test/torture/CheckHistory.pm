@@ -304,7 +304,7 @@ sub check_refused
 		# or if what it holds was lost
 		next if grep { $_->{fence} == $refused->{fence} && $self->may_lose($_) } takes($of, 'holding');
 		my @cause = $refused->{sqlstate} eq 'ID006'
-		  ? grep { ($_->{phase} // '') =~ /^($refused->{phase}|finish)$/ } @before
+		  ? grep { my $phase = $_->{phase} // ''; $phase eq 'finish' || $phase eq ($refused->{phase} // 'finish') } @before
 		  : grep { $_->{form} eq 'release' || $_->{form} eq 'begin' && (defined $_->{fence} ? $_->{fence} > $refused->{fence} : !answered($_)) } @before;
 
 		$self->violation('refused for nothing', "$key: $refused->{attempt} got $refused->{sqlstate}") unless @cause;
