@@ -347,6 +347,22 @@ find_place(Locked *p, uint64 entry)
 	return place;
 }
 
+static RateState
+get_state(const LimitEntry *entry)
+{
+	RateState state = {.arrival = entry->arrival, .fraction = entry->fraction};
+
+	return state;
+}
+
+/* The heap learns of it when the entry comes first. */
+static void
+set_state(LimitEntry *entry, const RateState *state)
+{
+	entry->arrival = state->arrival;
+	entry->fraction = state->fraction;
+}
+
 static void
 add_entry(Locked *p, const SipHash *id, const RateState *state)
 {
@@ -355,18 +371,9 @@ add_entry(Locked *p, const SipHash *id, const RateState *state)
 
 	p->entries[place].used = true;
 	p->entries[place].id = *id;
-	p->entries[place].arrival = state->arrival;
-	p->entries[place].fraction = state->fraction;
+	set_state(&p->entries[place], state);
 	sift_up(p, p->partition->used++, slot);
 	publish_first(p);
-}
-
-/* The heap learns of it when the entry comes first. */
-static void
-move_entry(Locked *p, int place, const RateState *state)
-{
-	p->entries[place].arrival = state->arrival;
-	p->entries[place].fraction = state->fraction;
 }
 
 /*
@@ -381,8 +388,7 @@ first_place(Locked *p)
 	for (int step = 0; step < MAX_SETTLE; step++)
 	{
 		int place = find_place(p, first->entry);
-		LimitEntry *entry = &p->entries[place];
-		RateState state = {.arrival = entry->arrival, .fraction = entry->fraction};
+		RateState state = get_state(&p->entries[place]);
 		HeapSlot now = {.end = state_end(&state), .entry = first->entry};
 
 		if (now.end == first->end)
@@ -534,15 +540,14 @@ change_locked(Locked *p, const SipHash *id, int other, int64 now, LimitChange ch
 	RateState state = {0};
 
 	if (entry->used)
-	{
-		state.arrival = entry->arrival;
-		state.fraction = entry->fraction;
-		if (change(&state, arg))
-			move_entry(p, place, &state);
-		return true;
-	}
+		state = get_state(entry);
 	if (!change(&state, arg))
 		return true;
+	if (entry->used)
+	{
+		set_state(entry, &state);
+		return true;
+	}
 	if (!make_room(p, other, now, evicted))
 		return false;
 	add_entry(p, id, &state);
