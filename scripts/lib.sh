@@ -163,7 +163,7 @@ allow_services()
 
 ensure_packages()
 {
-	local missing lock
+	local missing lock service
 
 	mapfile -t missing < <(missing_packages "$@")
 	((${#missing[@]})) || return 0
@@ -181,9 +181,11 @@ ensure_packages()
 		-o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 \
 		"${missing[@]}" >"$T/apt.log" 2>&1 {lock}<&- || { tail -n 30 "$T/apt.log"; die "apt could not install them"; }
 	# a service that we brought in is not to start at the next boot either
-	if [[ " ${missing[*]} " == *" pgbouncer "* ]] && command -v systemctl >/dev/null; then
-		systemctl --quiet disable pgbouncer >/dev/null 2>&1 || true
-	fi
+	for service in pgbouncer redis-server; do
+		if [[ " ${missing[*]} " == *" $service "* ]] && command -v systemctl >/dev/null; then
+			systemctl --quiet disable "$service" >/dev/null 2>&1 || true
+		fi
+	done
 	allow_services
 	exec {lock}<&-
 }
