@@ -54,12 +54,6 @@ SQL
 
 my $finish = "SELECT idem_begin('%1\$s', request => '1'); SELECT idem_finish('%1\$s', '\"done\"')";
 
-sub crash
-{
-	$node->stop('immediate');
-	$node->start;
-}
-
 sub survivors
 {
 	my ($k) = @_;
@@ -78,7 +72,7 @@ for my $try (1 .. 5)
 	run_asynchronously($k, sprintf($finish, $k));
 	die 'the order is not there'
 	  unless $node->safe_psql('postgres', "SELECT count(*) FROM orders WHERE k = '$k'") eq '1';
-	crash();
+	crash($node);
 	my $found = survivors($k);
 	$lost = 1 if $found eq '0|0';
 	last if $lost || !ok($found eq '1|1', "control: order and key together: $found");
@@ -108,7 +102,7 @@ for my $round (@rounds)
 	run_asynchronously($k, sprintf($how, $k));
 	$node->safe_psql('postgres', $between) if defined $between;
 	sql_is($node, 'postgres', sprintf($ask, $k), $answer, "$name: the answer");
-	crash();
+	crash($node);
 	is(survivors($k), '1|1', "$name: order and key are there after a crash");
 }
 
@@ -127,7 +121,7 @@ $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity W
   or die 'nobody waits';
 $holder->query_safe('COMMIT');
 is($waiter->query('SELECT 1'), "replayed\n1", 'waited: the answer');
-crash();
+crash($node);
 is(survivors('waited for'), '1|1', 'waited: order and key are there after a crash');
 
 # What is used up.  The row of a code that is used stays, and what is verified or redeemed is its order.
@@ -145,7 +139,7 @@ for my $kind (sort keys %secrets)
 		run_asynchronously($name, $ask);
 		$node->safe_psql('postgres', $between);
 		sql_is($node, 'postgres', $ask, 'used', "$name: the answer");
-		crash();
+		crash($node);
 		is(survivors($name), '1|0', "$name: its order is there after a crash");
 		sql_is($node, 'postgres', $ask, 'used', "$name: and it still is used");
 	}

@@ -91,12 +91,6 @@ sub zombie
 	like($out, qr/\A(.+)\n\g1\z/, "$name: nothing has changed");
 }
 
-sub crash
-{
-	$node->stop('immediate');
-	$node->start;
-}
-
 # Begin a page of WAL that what follows will not fill.
 sub settle
 {
@@ -200,7 +194,7 @@ for my $n (1, 33, 70)
 	$session->query_safe('BEGIN');
 	$fences = many(sub { $session->query_safe($_[0]) }, $name, $n);
 	newer($fences, $name);
-	crash();
+	crash($node);
 	eval { $session->quit };
 	zombie('postgres', "$name 1", $fences->[0], 'ID003', "$name: a fence of a lost claim");
 	my $again = begin('postgres', "$name 1", '1 hour');
@@ -213,7 +207,7 @@ for my $n (1, 33, 70)
 	settle();
 	$fences = many($asynchronously, $name, $n);
 	newer($fences, $name);
-	crash();
+	crash($node);
 	newer(many($plainly, "after $name", 2), "$name, after a crash");
 
 	# rolled back
@@ -434,7 +428,7 @@ for my $crash (0, 1)
 		$out = prepared($k, $text);
 		if ($crash)
 		{
-			crash();
+			crash($node);
 			others($k, $before, "$name, prepared, after a crash");
 		}
 		sql_fails($node, 'postgres', "SET lock_timeout = '20ms'; SELECT idem_finish('$k', fence => $fence)", '55P03',

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash_by fill_procedure);
+our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash crash_by fill_procedure);
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -83,6 +83,16 @@ sub says
 	my (undef, $out, $err) = $server->psql('postgres', $sql, on_error_stop => 0, extra_params => [ '-v', 'VERBOSITY=sqlstate', @extra ]);
 
 	return is($out, $expected, $name) || diag($err);
+}
+
+# All that is not on disk is lost.
+sub crash
+{
+	my ($node) = @_;
+
+	$node->stop('immediate');
+	$node->start;
+	return;
 }
 
 # Kill a process of the server, which takes all others down, and wait until it is back.
