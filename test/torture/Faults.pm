@@ -109,14 +109,19 @@ sub reset_timeouts
 	return $self->{cluster}->await(sub { $self->set_timeouts(statement_timeout => undef, lock_timeout => undef) }, 10);
 }
 
-sub lost_reply
+# What the proxy is told to do to so many at most, once it has done it to one.
+sub by_proxy
 {
-	my ($self) = @_;
-	my $before = $self->{cluster}->proxy_did('cut');
+	my ($self, $what, $most) = @_;
+	my $before = $self->{cluster}->proxy_did($what);
 
-	$self->{cluster}->tell_proxy('cut ' . (1 + int rand 5));
-	return $self->{cluster}->await(sub { $self->{cluster}->proxy_did('cut') > $before }, 3);
+	$self->{cluster}->tell_proxy("$what " . (1 + int rand $most));
+	return $self->{cluster}->await(sub { $self->{cluster}->proxy_did($what) > $before }, 3);
 }
+
+sub lost_reply { return $_[0]->by_proxy('cut', 5) }
+
+sub reset_connections { return $_[0]->by_proxy('reset', 3) }
 
 sub freeze
 {
@@ -125,15 +130,6 @@ sub freeze
 
 	$self->{cluster}->tell_proxy("freeze $seconds");
 	return "$seconds s";
-}
-
-sub reset_connections
-{
-	my ($self) = @_;
-	my $before = $self->{cluster}->proxy_did('reset');
-
-	$self->{cluster}->tell_proxy('reset ' . (1 + int rand 3));
-	return $self->{cluster}->await(sub { $self->{cluster}->proxy_did('reset') > $before }, 3);
 }
 
 # clients.pl starts it again.

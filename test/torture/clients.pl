@@ -39,12 +39,15 @@ use warnings;
 use DBD::Pg qw(:async);
 use DBI;
 use Fcntl qw(O_APPEND O_CREAT O_WRONLY SEEK_CUR);
+use FindBin;
 use Getopt::Long;
 use JSON::PP;
 use List::Util qw(shuffle);
 use POSIX ();
 use Socket qw(SHUT_RDWR);
-use Time::HiRes qw(clock_gettime sleep CLOCK_MONOTONIC);
+use Time::HiRes qw(sleep);
+use lib $FindBin::RealBin;
+use History;
 
 my %opt = (seed => time, sync => 'on', keys => 0, drain => 60, pause => 5, timeout => 8);
 GetOptions(\%opt, 'routes=s', 'history=s', 'clients=i', 'stop=s', 'seed=i', 'sync=s', 'keys=i', 'drain=f', 'pause=f',
@@ -69,12 +72,10 @@ my $on_the_way = qr/^(in_progress|holding|checkpointed|released)$/;
 
 # ---------------------------------------------------------------- this client
 
-my ($me, $log, $number, $drain_until);
+my ($me, $number, $drain_until);
 my @queue;    # requests to be repeated, and work of zombies, with the time "due"
 my @tokens;    # a key and a token each, as in the file "tokens"
 my $tokens_read = 0;
-
-sub clock { return clock_gettime(CLOCK_MONOTONIC) }
 
 sub pick
 {
@@ -85,18 +86,6 @@ sub pick
 	my $at = rand $total;
 	while (@weights > 2 && ($at -= $weights[1]) >= 0) { splice @weights, 0, 2 }
 	return $weights[0];
-}
-
-sub record
-{
-	my (%record) = @_;
-	my $line;
-
-	$record{t} = int(clock() * 1e9);
-	$line = $json->encode(\%record) . "\n";
-	# in one piece, and out of this process at once
-	syswrite($log, $line) == length $line or die "history: $!";
-	return;
 }
 
 # ---------------------------------------------------------------- the connection
@@ -812,12 +801,9 @@ sub client
 {
 	srand($opt{seed} * 1000 + $me);
 	$SIG{__WARN__} = sub { push @warnings, @_ };
-	my $file = sprintf '%s/client-%03d.jsonl', $opt{history}, $me;
 
-	take_up($file);
-	sysopen $log, $file, O_WRONLY | O_APPEND | O_CREAT or die "$file: $!";
-	# a killed predecessor may have left half a line
-	syswrite $log, "\n" if $number;
+	take_up(history_file($opt{history}, $me));
+	open_history($opt{history}, $me);
 	while (1)
 	{
 		$drain_until //= clock() + $opt{drain} if -e $opt{stop};

@@ -7,33 +7,24 @@
 use strict;
 use warnings;
 use DBI;
-use Fcntl qw(O_APPEND O_CREAT O_WRONLY);
+use FindBin;
 use Getopt::Long;
-use JSON::PP;
 use List::Util qw(max);
 use POSIX qw(WNOHANG);
-use Time::HiRes qw(clock_gettime sleep time CLOCK_MONOTONIC);
+use Time::HiRes qw(sleep time);
+use lib $FindBin::RealBin;
+use History;
 
 my %opt = (seed => 0, sync => 'on', drain => 60);
 GetOptions(\%opt, qw(routes=s history=s stop=s seed=i sync=s drain=f))
   && !@ARGV && !grep { !defined $opt{$_} } qw(routes history stop)
   or die "usage: see the head of $0\n";
 
-my $json = JSON::PP->new->canonical;
 my $first = 901;        # clients.pl counts from 1
 my $patience = 4;       # seconds for an attempt; a commit may wait for a standby for ever
-my ($me, $log, $drain_until);
+my ($me, $drain_until);
 my $number = 0;
 my @warnings;
-
-sub record
-{
-	my (%record) = @_;
-
-	$record{t} = int(clock_gettime(CLOCK_MONOTONIC) * 1e9);
-	syswrite $log, $json->encode(\%record) . "\n" or die "history: $!";
-	return;
-}
 
 # The first route is the direct one.
 sub connect_direct
@@ -269,7 +260,7 @@ for my $i (0 .. $#sessions)
 	$me = $first + $i;
 	srand($opt{seed} * 1000 + $me);
 	$SIG{__WARN__} = sub { push @warnings, @_ };
-	sysopen $log, "$opt{history}/client-$me.jsonl", O_WRONLY | O_APPEND | O_CREAT or die "history: $!";
+	open_history($opt{history}, $me);
 	$sessions[$i]->();
 	POSIX::_exit(0);
 }
