@@ -8,6 +8,9 @@ OBJS = $(patsubst %,src/%.o,idempotency call claim code durable fingerprint func
 DATA = $(EXTENSION)--$(EXTVERSION).sql
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
 
+# Where the server has OpenSSL, digests are OpenSSL's (src/sha256.c); its headers come with libpq's.
+SHLIB_LINK += $(filter -lcrypto,$(LIBS))
+
 # PostgreSQL's own headers are not clean under these parts of -Wextra.
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 
