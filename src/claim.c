@@ -151,7 +151,7 @@ start_claim(const ClaimRequest *request, const StoreRow *row, int64 *fence)
 	write.lease_until = ttl_after(GetCurrentTimestamp(), request->lease, "lease", key);
 	write.expires_at = lease_expiry(write.lease_until, &request->ttl, key);
 	write.fence = store_new_fence(row->fence);
-	if (!store_claim(key, &write, row))
+	if (!store_claim(key, &write, row, true))
 		return false;
 	pending_lease(key, write.fence, write.expires_at);
 	*fence = write.fence;
@@ -559,7 +559,7 @@ try_claim(const ClaimRequest *request, bool lock)
 		{
 			StoreWrite write = claim_write(request);
 
-			if (store_claim(key, &write, &row))
+			if (store_claim(key, &write, &row, lock))
 			{
 				pending_written(key, write.expires_at);
 				if (lock)

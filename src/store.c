@@ -308,6 +308,24 @@ get_attempt(TupleTableSlot *slot)
 }
 
 /*
+ * Has its own transaction taken a version back that it has not committed yet?  Both
+ * in one subtransaction, so that no savepoint brings it back.
+ */
+static bool
+is_taken_back(TupleTableSlot *slot)
+{
+	HeapTupleHeader header = slot_header(slot);
+	bool taken_back;
+
+	LockBuffer(slot_buffer(slot), BUFFER_LOCK_SHARE);
+	taken_back = (header->t_infomask & (HEAP_XMAX_INVALID | HEAP_XMAX_IS_MULTI)) == 0 &&
+		!HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask) &&
+		HeapTupleHeaderGetRawXmax(header) == HeapTupleHeaderGetRawXmin(header);
+	LockBuffer(slot_buffer(slot), BUFFER_LOCK_UNLOCK);
+	return taken_back;
+}
+
+/*
  * Find the version that counts; leave it in the slot, unless it is held.
  *
  * SnapshotDirty shows what is committed or ours, and what other transactions
@@ -334,6 +352,8 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 			found->life = STORE_HELD;
 			found->holder.xid = dirty.xmin;
 			found->holder.token = dirty.speculativeToken;
+			if (is_taken_back(slot))
+				continue;
 			break;
 		}
 
@@ -766,9 +786,8 @@ insert_row(Store *store, const IdemKey *key, const StoreWrite *write)
  * between: the way of INSERT ... ON CONFLICT.
  */
 static bool
-insert_row_if_free(Store *store, const IdemKey *key, const StoreWrite *write)
+insert_row_if_free(Store *store, TupleTableSlot *slot)
 {
-	TupleTableSlot *slot = form_row(store, key, write);
 	TransactionId xid = GetCurrentTransactionId();
 	uint32 token = SpeculativeInsertionLockAcquire(xid);
 	bool conflict = false;
@@ -777,9 +796,35 @@ insert_row_if_free(Store *store, const IdemKey *key, const StoreWrite *write)
 	insert_index_entries(store, slot, &conflict, false);
 	table_tuple_complete_speculative(store->heap, slot, token, !conflict);
 	SpeculativeInsertionLockRelease(xid);
-
-	ExecDropSingleTupleTableSlot(slot);
 	return !conflict;
+}
+
+/*
+ * The same for who holds the key's lock, and so has nobody beside it but those
+ * who take none: batches and triggers.  What makes an insertion speculative is
+ * there for two who see each other's rows and would both wait; of such a pair
+ * only the one that comes second sees a row, and only here it may be this one.
+ * So the row is a plain one, without the second record in WAL; should it really
+ * come second, it is taken back.
+ */
+static bool
+insert_row_if_free_locked(Store *store, TupleTableSlot *slot)
+{
+	bool conflict = false;
+	TM_Result result;
+
+	table_tuple_insert(store->heap, slot, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(store, slot, &conflict, false);
+	if (!conflict)
+		return true;
+
+	/* a command cannot delete what it has itself inserted */
+	CommandCounterIncrement();
+	result = idem_tuple_delete(store->heap, &slot->tts_tid, GetCurrentCommandId(true),
+							   GetActiveSnapshot(), true);
+	if (result != TM_Ok)
+		elog(ERROR, "unexpected table_tuple_delete status: %d", (int) result);
+	return false;
 }
 
 /*
@@ -893,24 +938,29 @@ store_finish(const IdemKey *key, const StoreWrite *write, StoreLife seen, int64 
 }
 
 bool
-store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
+store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row, bool locked)
 {
 	Store store;
+	TupleTableSlot *slot;
 	bool written = false;
 
 	store_open(&store, RowExclusiveLock);
 	if (row->life == STORE_ABSENT)
-		written = insert_row_if_free(&store, key, write);
+	{
+		slot = form_row(&store, key, write);
+		written =
+			locked ? insert_row_if_free_locked(&store, slot) : insert_row_if_free(&store, slot);
+	}
 	else
 	{
-		TupleTableSlot *slot = table_slot_create(store.heap, NULL);
 		Version found;
 
+		slot = table_slot_create(store.heap, NULL);
 		find_version(&store, key, slot, &found);
 		if (found.life == row->life && (found.life == STORE_EXPIRED || found.fence == row->fence))
 			written = take_over(&store, key, slot, &found, write);
-		ExecDropSingleTupleTableSlot(slot);
 	}
+	ExecDropSingleTupleTableSlot(slot);
 	store_close(&store);
 	return written;
 }

@@ -155,9 +155,11 @@ store_finish(const IdemKey *key, const StoreWrite *write, StoreLife seen, int64 
 /*
  * Write a finished or a leased row over what "row", the last probe, tells:
  * absent, expired, or abandoned, which is taken over.  Without an error if
- * that has changed: false, nothing written, probe again.
+ * that has changed: false, nothing written, probe again.  "locked": the key's
+ * lock is held.
  */
-extern bool store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row);
+extern bool
+store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row, bool locked);
 
 /*
  * Changes to the leased or abandoned row with that fence.  False if there is
