@@ -23,6 +23,7 @@
 #include "access/htup_details.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/catalog.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
@@ -333,12 +334,17 @@ is_taken_back(TupleTableSlot *slot)
  * that another transaction is replacing is followed by the replacement, on
  * the same HOT chain or behind an index entry of its own: hence the search
  * goes on after it, and without a successor its deleter is a purge.
+ *
+ * A version that was taken back holds the key only if there is none that can
+ * answer: it is nothing, but whoever wrote the key beside it would wait for its
+ * end.
  */
 static void
 find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
 {
 	SnapshotData dirty;
 	IndexScanDesc scan;
+	StoreHolder taken_back = {.xid = InvalidTransactionId};
 
 	memset(found, 0, sizeof(*found));
 	found->life = STORE_ABSENT;
@@ -349,11 +355,15 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 	{
 		if (TransactionIdIsValid(dirty.xmin))
 		{
-			found->life = STORE_HELD;
-			found->holder.xid = dirty.xmin;
-			found->holder.token = dirty.speculativeToken;
+			StoreHolder holder = {.xid = dirty.xmin, .token = dirty.speculativeToken};
+
 			if (is_taken_back(slot))
+			{
+				taken_back = holder;
 				continue;
+			}
+			found->life = STORE_HELD;
+			found->holder = holder;
 			break;
 		}
 
@@ -367,6 +377,13 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 			break;
 	}
 	index_endscan(scan);
+
+	if (TransactionIdIsValid(taken_back.xid) &&
+		(found->life == STORE_ABSENT || (found->life == STORE_EXPIRED && !found->own)))
+	{
+		found->life = STORE_HELD;
+		found->holder = taken_back;
+	}
 }
 
 /* Copy what callers need; the slot's page may go afterwards. */
@@ -456,6 +473,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	Store store;
 	TupleTableSlot *slot;
 	IndexScanDesc scan;
+	TransactionId xmin = InvalidTransactionId;
 	bool found = false;
 
 	memset(row, 0, sizeof(*row));
@@ -468,21 +486,22 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	 * which would set transactions on different keys against each other.
 	 */
 	scan = begin_scan(&store, key, SnapshotAny);
-	while (!found && index_getnext_slot(scan, ForwardScanDirection, slot))
+	while (index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
-		TransactionId xmin;
-
 		if (!table_tuple_satisfies_snapshot(store.heap, slot, GetActiveSnapshot()))
 			continue;
 		xmin = HeapTupleHeaderGetXmin(slot_header(slot));
 		row->life = slot_life(slot);
-		if (TransactionIdIsCurrentTransactionId(xmin) || row->life == STORE_EXPIRED)
-			break;
+		found = !TransactionIdIsCurrentTransactionId(xmin) && row->life != STORE_EXPIRED;
+		break;
+	}
+	/* before the wait for a standby: the scan holds a page of the index, and VACUUM wants it */
+	index_endscan(scan);
+	if (found)
+	{
 		durable_row(xmin, slot_buffer(slot));
 		read_row(slot, row, true);
-		found = true;
 	}
-	index_endscan(scan);
 
 	ExecDropSingleTupleTableSlot(slot);
 	store_close(&store);
@@ -806,6 +825,9 @@ insert_row_if_free(Store *store, TupleTableSlot *slot)
  * only the one that comes second sees a row, and only here it may be this one.
  * So the row is a plain one, without the second record in WAL; should it really
  * come second, it is taken back.
+ *
+ * Not where changes are decoded from WAL: a row that was inserted and deleted is
+ * sent to subscribers, who have the other's already, and a speculative one is not.
  */
 static bool
 insert_row_if_free_locked(Store *store, TupleTableSlot *slot)
@@ -948,8 +970,10 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row, bo
 	if (row->life == STORE_ABSENT)
 	{
 		slot = form_row(&store, key, write);
-		written =
-			locked ? insert_row_if_free_locked(&store, slot) : insert_row_if_free(&store, slot);
+		if (locked && !RelationIsLogicallyLogged(store.heap))
+			written = insert_row_if_free_locked(&store, slot);
+		else
+			written = insert_row_if_free(&store, slot);
 	}
 	else
 	{
