@@ -34,7 +34,7 @@ check(bool ok)
 
 	if (ok)
 		return;
-	code = ERR_get_error();
+	code = ERR_peek_last_error();
 	ERR_clear_error();
 	elog(ERROR, "could not compute SHA-256: %s",
 		 code == 0 ? "out of memory" : ERR_reason_error_string(code));
@@ -54,7 +54,7 @@ sha256_start(void)
 	}
 	if (kept == NULL)
 	{
-		kept = EVP_MD_CTX_new();
+		kept = EVP_MD_CTX_create();
 		check(kept != NULL);
 	}
 	check(EVP_DigestInit_ex(kept, algorithm, NULL) == 1);
