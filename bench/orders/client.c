@@ -30,6 +30,7 @@
 #include <hiredis/hiredis.h>
 #include <libpq-fe.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -45,6 +46,13 @@
 #define KEY_LEN 40
 #define PENDING "pending"
 #define PATIENCE 5 /* seconds to wait for another's request with the same key */
+
+/* how long a result stays in Redis, seconds; as text */
+#define KEEP_RESULT "86400"
+
+/* between two looks at a pending key in Redis: each time twice as long, microseconds */
+#define FIRST_LOOK 50
+#define LAST_LOOK 1000
 
 typedef struct Worker Worker;
 
@@ -91,10 +99,10 @@ static int repeats = 100; /* of a hot key */
 static int batch_size = 1000;
 static bool sequential;
 static uint64_t first_number; /* of sequential keys */
-static long ttl = 86400;	  /* of keys in Redis, seconds */
+static long ttl = 86400;	  /* of pending keys in Redis, seconds */
 static const char *cache_place = "";
 static const char *one_key;
-static bool pauses; /* for ever, between the order and its record */
+static bool pauses; /* between the order and its record, until SIGUSR1 */
 
 static char *payload;
 static uint64_t seed;
@@ -216,11 +224,16 @@ ask(Worker *w, const char *const *words, int nwords)
 static void
 order_is_placed(void)
 {
+	sigset_t signals;
+	int signal;
+
 	if (!pauses)
 		return;
 	puts("paused");
 	fflush(stdout);
-	pause();
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGUSR1);
+	sigwait(&signals, &signal);
 }
 
 /* an answer that is put together here, from the order */
@@ -347,16 +360,17 @@ violation_request(Worker *w, const char *key)
 static Outcome
 redis_request(Worker *w, const char *key)
 {
-	char seconds_kept[24];
+	char seconds_pending[24];
 	/* with GET, which Redis has from 7 on, a replay is one round trip */
-	const char *const claim[] = {"SET", key, PENDING, "NX", "GET", "EX", seconds_kept};
-	const char *const record[] = {"SET", key, w->answer, "EX", seconds_kept};
+	const char *const claim[] = {"SET", key, PENDING, "NX", "GET", "EX", seconds_pending};
+	const char *const record[] = {"SET", key, w->answer, "EX", KEEP_RESULT};
 	const char *const give_up[] = {"DEL", key};
 	struct timespec begun;
+	useconds_t look = FIRST_LOOK;
 	redisReply *reply;
 	Outcome outcome;
 
-	snprintf(seconds_kept, sizeof(seconds_kept), "%ld", ttl);
+	snprintf(seconds_pending, sizeof(seconds_pending), "%ld", ttl);
 	clock_gettime(CLOCK_MONOTONIC, &begun);
 	for (;;)
 	{
@@ -376,14 +390,21 @@ redis_request(Worker *w, const char *key)
 			return outcome;
 		if (one_key != NULL || seconds_since(&begun) > PATIENCE)
 			return IN_PROGRESS;
-		usleep(500);
+		usleep(look);
+		look = look < LAST_LOOK / 2 ? 2 * look : LAST_LOOK;
 	}
 
 	outcome = answer_inserted(w, run(w, 0, 1, payload, NULL));
 	order_is_placed();
-	reply = outcome == ANSWERED ? ask(w, record, 5) : ask(w, give_up, 2);
-	if (reply == NULL)
-		return FAILED;
+	for (int tries = 0;; tries++)
+	{
+		reply = outcome == ANSWERED ? ask(w, record, 5) : ask(w, give_up, 2);
+		if (reply != NULL)
+			break;
+		/* both can be said again, should Redis have gone in between */
+		if (tries > 0 || redisReconnect(w->cache) != REDIS_OK)
+			return FAILED;
+	}
 	freeReplyObject(reply);
 	return outcome;
 }
@@ -502,6 +523,7 @@ static const Contestant contestants[] = {
 	  "SELECT result FROM bench.hand_keys WHERE key = $1"},
 	 false},
 	{"hand", function_request, {"SELECT bench.place_by_hand($1, $2)"}, false},
+	{"lock", function_request, {"SELECT bench.place_by_lock($1, $2)"}, false},
 	{"unique",
 	 violation_request,
 	 {INSERT_KEYED("bench.unique_orders"),
@@ -847,7 +869,7 @@ main(int argc, char **argv)
 			case 'K':
 				one_key = optarg;
 				break;
-			case 'P': /* stop where the kill is to strike */
+			case 'P': /* stop where the kill is to strike, until SIGUSR1 */
 				pauses = true;
 				break;
 			default:
@@ -867,6 +889,16 @@ main(int argc, char **argv)
 	if (is_work("replay") || is_work("fill"))
 		load_known();
 	make_payload();
+	signal(SIGPIPE, SIG_IGN); /* a Redis that has gone is an error of the write */
+	if (pauses)
+	{
+		sigset_t signals;
+
+		/* for the worker to wait for */
+		sigemptyset(&signals);
+		sigaddset(&signals, SIGUSR1);
+		pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	}
 
 	pthread_barrier_init(&ready, NULL, clients + 1);
 	for (int i = 0; i < clients; i++)
