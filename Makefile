@@ -5,7 +5,8 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(E
 MODULE_big = idempotency
 OBJS = $(patsubst %,src/%.o,idempotency call claim code durable fingerprint function grant guc guess held key lease limit lock moved name pending \
 	purge relation row rowkey secret sha256 shmem siphash stats store sweep throttle token trigger ttl worker)
-DATA = $(EXTENSION)--$(EXTVERSION).sql
+# Released scripts are never edited; each version has an upgrade script from the one before.
+DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))
 PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
 
 # Where the server has OpenSSL, digests are OpenSSL's (src/sha256.c); its headers come with libpq's.
@@ -29,7 +30,7 @@ TAP_TESTS = 1
 PROVE_TESTS = $(patsubst %,t/%.pl,001_dump 002_extension 003_guard 004_durable 005_roles \
 	006_pgbouncer 007_standby 008_storm 009_plain 010_docs 011_lease 012_payment 013_sync_standby \
 	014_call 015_once 016_tokens 017_guesses 018_throttle 019_stat 020_purge \
-	021_worker 022_cron 023_steady 024_checker 025_fuzz 026_sqlsmith 027_logical)
+	021_worker 022_cron 023_steady 024_checker 025_fuzz 026_sqlsmith 027_logical 028_upgrade)
 
 ifdef TEMP_INSTANCE
 REGRESS_OPTS += --temp-instance=$(TEMP_INSTANCE) --temp-config=$(srcdir)/test/temp.conf
