@@ -31,7 +31,7 @@ UNION ALL
 SELECT 'view', oid::regclass::text, pg_get_viewdef(oid) FROM relations WHERE relkind = 'v'
 UNION ALL
 SELECT 'column', attrelid::regclass || '.' || attname,
-	concat_ws(' ', attnum, format_type(atttypid, atttypmod), attnotnull, attstorage, attcompression, attisdropped, attacl, attoptions,
+	concat_ws(' ', attnum, format_type(atttypid, atttypmod), attnotnull, attstorage, attcompression, attisdropped, attacl,
 		pg_get_expr(adbin, adrelid), col_description(attrelid, attnum))
 FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
 WHERE attrelid IN (SELECT oid FROM relations) AND attnum > 0
