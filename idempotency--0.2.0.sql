@@ -427,7 +427,7 @@ COMMENT ON FUNCTION idem_held_keys() IS
  * our schema: what was planted there before would run with the rights of readers.
  *
  * 7648 is the space of our locks (src/lock.c).  Of several notes of one lock the
- * newest is about it; those of locks that were given back meet none.
+ * newest is about it.
  */
 DO LANGUAGE plpgsql $do$
 DECLARE
@@ -467,13 +467,21 @@ LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN prepared p ON l.pid IS NULL AND p.virtualtransaction = l.virtualtransaction
 WHERE l.granted;
 
+/*
+ * A barrier: else a reader's own operators and functions would be called with rows that
+ * the condition keeps from the reader, and the planner would ask them about statistics of the table.
+ */
+CREATE VIEW @schema@.idem_lease_claims WITH (security_barrier) AS
+SELECT k.key, k.scope, k.created_at, k.lease_until
+FROM @schema@.idem_keys k
+WHERE k.finished_at IS NULL AND k.lease_until > clock_timestamp();
+
 CREATE VIEW @schema@.idem_in_flight AS
 SELECT c.pid, c.role, c.key, c.scope, c.since, 'transaction' AS held_by, NULL::timestamptz AS lease_until, c.waiting
 FROM @schema@.idem_transaction_claims c
 UNION ALL
 SELECT NULL, NULL, k.key, k.scope, k.created_at, 'lease', k.lease_until, '{}'
-FROM @schema@.idem_keys k
-WHERE k.finished_at IS NULL AND k.lease_until > clock_timestamp();
+FROM @schema@.idem_lease_claims k;
 
 /*
  * The gauges look at a sample of about 1,000 pages, or at all if there are no more:
@@ -510,6 +518,9 @@ END $do$;
 
 COMMENT ON VIEW idem_transaction_claims IS
 'the part of idem_in_flight that is about running and prepared transactions';
+
+COMMENT ON VIEW idem_lease_claims IS
+'the part of idem_in_flight that is about running leases';
 
 COMMENT ON VIEW idem_in_flight IS 'claims that are held now, by transactions and by leases; reads all of idem_keys';
 COMMENT ON COLUMN idem_in_flight.pid IS 'process of the session; none has a lease, nor a prepared transaction';
@@ -551,7 +562,7 @@ COMMENT ON COLUMN idem_stat.last_purge IS 'when the last purge ended';
 COMMENT ON COLUMN idem_stat.open_leases IS 'running leases, estimated';
 COMMENT ON COLUMN idem_stat.oldest_claim_age IS 'age of the oldest claim that is open, of the leases that were seen and all transactions';
 
-REVOKE ALL ON TABLE idem_transaction_claims, idem_in_flight, idem_stat FROM PUBLIC;
+REVOKE ALL ON TABLE idem_transaction_claims, idem_lease_claims, idem_in_flight, idem_stat FROM PUBLIC;
 
 CREATE FUNCTION idem_grant(role regrole, jobs text[] DEFAULT NULL)
 RETURNS void
