@@ -18,7 +18,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 # "make installcheck" tests against a running server, as PGXS does; with
 # TEMP_INSTANCE=folder it makes and removes a server of its own there.
 REGRESS = install begin_finish savepoints claim bad_input drivers operate store lease call once once_partitions \
-	token code purge
+	token code purge parallel
 ENCODING = UTF8
 ISOLATION = $(addprefix iso-,begin-begin begin-claim begin-claim-many begin-wait begin-wait-crowd \
 	begin-wait-timeout call call-ddl code-renamed code-verify claim-claim claim-claim-many claim-many claim-many-deadlock deadlock \
