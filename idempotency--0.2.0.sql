@@ -153,6 +153,10 @@ AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION idem_digest(text, text) IS
 'primary key in idem_keys of a key in a scope';
 
+/*
+ * COST: in a WHERE, what claims or counts comes after all other conditions, so that it is
+ * called for rows that pass them.
+ */
 CREATE FUNCTION idem_begin(
 	key text,
 	ttl interval DEFAULT NULL,
@@ -171,7 +175,7 @@ CREATE FUNCTION idem_begin(
 	OUT finished_at timestamptz,
 	OUT expires_at timestamptz)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_begin(text, interval, text, jsonb, interval, interval) IS
 'claim a key: started, replayed, in_progress or mismatch';
 
@@ -181,7 +185,7 @@ CREATE FUNCTION idem_finish(
 	scope text DEFAULT NULL,
 	fence bigint DEFAULT NULL)
 RETURNS jsonb
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_finish(text, jsonb, text, bigint) IS
 'store the result of a claimed key, to commit with the work; returns the result';
 
@@ -190,7 +194,7 @@ CREATE FUNCTION idem_release(
 	scope text DEFAULT NULL,
 	fence bigint DEFAULT NULL)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_release(text, text, bigint) IS
 'give up a claim, so that the key can be claimed again';
 
@@ -200,7 +204,7 @@ CREATE FUNCTION idem_extend(
 	scope text DEFAULT NULL,
 	fence bigint DEFAULT NULL)
 RETURNS timestamptz
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_extend(text, interval, text, bigint) IS
 'renew the lease of a leased claim; returns its new end';
 
@@ -212,7 +216,7 @@ CREATE FUNCTION idem_checkpoint(
 	fence bigint DEFAULT NULL,
 	lease interval DEFAULT NULL)
 RETURNS timestamptz
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_checkpoint(text, text, jsonb, text, bigint, interval) IS
 'record a recovery point of a leased claim, to commit with the work; returns the end of the lease';
 
@@ -222,7 +226,7 @@ CREATE FUNCTION idem_claim(
 	scope text DEFAULT NULL,
 	request jsonb DEFAULT NULL)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_claim(text, interval, text, jsonb) IS
 'claim and finish a key at once: true the first time, false after';
 
@@ -231,7 +235,7 @@ CREATE FUNCTION idem_claim_many(
 	ttl interval DEFAULT NULL,
 	scope text DEFAULT NULL)
 RETURNS TABLE (key text)
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_claim_many(text[], interval, text) IS
 'claim and finish a batch of keys; returns those that were new';
 
@@ -246,7 +250,7 @@ CREATE FUNCTION idem_call(
 	OUT result jsonb,
 	OUT retry_after double precision)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_call(text, text, jsonb, interval, text, interval) IS
 'run a function once under a key and store its result: finished, replayed, in_progress or mismatch';
 
@@ -262,7 +266,7 @@ CREATE FUNCTION idem_token_issue(
 	payload jsonb DEFAULT NULL,
 	subject text DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_token_issue(text, interval, jsonb, text) IS
 'make a token that can be redeemed once; only its hash is stored';
 
@@ -273,7 +277,7 @@ CREATE FUNCTION idem_token_redeem(
 	OUT subject text,
 	OUT payload jsonb)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_token_redeem(text, text) IS
 'use a token: redeemed, used, expired or unknown';
 
@@ -290,13 +294,13 @@ COMMENT ON FUNCTION idem_token_peek(text, text) IS
 
 CREATE FUNCTION idem_token_revoke(purpose text, token text)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_token_revoke(text, text) IS
 'make a valid token unknown';
 
 CREATE FUNCTION idem_token_revoke_all(purpose text, subject text)
 RETURNS bigint
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_token_revoke_all(text, text) IS
 'make all valid tokens of a subject unknown; returns how many';
 
@@ -307,7 +311,7 @@ CREATE FUNCTION idem_code_issue(
 	digits integer DEFAULT NULL,
 	max_attempts integer DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_code_issue(text, text, interval, integer, integer) IS
 'make a code of some digits that can be verified once, in place of the subject''s last one';
 
@@ -318,7 +322,7 @@ CREATE FUNCTION idem_code_verify(
 	OUT state text,
 	OUT attempts_left integer)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_code_verify(text, text, text) IS
 'guess at a code: verified, used, wrong, locked, expired or unknown';
 
@@ -333,7 +337,7 @@ CREATE FUNCTION idem_throttle(
 	OUT retry_after double precision,
 	OUT reset_after double precision)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000;
 COMMENT ON FUNCTION idem_throttle(text, interval, integer, text, integer) IS
 'count a call against a limit of max_calls in a period, in shared memory: allowed or not';
 
@@ -354,13 +358,13 @@ COMMENT ON FUNCTION idem_lookup(text, text) IS
 
 CREATE FUNCTION idem_forget(key text, scope text DEFAULT NULL)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_forget(text, text) IS
 'erase a key, so that its request can run again';
 
 CREATE FUNCTION idem_forget_scope(scope text)
 RETURNS bigint
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION idem_forget_scope(text) IS
 'erase all keys of a scope; returns how many';
 
@@ -427,7 +431,7 @@ COMMENT ON FUNCTION idem_held_keys() IS
  * our schema: what was planted there before would run with the rights of readers.
  *
  * 7648 is the space of our locks (src/lock.c).  Of several notes of one lock the
- * newest is about it; those of locks that were given back meet none.
+ * newest is about it.
  */
 DO LANGUAGE plpgsql $do$
 DECLARE
@@ -467,13 +471,21 @@ LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN prepared p ON l.pid IS NULL AND p.virtualtransaction = l.virtualtransaction
 WHERE l.granted;
 
+/*
+ * A barrier: else a reader's own operators and functions would be called with rows that
+ * the condition keeps from the reader, and the planner would ask them about statistics of the table.
+ */
+CREATE VIEW @schema@.idem_lease_claims WITH (security_barrier) AS
+SELECT k.key, k.scope, k.created_at, k.lease_until
+FROM @schema@.idem_keys k
+WHERE k.finished_at IS NULL AND k.lease_until > clock_timestamp();
+
 CREATE VIEW @schema@.idem_in_flight AS
 SELECT c.pid, c.role, c.key, c.scope, c.since, 'transaction' AS held_by, NULL::timestamptz AS lease_until, c.waiting
 FROM @schema@.idem_transaction_claims c
 UNION ALL
 SELECT NULL, NULL, k.key, k.scope, k.created_at, 'lease', k.lease_until, '{}'
-FROM @schema@.idem_keys k
-WHERE k.finished_at IS NULL AND k.lease_until > clock_timestamp();
+FROM @schema@.idem_lease_claims k;
 
 /*
  * The gauges look at a sample of about 1,000 pages, or at all if there are no more:
@@ -510,6 +522,9 @@ END $do$;
 
 COMMENT ON VIEW idem_transaction_claims IS
 'the part of idem_in_flight that is about running and prepared transactions';
+
+COMMENT ON VIEW idem_lease_claims IS
+'the part of idem_in_flight that is about running leases';
 
 COMMENT ON VIEW idem_in_flight IS 'claims that are held now, by transactions and by leases; reads all of idem_keys';
 COMMENT ON COLUMN idem_in_flight.pid IS 'process of the session; none has a lease, nor a prepared transaction';
@@ -551,7 +566,7 @@ COMMENT ON COLUMN idem_stat.last_purge IS 'when the last purge ended';
 COMMENT ON COLUMN idem_stat.open_leases IS 'running leases, estimated';
 COMMENT ON COLUMN idem_stat.oldest_claim_age IS 'age of the oldest claim that is open, of the leases that were seen and all transactions';
 
-REVOKE ALL ON TABLE idem_transaction_claims, idem_in_flight, idem_stat FROM PUBLIC;
+REVOKE ALL ON TABLE idem_transaction_claims, idem_lease_claims, idem_in_flight, idem_stat FROM PUBLIC;
 
 CREATE FUNCTION idem_grant(role regrole, jobs text[] DEFAULT NULL)
 RETURNS void

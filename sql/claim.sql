@@ -155,3 +155,27 @@ SELECT count(*) FROM idem_keys WHERE key LIKE 'n%';
 
 DROP TABLE inbox;
 DELETE FROM idem_keys;
+
+-- a condition that claims comes last, wherever it stands
+CREATE TABLE jobs (id integer, status text);
+INSERT INTO jobs SELECT i, CASE WHEN i % 10 = 0 THEN 'new' ELSE 'done' END FROM generate_series(1, 1000) i;
+SELECT count(*) FROM jobs WHERE idem_claim(id::text, scope => 'jobs') AND status = 'new';
+SELECT count(*) FROM idem_keys WHERE scope = 'jobs';
+DROP TABLE jobs;
+
+-- once its row is written, a claim needs no lock: more of them than the lock table holds
+BEGIN;
+SELECT count(*) FROM generate_series(1, 30000) i WHERE idem_claim('many ' || i);
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+ROLLBACK;
+
+\set VERBOSITY terse
+-- an element of a batch that is no key is named, and nothing is claimed
+SELECT * FROM idem_claim_many(ARRAY['good', '', 'better'], scope => 'batch');
+SELECT * FROM idem_claim_many(ARRAY['good', 'better', NULL], scope => 'batch');
+SELECT * FROM idem_claim_many(ARRAY[repeat('x', 1025), 'good'], scope => 'batch');
+SELECT * FROM idem_claim_many(ARRAY['good', 'better', repeat('ü', 513)], scope => 'batch');
+SELECT count(*) FROM idem_keys WHERE scope = 'batch';
+-- the way to go on
+SELECT * FROM idem_claim_many(ARRAY(SELECT id FROM unnest(ARRAY['good', '', NULL, 'better']) id
+	WHERE octet_length(id) BETWEEN 1 AND 1024), scope => 'batch');

@@ -24,6 +24,7 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -74,6 +75,7 @@ claim_request(ClaimRequest *request, text *key, text *scope, const Interval *ttl
 void
 claim_request_ttl(ClaimRequest *request, const Interval *ttl)
 {
+	check_not_parallel("claim idempotency keys");
 	request->now = GetCurrentTimestamp();
 	if (ttl == NULL)
 		ttl_default(&request->ttl);
@@ -562,8 +564,16 @@ try_claim(const ClaimRequest *request, bool lock)
 			if (store_claim(key, &write, &row, lock))
 			{
 				pending_written(key, write.expires_at);
-				if (lock)
+
+				/*
+				 * From now on the row itself holds the key, so that a transaction may
+				 * claim more keys than the lock table has room for.  A leased row is
+				 * changed under its lock only, which then stays.
+				 */
+				if (lock && row.life == STORE_ABANDONED)
 					lock_show(key);
+				else if (lock)
+					lock_release(key);
 				return true;
 			}
 		}
@@ -630,6 +640,19 @@ by_position(const void *a, const void *b)
 	return x->position < y->position ? -1 : 1;
 }
 
+/*
+ * So that the one bad element of a batch is found.  Only where the length may be wrong, in
+ * UTF-8 as well: key_make() checks it in any case.
+ */
+static void
+check_element(text *element, int number)
+{
+	int len = VARSIZE_ANY_EXHDR(element);
+
+	if (len == 0 || len > KEY_MAX_BYTES / MAX_CONVERSION_GROWTH)
+		(void) key_utf8(psprintf("element %d of the idempotency keys", number), element, 1, &len);
+}
+
 /* All keys of the array, checked before any is claimed. */
 static BatchKey *
 get_batch(ArrayType *array, text *scope, int *nkeys)
@@ -651,6 +674,7 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 		CHECK_FOR_INTERRUPTS();
 		if (isnull[i])
 			error_null(psprintf("element %d of the idempotency keys", i + 1));
+		check_element(DatumGetTextPP(elems[i]), i + 1);
 		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
 		batch[i].position = i;
 		batch[i].claimed = false;

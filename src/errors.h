@@ -11,6 +11,8 @@
 #ifndef IDEM_ERRORS_H
 #define IDEM_ERRORS_H
 
+#include "access/xact.h"
+
 #include "key.h"
 
 #define ERRCODE_IDEM_REQUEST_MISMATCH MAKE_SQLSTATE('I', 'D', '0', '0', '2')
@@ -40,6 +42,24 @@
 			 errmsg("cannot %s a token or code in a read-only transaction", (verb_)), \
 			 errhint("Run this on the primary in a read-write transaction.")))
 
+/* 25000 */
+#define error_parallel(what_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
+			 errmsg("cannot %s during a parallel operation", (what_)), \
+			 errhint("A function that calls this one must be PARALLEL UNSAFE.")))
+
+/*
+ * A worker's claims would escape the commit guard, which runs in the leader, and the server
+ * allows no writes.
+ */
+#define check_not_parallel(what_) \
+	do \
+	{ \
+		if (IsInParallelMode()) \
+			error_parallel(what_); \
+	} while (0)
+
 /* 40001 */
 #define error_serialization(key_) \
 	ereport(ERROR, \
@@ -55,8 +75,12 @@
 		ERROR, \
 		(errcode(ERRCODE_OUT_OF_MEMORY), \
 		 errmsg("lock table is full, cannot claim idempotency key \"%s\"", key_display(key_)), \
-		 errhint("Claim large batches with idem_claim_many, which needs no lock per new key, or " \
-				 "increase \"max_locks_per_transaction\".")))
+		 errdetail("Each claim that is begun holds a lock until its transaction ends; other " \
+				   "sessions need the lock table as well."), \
+		 errhint("Begin fewer claims in one transaction, or increase " \
+				 "\"max_locks_per_transaction\". Keys that need no result, such as those of " \
+				 "messages, can be claimed with idem_claim_many, which takes no lock for a new " \
+				 "key; they replay a null result.")))
 
 /* 54000 */
 #define error_too_large(key_, what_, size_, limit_) \

@@ -7,6 +7,10 @@
  * so only who could have granted by hand can grant here, and every name in
  * them is qualified.
  *
+ * The server itself refuses a function that was not granted, before any code of ours
+ * is called.  Hooks around statements add the hint, in sessions that have the library
+ * loaded: its message names the function, in whatever language.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -14,10 +18,12 @@
 #include "catalog/dependency.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "executor/executor.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"
@@ -25,7 +31,9 @@
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
+#include "compat.h"
 #include "errors.h"
+#include "grant.h"
 
 PG_FUNCTION_INFO_V1(idem_grant);
 PG_FUNCTION_INFO_V1(idem_revoke);
@@ -114,6 +122,139 @@ change_function_acl(const char *name, Oid schema, Oid extension, const char *rol
 				 format_procedure_qualified(find_function(name, schema, extension)),
 				 grant ? "TO" : "FROM", role));
 }
+
+/* ------------------------------------------------------------------------
+ * The hint
+ * ------------------------------------------------------------------------
+ */
+
+static ExecutorStart_hook_type prev_executor_start = NULL;
+static ProcessUtility_hook_type prev_process_utility = NULL;
+
+static bool
+is_name_byte(char c)
+{
+	return isalnum((unsigned char) c) || c == '_';
+}
+
+/* Does the message name the function, and not one with a longer name? */
+static bool
+names_function(const char *message, const char *function)
+{
+	size_t len = strlen(function);
+
+	for (const char *at = strstr(message, function); at != NULL; at = strstr(at + len, function))
+		if ((at == message || !is_name_byte(at[-1])) && !is_name_byte(at[len]))
+			return true;
+	return false;
+}
+
+/* The job that a message is about, or NULL. */
+static const Job *
+named_job(const char *message)
+{
+	for (int i = 0; i < lengthof(jobs); i++)
+		for (const char *const *name = jobs[i].functions; *name != NULL; name++)
+			if (names_function(message, *name))
+				return &jobs[i];
+	return NULL;
+}
+
+/* In PG_CATCH, with the memory context of before: throw the error on, with the hint if it fits. */
+pg_noreturn static void
+rethrow_with_hint(MemoryContext context)
+{
+	const Job *job;
+	ErrorData *edata;
+
+	if (geterrcode() != ERRCODE_INSUFFICIENT_PRIVILEGE)
+		PG_RE_THROW();
+	MemoryContextSwitchTo(context);
+	edata = CopyErrorData();
+	job = edata->hint == NULL && edata->message != NULL ? named_job(edata->message) : NULL;
+	if (job == NULL)
+		PG_RE_THROW();
+	FlushErrorState();
+	edata->hint = psprintf(
+		"The owner of the extension can allow it: SELECT idem_grant(%s, ARRAY['%s']);",
+		quote_literal_cstr(quote_identifier(GetUserNameFromId(GetUserId(), false))), job->name);
+	ReThrowError(edata);
+}
+
+static void
+executor_start(QueryDesc *query, int eflags)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		if (prev_executor_start)
+			prev_executor_start(query, eflags);
+		else
+			standard_ExecutorStart(query, eflags);
+	}
+	PG_CATCH();
+	{
+		rethrow_with_hint(context);
+	}
+	PG_END_TRY();
+}
+
+static void
+next_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+					 ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
+					 DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest,
+								qc);
+}
+
+/* CALL and CREATE TRIGGER check their function themselves, and DO may run it without a query. */
+static bool
+checks_function(const Node *statement)
+{
+	return IsA(statement, CallStmt) || IsA(statement, CreateTrigStmt) || IsA(statement, DoStmt);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
+				DestReceiver *dest, QueryCompletion *qc)
+{
+	MemoryContext memory = CurrentMemoryContext;
+
+	if (!checks_function(pstmt->utilityStmt))
+	{
+		next_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+		return;
+	}
+	PG_TRY();
+	{
+		next_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+	}
+	PG_CATCH();
+	{
+		rethrow_with_hint(memory);
+	}
+	PG_END_TRY();
+}
+
+void
+grant_init(void)
+{
+	prev_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = executor_start;
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}
+
+/* ------------------------------------------------------------------------
+ * SQL
+ * ------------------------------------------------------------------------
+ */
 
 static List *
 get_jobs(FunctionCallInfo fcinfo)

@@ -32,7 +32,7 @@ PG_FUNCTION_INFO_V1(idem_held_keys);
 
 typedef struct HeldNote
 {
-	uint32 tag[2];
+	LOCKTAG tag;
 	TimestampTz since;
 	char key[NOTE_BYTES]; /* cut, and NUL-terminated */
 	char scope[NOTE_BYTES];
@@ -99,8 +99,7 @@ held_note(const LOCKTAG *tag, const IdemKey *key)
 
 	if (sessions == NULL)
 		return;
-	note.tag[0] = tag->locktag_field2;
-	note.tag[1] = tag->locktag_field3;
+	note.tag = *tag;
 	note.since = GetCurrentTimestamp();
 	copy_text(note.key, key->key);
 	copy_text(note.scope, key->scope);
@@ -131,28 +130,80 @@ put_note(ReturnSetInfo *rsinfo, int pid, const HeldNote *note)
 	bool isnull[6] = {0};
 
 	values[0] = Int32GetDatum(pid);
-	values[1] = ObjectIdGetDatum(note->tag[0]);
-	values[2] = ObjectIdGetDatum(note->tag[1]);
+	values[1] = ObjectIdGetDatum(note->tag.locktag_field2);
+	values[2] = ObjectIdGetDatum(note->tag.locktag_field3);
 	values[3] = CStringGetTextDatum(note->key);
 	values[4] = CStringGetTextDatum(note->scope);
 	values[5] = TimestampTzGetDatum(note->since);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 }
 
+/* A lock that a session holds. */
+typedef struct HeldLock
+{
+	LOCKTAG tag;
+	int pid;
+} HeldLock;
+
+static int
+compare_locks(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(HeldLock));
+}
+
+/* The advisory locks that are held in this database, sorted; how many. */
+static int
+held_locks(HeldLock **locks)
+{
+	LockData *data = GetLockStatusData();
+	int n = 0;
+
+	*locks = palloc0(Max(data->nelements, 1) * sizeof(HeldLock));
+	for (int i = 0; i < data->nelements; i++)
+	{
+		const LockInstanceData *lock = &data->locks[i];
+
+		if (lock->locktag.locktag_type != LOCKTAG_ADVISORY ||
+			lock->locktag.locktag_field1 != MyDatabaseId || lock->holdMask == 0)
+			continue;
+		(*locks)[n].tag = lock->locktag;
+		(*locks)[n].pid = lock->pid;
+		n++;
+	}
+	qsort(*locks, n, sizeof(HeldLock), compare_locks);
+	return n;
+}
+
+static bool
+is_held(const HeldLock *locks, int nlocks, int pid, const HeldNote *note)
+{
+	HeldLock lock;
+
+	memset(&lock, 0, sizeof(lock));
+	lock.tag = note->tag;
+	lock.pid = pid;
+	return bsearch(&lock, locks, nlocks, sizeof(HeldLock), compare_locks) != NULL;
+}
+
 /*
  * idem_held_keys() RETURNS TABLE (pid, classid, objid, key, scope, since)
  *
- * Locks as in pg_locks; of sessions in this database, the newest of a lock.  Not
- * all of these locks are still held.
+ * Locks as in pg_locks, of sessions in this database.  Only notes whose lock is held:
+ * a reader may see what is in flight, and nothing of what has ended.
  */
 Datum
 idem_held_keys(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	HeldKeys *sessions = shmem_try(&area);
+	HeldLock *locks;
+	int nlocks;
 
 	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; sessions != NULL && i < MaxBackends; i++)
+	if (sessions == NULL)
+		return (Datum) 0;
+	nlocks = held_locks(&locks);
+	for (int i = 0; i < MaxBackends; i++)
 	{
 		HeldKeys copy;
 
@@ -162,7 +213,8 @@ idem_held_keys(PG_FUNCTION_ARGS)
 		if (copy.database != MyDatabaseId)
 			continue;
 		for (int j = 0; j < copy.used; j++)
-			put_note(rsinfo, copy.pid, &copy.note[j]);
+			if (is_held(locks, nlocks, copy.pid, &copy.note[j]))
+				put_note(rsinfo, copy.pid, &copy.note[j]);
 	}
 	return (Datum) 0;
 }

@@ -5,8 +5,8 @@
  *
  * The server knows who has a lock, and who waits for it, by half of the key's
  * digest.  So each session notes in shared memory, if there is any, the text of the
- * last keys it has locked.  A note is a hint to who is looking at pg_locks, and never taken
- * back: it means something as long as the lock is there.
+ * last keys it has locked.  A note stays when its lock goes; only those whose lock is held
+ * are shown.
  *
  *-------------------------------------------------------------------------
  */

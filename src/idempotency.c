@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "grant.h"
 #include "guc.h"
 #include "guess.h"
 #include "held.h"
@@ -26,6 +27,7 @@ void
 _PG_init(void)
 {
 	guc_init();
+	grant_init();
 	store_init();
 	pending_init();
 	guess_init();

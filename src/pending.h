@@ -38,6 +38,7 @@ typedef enum PendingState
 typedef struct PendingClaim
 {
 	slist_node node; /* newest first */
+	dlist_node by_key;
 	IdemKey key;
 	PendingState state;
 	SubTransactionId begun_in;
@@ -54,6 +55,9 @@ typedef struct PendingClaim
 	TimestampTz expires_at; /* unless open: when the row expires, at the earliest */
 	bool begun_with_xid;
 	CommandId begun_cid; /* to see whether anything was written since */
+
+	/* the innermost subtransaction at whose start nothing was written since, or invalid */
+	SubTransactionId clean_since;
 } PendingClaim;
 
 extern void pending_init(void);

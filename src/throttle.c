@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "access/parallel.h"
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
@@ -256,6 +257,9 @@ idem_throttle(PG_FUNCTION_ARGS)
 	Call call;
 	SipHash id;
 
+	/* a worker's counts would not reach idem_stat; the leader may call it beside workers */
+	if (IsParallelWorker())
+		error_parallel("throttle");
 	if (key == NULL)
 		error_null("throttle key");
 	key_require_scope("throttle key", key, scope);

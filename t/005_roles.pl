@@ -360,4 +360,39 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM evil.idem_keys'), '0', 'no
 my @log = grep { /WARNING:  evil .* as (?!mallory$)/ } split /\n/, slurp_file($node->logfile, $log_start);
 is("@log", '', 'nothing in the log');
 
+#
+# Permission denied comes with the call that allows it, where the library is loaded
+#
+sub hint_of
+{
+	my ($sql, $role) = @_;
+	my ($ret, $out, $err) = $node->psql('postgres', $sql, extra_params => [ '-U', $role ]);
+	my ($hint) = $err =~ /^HINT:\s+(.*)$/m;
+
+	like($err, qr/permission denied/, "$sql: denied");
+	return $hint // '';
+}
+
+my $allow = 'The owner of the extension can allow it: ';
+
+$node->safe_psql('postgres', q{CREATE ROLE "O'Hara" LOGIN; GRANT USAGE ON SCHEMA idem TO stranger, "O'Hara";
+	ALTER ROLE stranger SET session_preload_libraries = 'idempotency'; ALTER ROLE "O'Hara" SET session_preload_libraries = 'idempotency'});
+my %hints = (
+	claims => [ "SELECT idem.idem_claim_many('{a}')", "SELECT state FROM idem.idem_begin('a')", "DO 'BEGIN PERFORM idem.idem_claim(''a''); END'",
+		'CREATE TEMP TABLE t (k text); CREATE TRIGGER once AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION idem.idem_once(\'k\')' ],
+	call => ["SELECT idem.idem_call('c6', 'version')"],
+	throttle => ["SELECT idem.idem_throttle('k', '1 s')"],
+	tokens => [ "SELECT idem.idem_token_issue('p', '1 h')", "DO 'DECLARE x record; BEGIN x := idem.idem_code_verify(''p'', ''s'', ''1''); END'" ],
+	lookup => ["SELECT * FROM idem.idem_lookup('k')"],
+	operate => ['CALL idem.idem_purge()']);
+for my $job (sort keys %hints)
+{
+	is(hint_of($_, 'stranger'), "${allow}SELECT idem_grant('stranger', ARRAY['$job']);", "$job: the hint") for @{ $hints{$job} };
+}
+is(hint_of("SELECT idem.idem_claim('a')", "O'Hara"), $allow . q{SELECT idem_grant('"O''Hara"', ARRAY['claims']);}, 'the role is quoted');
+$node->safe_psql('postgres', q{SET search_path = idem; SELECT idem_grant('"O''Hara"', ARRAY['claims'])});
+is($node->safe_psql('postgres', "SELECT idem.idem_claim('hinted')", extra_params => [ '-U', "O'Hara" ]), 't', 'which does it');
+is(hint_of('SELECT FROM idem.idem_keys', 'stranger'), '', 'a table: no hint');
+is(hint_of("SELECT pg_read_file('idem_claim')", 'stranger'), '', "another's function: no hint");
+
 done_testing();

@@ -722,7 +722,7 @@ $clerk = $node->background_psql('own', @as_clerk);
 $clerk_pid = $clerk->query_safe('SELECT pg_backend_pid()');
 $clerk->query_safe("BEGIN; SELECT idem.idem_begin('seen')");
 sql_is($node, 'own', "SELECT pid, role, key, since < clock_timestamp() FROM idem.idem_in_flight", "$clerk_pid|clerk|seen|t", 'pg_monitor sees who holds what', @as_monitor);
-$clerk->query_safe("SELECT idem.idem_claim('5' || i) FROM generate_series(1, 4) i");
+$clerk->query_safe("SELECT state FROM generate_series(1, 4) i, idem.idem_begin('5' || i)");
 sql_is($node, 'own', "SELECT pid, role, since < clock_timestamp() FROM idem.idem_in_flight WHERE key IS NULL", "$clerk_pid|clerk|t", 'and since when where that is not noted', @as_monitor);
 sql_is($node, 'own', "SELECT started, live_keys, oldest_claim_age > '0' FROM idem.idem_stat WHERE datname = 'own'", '0|0|t', 'pg_monitor sees counters and gauges', @as_monitor);
 $clerk->query_safe('ROLLBACK');

@@ -13,6 +13,8 @@ use Test::More;
 
 my $node = new_node('main', schema => undef);
 
+$node->safe_psql('postgres', 'CREATE ROLE somebody; CREATE ROLE shop');
+
 # One line for each property of each member object, in a fixed order.
 my $catalog = <<'SQL';
 SET search_path = pg_catalog;
@@ -60,8 +62,11 @@ for my $schema ('public', q{Idem's "own"})
 
 	$node->safe_psql('postgres', "CREATE DATABASE new");
 	$node->safe_psql('postgres', 'CREATE DATABASE upgraded');
+	# what others are granted as a matter of course does not reach into the extension
+	$node->safe_psql($_, 'ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC, somebody; ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO somebody') for qw(new upgraded);
 	$to->('new', '');
 	$to->('upgraded', "VERSION '0.1.0'");
+	$node->safe_psql($_, qq{SELECT "$quoted".idem_grant('shop')}) for qw(new upgraded);
 	$node->safe_psql('upgraded', 'ALTER EXTENSION idempotency UPDATE');
 	is($node->safe_psql('upgraded', q{SELECT extversion FROM pg_extension WHERE extname = 'idempotency'}),
 		$version, "schema $schema: updated to $version");
