@@ -140,17 +140,20 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 			.max_msec = BATCH_MSEC,
 		};
 		SweepBatch batch;
+		bool swept;
 
 		if (is_over(purge))
 			return false;
 		/* if these pages cannot be read, the next purge is to go on behind them */
 		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
 		PushActiveSnapshot(GetTransactionSnapshot());
-		purge->locked[table] =
-			!sweep_batch(tables[table], purge->nowait, from, end, &limits, &batch);
+		swept = sweep_batch(tables[table], purge->nowait, from, end, &limits, &batch);
 		PopActiveSnapshot();
-		if (purge->locked[table])
+		if (!swept)
+		{
+			purge->locked[table] = true;
 			return true;
+		}
 		stats_count(STAT_PURGED, batch.deleted);
 		if (purge->commit != NULL)
 			purge->commit();
