@@ -25,12 +25,9 @@ ISOLATION = $(addprefix iso-,begin-begin begin-claim begin-claim-many begin-wait
 	expired expired-delete expired-pages forget guard levels lost-race savepoint serializable \
 	serializable-large lease-begin lease-checkpoint lease-checkpoint-renew lease-claim-many \
 	lease-extend lease-finish lease-holders lease-release lease-takers lease-transaction once once-detach \
-	once-move purge purge-tokens taken-back token-levels token-redeem)
+	once-move purge purge-shrink purge-tokens taken-back token-levels token-redeem)
 TAP_TESTS = 1
-PROVE_TESTS = $(patsubst %,t/%.pl,001_dump 002_extension 003_guard 004_durable 005_roles \
-	006_pgbouncer 007_standby 008_storm 009_plain 010_docs 011_lease 012_payment 013_sync_standby \
-	014_call 015_once 016_tokens 017_guesses 018_throttle 019_stat 020_purge \
-	021_worker 022_cron 023_steady 024_checker 025_fuzz 026_sqlsmith 027_logical 028_upgrade 034_in_flight)
+PROVE_TESTS = $(patsubst $(srcdir)/%,%,$(sort $(wildcard $(srcdir)/t/[0-9]*.pl)))
 
 ifdef TEMP_INSTANCE
 REGRESS_OPTS += --temp-instance=$(TEMP_INSTANCE) --temp-config=$(srcdir)/test/temp.conf

@@ -161,6 +161,73 @@ SET default_transaction_isolation = 'repeatable read';
 CALL fill(20);
 CALL idem_purge(5);
 RESET default_transaction_isolation;
+-- who goes on after the purge is in a transaction like its own
+\set VERBOSITY terse
+SET client_min_messages = notice;
+CREATE PROCEDURE characteristics(OUT isolation text, OUT read_only text, OUT deferred text) LANGUAGE plpgsql AS $$
+DECLARE
+	keys bigint;
+	tokens bigint;
+	codes bigint;
+BEGIN
+	CALL idem_purge(5, NULL, NULL, keys, tokens, codes);
+	RAISE NOTICE '% keys', keys;
+	isolation := current_setting('transaction_isolation');
+	read_only := current_setting('transaction_read_only');
+	deferred := current_setting('transaction_deferrable');
+END $$;
+SET default_transaction_isolation = 'serializable';
+SET default_transaction_deferrable = on;
+CALL fill(20);
+CALL characteristics(NULL, NULL, NULL);
+-- (and without anything to purge)
+CALL characteristics(NULL, NULL, NULL);
+RESET default_transaction_isolation;
+RESET default_transaction_deferrable;
+CALL fill(20);
+DO $$
+DECLARE
+	isolation text;
+	read_only text;
+	deferred text;
+BEGIN
+	COMMIT;
+	SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, DEFERRABLE;
+	CALL characteristics(isolation, read_only, deferred);
+	RAISE NOTICE '%, %, %', isolation, read_only, deferred;
+	COMMIT;
+	RAISE NOTICE '%', current_setting('transaction_isolation');
+END $$;
+CALL fill(20);
+SET default_transaction_read_only = on;
+DO $$
+DECLARE
+	isolation text;
+	read_only text;
+	deferred text;
+BEGIN
+	COMMIT;
+	SET TRANSACTION READ WRITE;
+	CALL characteristics(isolation, read_only, deferred);
+	RAISE NOTICE '%, %, %', isolation, read_only, deferred;
+END $$;
+RESET default_transaction_read_only;
+DROP PROCEDURE characteristics;
+
+-- a batch is as large as its rows weigh: about 27 rows and TOAST chunks each
+ALTER TABLE idem_keys ALTER COLUMN result SET STORAGE EXTERNAL;
+INSERT INTO idem_keys (digest, scope, key, result, created_at, finished_at, expires_at, attempt)
+SELECT idem_digest('large ' || i), '', 'large ' || i, to_jsonb(repeat('x', 50000)), now(), now(), now(), 1 FROM generate_series(1, 10) i;
+BEGIN;
+CALL idem_purge(batch_size => 100);
+ROLLBACK;
+BEGIN;
+CALL idem_purge(batch_size => 1);
+ROLLBACK;
+CALL idem_purge(100, 7);
+CALL idem_purge(100);
+ALTER TABLE idem_keys ALTER COLUMN result SET STORAGE EXTENDED;
+\set VERBOSITY sqlstate
 
 -- a table that is not as it was made is left alone
 CREATE FUNCTION evil() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -169,7 +236,9 @@ BEGIN
 END $$;
 CREATE TRIGGER evil BEFORE DELETE ON idem_keys FOR EACH ROW EXECUTE FUNCTION evil();
 CALL fill(5);
+\set VERBOSITY default
 CALL idem_purge();
+\set VERBOSITY sqlstate
 DROP TRIGGER evil ON idem_keys;
 ALTER TABLE idem_codes RENAME COLUMN expires_at TO until;
 CALL idem_purge();

@@ -304,6 +304,13 @@ idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapsho
 #endif
 }
 
+/* 19: a worker that makes room for whoever drops or moves its database, without FORCE too */
+#if PG_VERSION_NUM >= 190000
+#define IDEM_BGWORKER_INTERRUPTIBLE BGWORKER_INTERRUPTIBLE
+#else
+#define IDEM_BGWORKER_INTERRUPTIBLE 0
+#endif
+
 /* 16: one function for objects of all kinds */
 static inline AclResult
 idem_function_aclcheck(Oid function, Oid role)

@@ -24,7 +24,7 @@ int idem_guess_entries;
 int idem_max_result_size;
 int idem_purge_batch_size;
 char *idem_purge_databases;
-int idem_purge_interval;
+double idem_purge_interval;
 int idem_retry_after;
 bool idem_require_scope;
 int idem_throttle_entries;
@@ -39,12 +39,22 @@ check_default_ttl(int *newval, void **extra, GucSource source)
 	return false;
 }
 
+/* A number with a fraction, or else "100ms" would be rounded to 0, which means never. */
+static bool
+check_purge_interval(double *newval, void **extra, GucSource source)
+{
+	if (*newval == 0 || *newval >= 1)
+		return true;
+	GUC_check_errdetail("An interval must be at least one second, or 0 for no purges.");
+	return false;
+}
+
 static bool
 check_purge_databases(char **newval, void **extra, GucSource source)
 {
 	char *copy = pstrdup(*newval);
 	List *names;
-	bool ok = SplitIdentifierString(copy, ',', &names);
+	bool ok = SplitGUCList(copy, ',', &names);
 
 	if (!ok)
 		GUC_check_errdetail("List syntax is invalid.");
@@ -72,19 +82,19 @@ guc_init(void)
 
 	DefineCustomIntVariable(
 		"idempotency.purge_batch_size", "Expired rows that a purge deletes in one transaction.",
-		"Whoever claims such a key anew waits for that.", &idem_purge_batch_size, 5000, 1, INT_MAX,
-		PGC_USERSET, 0, NULL, NULL, NULL);
+		"Whoever claims such a key anew waits for that. What is stored out of line with a row counts "
+		"as a row more per 2 kB.",
+		&idem_purge_batch_size, 5000, 1, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
 
 	DefineCustomStringVariable(
 		"idempotency.purge_databases", "Databases in which a background worker purges.",
-		"Names, separated by commas, or * for all that have used the "
-		"extension since the server's last crash.",
-		&idem_purge_databases, "*", PGC_SIGHUP, GUC_LIST_INPUT, check_purge_databases, NULL, NULL);
+		"Names, separated by commas, or * for all that have the extension.", &idem_purge_databases,
+		"*", PGC_SIGHUP, GUC_LIST_INPUT, check_purge_databases, NULL, NULL);
 
-	DefineCustomIntVariable("idempotency.purge_interval",
-							"Time between two purges by the background worker.",
-							"0 turns it off. Needs shared_preload_libraries.", &idem_purge_interval,
-							60, 0, INT_MAX / 1000, PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomRealVariable(
+		"idempotency.purge_interval", "Time between two purges by the background worker.",
+		"0 turns it off. Needs shared_preload_libraries.", &idem_purge_interval, 60, 0,
+		INT_MAX / 1000, PGC_SIGHUP, GUC_UNIT_S, check_purge_interval, NULL, NULL);
 
 	DefineCustomIntVariable("idempotency.retry_after",
 							"retry_after that is answered while another transaction holds a key.",

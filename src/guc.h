@@ -14,7 +14,7 @@ extern int idem_guess_entries;	   /* entries of the table of guesses */
 extern int idem_max_result_size;   /* bytes of jsonb, uncompressed */
 extern int idem_purge_batch_size;  /* rows deleted in a transaction */
 extern char *idem_purge_databases; /* names, or "*" */
-extern int idem_purge_interval;	   /* seconds; 0: no worker purges */
+extern double idem_purge_interval; /* seconds; 0: no worker purges */
 extern int idem_retry_after;	   /* milliseconds a caller is told to wait for a
 								 * holder whose end nobody knows */
 extern bool idem_require_scope;	   /* refuse claims without a scope */

@@ -14,6 +14,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "postmaster/interrupt.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -28,7 +29,7 @@
 
 PG_FUNCTION_INFO_V1(idem_purge);
 
-/* whoever claims a key of a batch anew waits for its commit: it is to be short */
+/* whoever claims a key of a batch anew waits for its commit, of which 100 ms are the limit */
 #define BATCH_MSEC 50
 
 #define PROGRESS_MSEC 5000
@@ -86,6 +87,12 @@ set_position(int which, uint64 position)
  * ------------------------------------------------------------------------
  */
 
+const char *
+purge_table_name(int table)
+{
+	return tables[table];
+}
+
 int64
 purge_removed(const Purge *purge)
 {
@@ -115,9 +122,10 @@ tell_progress(const Purge *purge, Progress *progress)
 static bool
 is_over(const Purge *purge)
 {
-	int64 limit = purge->commit == NULL ? Min(purge->batch_size, purge->max_rows) : purge->max_rows;
-
-	return purge_removed(purge) >= limit || GetCurrentTimestamp() >= purge->deadline;
+	if (purge->commit == NULL && purge->tuples >= purge->batch_size)
+		return true;
+	return purge_removed(purge) >= purge->max_rows || ShutdownRequestPending ||
+		GetCurrentTimestamp() >= purge->deadline;
 }
 
 /* From page "from" to "end"; false if the purge is over before. */
@@ -126,23 +134,34 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 {
 	while (from < end)
 	{
+		SweepLimits limits = {
+			.max_rows = purge->max_rows - purge_removed(purge),
+			.max_tuples = purge->batch_size - (purge->commit == NULL ? purge->tuples : 0),
+			.max_msec = BATCH_MSEC,
+		};
 		SweepBatch batch;
+		bool swept;
 
 		if (is_over(purge))
 			return false;
 		/* if these pages cannot be read, the next purge is to go on behind them */
 		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
 		PushActiveSnapshot(GetTransactionSnapshot());
-		sweep_batch(tables[table], from, end,
-					Min(purge->batch_size, purge->max_rows - purge_removed(purge)), BATCH_MSEC,
-					&batch);
+		swept = sweep_batch(tables[table], purge->nowait, from, end, &limits, &batch);
 		PopActiveSnapshot();
+		if (!swept)
+		{
+			purge->locked[table] = true;
+			return true;
+		}
 		stats_count(STAT_PURGED, batch.deleted);
 		if (purge->commit != NULL)
 			purge->commit();
 
 		/* what was not committed is not counted */
 		purge->removed[table] += batch.deleted;
+		purge->tuples += batch.tuples;
+		purge->pages_read += batch.next - from;
 		progress->pages_read += batch.next - from;
 		progress->pages_left -= batch.next - from;
 		from = batch.next;
@@ -156,9 +175,13 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 static bool
 purge_table(Purge *purge, Progress *progress, int table)
 {
-	BlockNumber pages = sweep_pages(tables[table]);
-	BlockNumber start = pages == 0 ? 0 : (BlockNumber) (get_position(purge, table) % pages);
+	BlockNumber pages;
+	BlockNumber start;
 
+	purge->locked[table] = !sweep_pages(tables[table], purge->nowait, &pages);
+	if (purge->locked[table])
+		return true;
+	start = pages == 0 ? 0 : (BlockNumber) (get_position(purge, table) % pages);
 	progress->pages_read = 0;
 	progress->pages_left = pages;
 	return purge_pages(purge, progress, table, start, pages) &&
@@ -223,13 +246,13 @@ can_commit(FunctionCallInfo fcinfo)
 }
 
 /*
- * Of no higher isolation level than the purge needs: a scan in SERIALIZABLE would
+ * The next batch is of no higher isolation level than the purge needs: a scan in SERIALIZABLE would
  * be a reader of the whole table to all others.
  */
 static void
 commit_batch(void)
 {
-	SPI_commit();
+	SPI_commit_and_chain();
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
@@ -258,6 +281,7 @@ Datum
 idem_purge(PG_FUNCTION_ARGS)
 {
 	bool atomic = !can_commit(fcinfo);
+	int isolation = XactIsoLevel;
 	Purge purge;
 
 	get_purge(fcinfo, &purge);
@@ -271,6 +295,8 @@ idem_purge(PG_FUNCTION_ARGS)
 	if (!atomic && IsolationUsesXactSnapshot())
 		commit_batch();
 	purge_run(&purge);
+	/* the transaction that the caller goes on in is like its own: as after COMMIT AND CHAIN */
+	XactIsoLevel = isolation;
 	SPI_finish();
 	if (atomic && !purge.complete && purge_removed(&purge) < purge.max_rows)
 		ereport(NOTICE,

@@ -92,6 +92,23 @@ relation_refuse(const char *name, const char *detail)
 			 "The table must stay the plain, logged, local table that CREATE EXTENSION made.")));
 }
 
+/* Tools that put a trigger on every table are where most of them come from. */
+pg_noreturn static void
+refuse_trigger(Relation rel, const char *trigger)
+{
+	const char *name = RelationGetRelationName(rel);
+
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+		 errmsg("cannot keep %s in table \"%s\"", purpose(name), name),
+		 errdetail("It has the trigger \"%s\", which would not fire.", trigger),
+		 errhint("Run DROP TRIGGER %s ON %s, and exclude the extension's tables from whatever "
+				 "created it; pg_repack and audit tools create such triggers.",
+				 quote_identifier(trigger),
+				 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), name))));
+}
+
 /*
  * TRUNCATE triggers are the owner's own safety catch and do no harm, unless
  * they are internal: a sharding engine marks its tables with such a one.
@@ -107,10 +124,11 @@ check_triggers(Relation rel)
 
 		if (t->tgenabled == TRIGGER_DISABLED)
 			continue;
-		if (t->tgisinternal ||
-			(t->tgtype & ~TRIGGER_TYPE_ROW & ~TRIGGER_TYPE_BEFORE) != TRIGGER_TYPE_TRUNCATE)
+		if (t->tgisinternal)
 			relation_refuse(RelationGetRelationName(rel),
 							psprintf("It has the trigger \"%s\".", t->tgname));
+		if ((t->tgtype & ~TRIGGER_TYPE_ROW & ~TRIGGER_TYPE_BEFORE) != TRIGGER_TYPE_TRUNCATE)
+			refuse_trigger(rel, t->tgname);
 	}
 }
 

@@ -14,12 +14,14 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
@@ -49,6 +51,7 @@ typedef struct DatabaseStats
 typedef struct StatsTable
 {
 	LWLock lock;
+	pg_atomic_flag told_full;
 	DatabaseStats databases[MAX_DATABASES];
 } StatsTable;
 
@@ -96,6 +99,7 @@ stats_create(void *address, int tranche)
 	StatsTable *table = address;
 
 	LWLockInitialize(&table->lock, tranche);
+	pg_atomic_init_flag(&table->told_full);
 	for (int i = 0; i < MAX_DATABASES; i++)
 	{
 		DatabaseStats *stats = &table->databases[i];
@@ -159,6 +163,20 @@ replace_gone_database(StatsTable *table)
 	return stats;
 }
 
+/* Once, until the server is restarted. */
+static void
+tell_full(StatsTable *table)
+{
+	if (pg_atomic_test_set_flag(&table->told_full))
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no place is left for the counters of database \"%s\"",
+						get_database_name(MyDatabaseId)),
+				 errdetail("View idem_stat has counters of %d databases at most.", MAX_DATABASES),
+				 errhint("Nothing else is affected. A database that is dropped makes room for "
+						 "another.")));
+}
+
 /* This session's; made if there is none and there is a place. */
 static DatabaseStats *
 find_mine(void)
@@ -175,6 +193,8 @@ find_mine(void)
 	if (mine == NULL)
 		mine = replace_gone_database(table);
 	no_place = mine == NULL;
+	if (no_place)
+		tell_full(table);
 	return mine;
 }
 

@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/heapam.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -14,7 +15,9 @@
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "postmaster/interrupt.h"
 #include "storage/bufmgr.h"
+#include "storage/lmgr.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -24,29 +27,37 @@
 #include "relation.h"
 #include "sweep.h"
 
-/* how many rows are looked at between looks at the clock; more than a page has */
-#define ROWS_PER_LOOK 512
+/* about what a TOAST chunk holds; deleting one costs as much as deleting a row */
+#define CHUNK_BYTES 2000
 
-/* It may be dropped between the look-up and the lock. */
+/* It may be dropped between the look-up and the lock.  NULL: locked. */
 static Relation
-open_table(const char *table, LOCKMODE lockmode)
+open_table(const char *table, LOCKMODE lockmode, bool nowait)
 {
 	Relation rel = NULL;
 
 	while (rel == NULL)
-		rel = try_table_open(relation_find(table), lockmode);
+	{
+		Oid relid = relation_find(table);
+
+		if (nowait && !ConditionalLockRelationOid(relid, lockmode))
+			return NULL;
+		rel = try_table_open(relid, nowait ? NoLock : lockmode);
+	}
 	relation_check_plain(rel);
 	return rel;
 }
 
-BlockNumber
-sweep_pages(const char *table)
+bool
+sweep_pages(const char *table, bool nowait, BlockNumber *pages)
 {
-	Relation rel = open_table(table, AccessShareLock);
-	BlockNumber pages = RelationGetNumberOfBlocks(rel);
+	Relation rel = open_table(table, AccessShareLock, nowait);
 
+	if (rel == NULL)
+		return false;
+	*pages = RelationGetNumberOfBlocks(rel);
 	table_close(rel, AccessShareLock);
-	return pages;
+	return true;
 }
 
 static AttrNumber
@@ -72,42 +83,98 @@ is_expired(TupleTableSlot *slot, AttrNumber expiry, TimestampTz now)
 	return !isnull && DatumGetTimestampTz(value) <= now;
 }
 
-void
-sweep_batch(const char *table, BlockNumber from, BlockNumber end, int64 max_rows, int max_msec,
-			SweepBatch *batch)
+/* The row, and the TOAST chunks that are deleted with it. */
+static int64
+count_tuples(TupleTableSlot *slot)
 {
-	Relation rel = open_table(table, RowExclusiveLock);
+	TupleDesc desc = slot->tts_tupleDescriptor;
+	int64 n = 1;
+
+	slot_getallattrs(slot);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		struct varatt_external toast;
+
+		if (slot->tts_isnull[i] || TupleDescAttr(desc, i)->attlen != -1 ||
+			!VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(slot->tts_values[i])))
+			continue;
+		VARATT_EXTERNAL_GET_POINTER(toast, DatumGetPointer(slot->tts_values[i]));
+		n += VARATT_EXTERNAL_GET_EXTSIZE(toast) / CHUNK_BYTES + 1;
+	}
+	return n;
+}
+
+/*
+ * The clock is asked for each row that is deleted and for each page that is read.  While
+ * nothing is deleted, nobody can be waiting.
+ */
+static bool
+is_full(const SweepBatch *batch, const SweepLimits *limits, bool look, TimestampTz started)
+{
+	return batch->deleted >= limits->max_rows || batch->tuples >= limits->max_tuples ||
+		ShutdownRequestPending ||
+		(look && batch->deleted > 0 &&
+		 TimestampDifferenceExceeds(started, GetCurrentTimestamp(), limits->max_msec));
+}
+
+static void
+delete_expired(Relation rel, TableScanDesc scan, const SweepLimits *limits, SweepBatch *batch)
+{
 	AttrNumber expiry = expiry_column(rel);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	TimestampTz now = GetCurrentTimestamp();
-	TableScanDesc scan;
-	int64 seen = 0;
+	BlockNumber page = InvalidBlockNumber;
 
-	batch->deleted = 0;
-	end = Min(end, RelationGetNumberOfBlocks(rel));
-	if (from < end && end - from > SWEEP_MAX_PAGES)
-		end = from + SWEEP_MAX_PAGES;
-	batch->next = end;
-	/* large tables go through a ring of buffers, as in a sequential scan */
-	scan = table_beginscan_strat(rel, GetActiveSnapshot(), 0, NULL, true, false);
-	if (from < end)
-		heap_setscanlimits(scan, from, end - from);
-	while (from < end && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
+		bool look = page != ItemPointerGetBlockNumber(&slot->tts_tid);
+
 		CHECK_FOR_INTERRUPTS();
+		page = ItemPointerGetBlockNumber(&slot->tts_tid);
 		if (is_expired(slot, expiry, now) &&
 			idem_tuple_delete(rel, &slot->tts_tid, GetCurrentCommandId(true), GetActiveSnapshot(),
 							  false) == TM_Ok)
-			batch->deleted++;
-		if (batch->deleted >= max_rows ||
-			(++seen % ROWS_PER_LOOK == 0 &&
-			 TimestampDifferenceExceeds(now, GetCurrentTimestamp(), max_msec)))
 		{
-			batch->next = ItemPointerGetBlockNumber(&slot->tts_tid);
+			look = true;
+			batch->deleted++;
+			batch->tuples += count_tuples(slot);
+		}
+		if (is_full(batch, limits, look, now))
+		{
+			batch->next = page;
 			break;
 		}
 	}
-	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
+}
+
+bool
+sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
+			const SweepLimits *limits, SweepBatch *batch)
+{
+	Relation rel = open_table(table, RowExclusiveLock, nowait);
+	BlockNumber pages;
+	BlockNumber stop = end;
+
+	if (rel == NULL)
+		return false;
+	pages = RelationGetNumberOfBlocks(rel);
+	if (from < end && end - from > SWEEP_MAX_PAGES)
+		stop = from + SWEEP_MAX_PAGES;
+	batch->deleted = 0;
+	batch->tuples = 0;
+	/* of a table that has been truncated or rewritten, all the rest is done */
+	batch->next = stop < pages ? stop : end;
+	stop = Min(stop, pages);
+	if (from < stop)
+	{
+		/* large tables go through a ring of buffers, as in a sequential scan */
+		TableScanDesc scan = table_beginscan_strat(rel, GetActiveSnapshot(), 0, NULL, true, false);
+
+		heap_setscanlimits(scan, from, stop - from);
+		delete_expired(rel, scan, limits, batch);
+		table_endscan(scan);
+	}
 	table_close(rel, NoLock);
+	return true;
 }

@@ -18,24 +18,38 @@
 #include "storage/block.h"
 
 /* A batch reads no more pages than that. */
-#define SWEEP_MAX_PAGES 1024
+#define SWEEP_MAX_PAGES 128
+
+/* When a batch ends; the first that is reached. */
+typedef struct SweepLimits
+{
+	int64 max_rows;
+	int64 max_tuples; /* rows, and the TOAST chunks that go with them */
+	int max_msec;
+} SweepLimits;
 
 typedef struct SweepBatch
 {
 	int64 deleted;
+	int64 tuples;	  /* the same, with TOAST chunks */
 	BlockNumber next; /* where to go on */
 } SweepBatch;
 
-/* Pages of the table.  42P01 if there is no such table of the extension. */
-extern BlockNumber sweep_pages(const char *table);
+/*
+ * Pages of the table.  42P01 if there is no such table of the extension.  With
+ * "nowait", false if the table is locked.
+ */
+extern bool sweep_pages(const char *table, bool nowait, BlockNumber *pages);
 
 /*
- * Delete expired rows from page "from" on: up to max_rows, up to page "end", or for
- * max_msec, whichever ends first.  The table is locked until the end of the
- * transaction.  The caller has an active snapshot.  0A000 or 55000 if the table is
- * not as it was made.
+ * Delete expired rows from page "from" on, up to page "end" or a limit; one row at
+ * least if there is one.  A process that is asked to shut down (ShutdownRequestPending)
+ * ends the batch at the next row.  The table may have become smaller, or empty, in the
+ * meantime.  It is locked until the end of the transaction.  The caller has an active
+ * snapshot.  0A000 or 55000 if the table is not as it was made.  With "nowait", false
+ * if the table is locked.
  */
-extern void sweep_batch(const char *table, BlockNumber from, BlockNumber end, int64 max_rows,
-						int max_msec, SweepBatch *batch);
+extern bool sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
+						const SweepLimits *limits, SweepBatch *batch);
 
 #endif /* IDEM_SWEEP_H */

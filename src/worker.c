@@ -19,16 +19,20 @@
 #include "catalog/pg_database.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
 #include "pgstat.h"
 #include "port/atomics.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -40,12 +44,15 @@
 #include "stats.h"
 #include "worker.h"
 
-/* how long a worker works, how long it waits for a table, when one that hangs is
- * stopped, and when a lost launcher is back */
+/* how long a worker works, how long it waits for a lock on a catalog, when one that
+ * cannot connect is stopped, and when a lost launcher is back */
 #define WORK_MSEC 900
 #define LOCK_MSEC "90"
-#define HANGS_MSEC 5000
+#define CONNECT_MSEC 5000
 #define RESTART_SECONDS 5
+
+/* how often a database that lacks the extension is looked at */
+#define LOOK_MSEC (10 * 60 * 1000)
 
 /* an invalid database, left by a DROP that was interrupted */
 #define INVALID_CONNLIMIT (-2)
@@ -53,9 +60,15 @@
 PGDLLEXPORT void idem_launcher_main(Datum arg);
 PGDLLEXPORT void idem_worker_main(Datum arg);
 
+/* What a worker tells the launcher. */
+#define REPORT_CONNECTED 0x01
+#define REPORT_LACKS 0x02  /* there is no extension */
+#define REPORT_HURRY 0x04  /* it has left much undone */
+#define REPORT_LOCKED 0x10 /* and the tables behind it: left out, since it is locked */
+
 typedef struct WorkerArea
 {
-	pg_atomic_uint32 unfinished; /* a worker has left much undone */
+	pg_atomic_uint32 report; /* of the worker that was started last */
 } WorkerArea;
 
 static Size
@@ -67,12 +80,36 @@ worker_size(void)
 static void
 worker_create(void *address, int tranche)
 {
-	pg_atomic_init_u32(&((WorkerArea *) address)->unfinished, 0);
+	pg_atomic_init_u32(&((WorkerArea *) address)->report, 0);
 }
 
 static ShmemArea area = {.name = "idempotency_worker",
 						 .size = worker_size,
 						 .create = worker_create};
+
+/*
+ * In the log of a server that is shut down, FATAL would look like a failure.  Both kinds of
+ * process end by that where they wait for a lock.
+ */
+static emit_log_hook_type prev_emit_log = NULL;
+
+static void
+hide_shutdown(ErrorData *edata)
+{
+	if (edata->elevel == FATAL && edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+		edata->output_to_server = false;
+	else if (prev_emit_log != NULL)
+		prev_emit_log(edata);
+}
+
+static void
+start_process(void)
+{
+	prev_emit_log = emit_log_hook;
+	emit_log_hook = hide_shutdown;
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+}
 
 /* ------------------------------------------------------------------------
  * Worker
@@ -80,11 +117,45 @@ static ShmemArea area = {.name = "idempotency_worker",
  */
 
 static void
+report(uint32 what)
+{
+	WorkerArea *shared = shmem_get(&area);
+
+	pg_atomic_fetch_or_u32(&shared->report, what);
+}
+
+static void
 commit_batch(void)
 {
 	CommitTransactionCommand();
 	pgstat_report_stat(false);
 	StartTransactionCommand();
+}
+
+/*
+ * Who may drop the database may end this process: else DROP DATABASE ... WITH (FORCE) by
+ * an owner that is no superuser would fail.
+ */
+static void
+let_owner_end_it(void)
+{
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+
+	if (!HeapTupleIsValid(tuple))
+		return;
+	MyProc->roleId = ((Form_pg_database) GETSTRUCT(tuple))->datdba;
+	ReleaseSysCache(tuple);
+}
+
+/*
+ * To come again at once is worth it where about each page has something; a large table
+ * with a row here and there would be read without end.
+ */
+static bool
+has_left_much(const Purge *purge)
+{
+	return !purge->complete && purge_removed(purge) > 0 &&
+		purge_removed(purge) >= purge->pages_read;
 }
 
 static void
@@ -95,22 +166,30 @@ work(void)
 		.max_rows = PG_INT64_MAX,
 		.deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WORK_MSEC),
 		.commit = commit_batch,
+		.nowait = true,
 	};
-	WorkerArea *shared = shmem_get(&area);
 
 	if (!OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
+	{
+		report(REPORT_LACKS);
 		return;
+	}
 	purge_run(&purge);
-	if (!purge.complete && purge_removed(&purge) >= purge.batch_size)
-		pg_atomic_write_u32(&shared->unfinished, 1);
+	for (int i = 0; i < PURGE_NTABLES; i++)
+		if (purge.locked[i])
+			report(REPORT_LOCKED << i);
+	if (has_left_much(&purge))
+		report(REPORT_HURRY);
 }
 
 void
 idem_worker_main(Datum arg)
 {
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
+	start_process();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	report(REPORT_CONNECTED);
+	/* from now on a batch is committed first */
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 
 	/* a purge that a crash undoes is done again */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
@@ -120,6 +199,7 @@ idem_worker_main(Datum arg)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	let_owner_end_it();
 	pgstat_report_activity(STATE_RUNNING, "idempotency: purging expired rows");
 	work();
 	CommitTransactionCommand();
@@ -139,6 +219,57 @@ typedef struct Database
 	Oid oid;
 	char *name;
 } Database;
+
+/* What is known of a database from one round to the next. */
+typedef struct Known
+{
+	Oid oid;
+	int64 round;		   /* in which it was there the last time */
+	bool lacks;			   /* the extension, when a worker looked */
+	TimestampTz looked_at; /* 0: never */
+	bool hangs;			   /* it could not be connected to, which was told */
+	uint32 report;		   /* of the last worker */
+} Known;
+
+static HTAB *known_databases = NULL;
+
+static Known *
+get_known(Oid database)
+{
+	bool found;
+	Known *known;
+
+	if (known_databases == NULL)
+	{
+		HASHCTL ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(Known)};
+
+		known_databases =
+			hash_create("idempotency purge databases", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	known = hash_search(known_databases, &database, HASH_ENTER, &found);
+	if (!found)
+		*known = (Known){.oid = database};
+	return known;
+}
+
+static void
+forget_dropped(List *databases)
+{
+	static int64 round = 0;
+	HASH_SEQ_STATUS scan;
+	Known *known;
+	ListCell *lc;
+
+	round++;
+	foreach(lc, databases)
+		get_known(((Database *) lfirst(lc))->oid)->round = round;
+	if (known_databases == NULL)
+		return;
+	hash_seq_init(&scan, known_databases);
+	while ((known = hash_seq_search(&scan)) != NULL)
+		if (known->round != round)
+			(void) hash_search(known_databases, &known->oid, HASH_REMOVE, NULL);
+}
 
 /*
  * All that can be connected to, by a plain scan: with no database of its own, a
@@ -169,46 +300,77 @@ read_databases(void)
 	return databases;
 }
 
-/* Those of a list of names. */
+static Database *
+find_database(List *databases, const char *name)
+{
+	ListCell *lc;
+
+	foreach(lc, databases)
+		if (strcmp(((Database *) lfirst(lc))->name, name) == 0)
+			return lfirst(lc);
+	return NULL;
+}
+
+/* Those of a list of names; one is as it is written, or else in lower case, as in SQL. */
 static List *
 named_databases(List *databases, const char *setting)
 {
 	List *names;
 	List *result = NIL;
-	ListCell *name;
 	ListCell *lc;
 
-	if (!SplitIdentifierString(pstrdup(setting), ',', &names))
+	if (!SplitGUCList(pstrdup(setting), ',', &names))
 		return NIL;
-	foreach(name, names)
+	foreach(lc, names)
 	{
-		Oid oid = InvalidOid;
+		const char *name = lfirst(lc);
+		Database *database = find_database(databases, name);
 
-		foreach(lc, databases)
-			if (strcmp(((Database *) lfirst(lc))->name, lfirst(name)) == 0)
-				oid = ((Database *) lfirst(lc))->oid;
-		if (OidIsValid(oid))
-			result = list_append_unique_oid(result, oid);
+		if (database == NULL)
+			database = find_database(databases,
+									 downcase_truncate_identifier(name, (int) strlen(name), false));
+		if (database != NULL)
+			result = list_append_unique_ptr(result, database);
 		else if (tell)
 			ereport(LOG,
 					(errmsg("database \"%s\" of \"idempotency.purge_databases\" does not exist",
-							(char *) lfirst(name))));
+							name)));
 	}
 	return result;
 }
 
+static bool
+is_counting(Oid database, const Oid *counting, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (counting[i] == database)
+			return true;
+	return false;
+}
+
+/*
+ * All that have the extension.  Those that count something have it; for the others, only a
+ * worker can tell, once in a while.
+ */
 static List *
-counting_databases(List *databases)
+extension_databases(List *databases)
 {
 	List *result = NIL;
 	ListCell *lc;
-	Oid *found;
-	int n = stats_databases(&found);
+	Oid *counting;
+	int n = stats_databases(&counting);
+	TimestampTz now = GetCurrentTimestamp();
 
 	foreach(lc, databases)
-		for (int i = 0; i < n; i++)
-			if (((Database *) lfirst(lc))->oid == found[i])
-				result = lappend_oid(result, found[i]);
+	{
+		Database *database = lfirst(lc);
+		Known *known = get_known(database->oid);
+
+		if (!known->lacks || now < known->looked_at ||
+			TimestampDifferenceExceeds(known->looked_at, now, LOOK_MSEC) ||
+			is_counting(database->oid, counting, n))
+			result = lappend(result, database);
+	}
 	return result;
 }
 
@@ -226,8 +388,9 @@ list_databases(void)
 	databases = read_databases();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
+	forget_dropped(databases);
 	return strcmp(idem_purge_databases, "*") == 0
-		? counting_databases(databases)
+		? extension_databases(databases)
 		: named_databases(databases, idem_purge_databases);
 }
 
@@ -268,36 +431,67 @@ wait_for_latch(long msec)
 
 /*
  * The worker may hang before it can have a timeout: connecting waits for whoever
- * renames the database, or copies it.
+ * renames the database, or copies it.  From then on it ends by itself.
  */
 static void
-wait_for_worker(BackgroundWorkerHandle *handle)
+wait_for_worker(BackgroundWorkerHandle *handle, const Database *database)
 {
+	WorkerArea *shared = shmem_get(&area);
+	Known *known = get_known(database->oid);
 	TimestampTz started = GetCurrentTimestamp();
 	bool stopped = false;
 	pid_t pid;
 
 	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
 	{
-		wait_for_latch(HANGS_MSEC);
-		if (!stopped && TimestampDifferenceExceeds(started, GetCurrentTimestamp(), HANGS_MSEC))
+		wait_for_latch(CONNECT_MSEC);
+		if (!stopped && (pg_atomic_read_u32(&shared->report) & REPORT_CONNECTED) == 0 &&
+			TimestampDifferenceExceeds(started, GetCurrentTimestamp(), CONNECT_MSEC))
 		{
+			if (!known->hangs)
+				ereport(LOG,
+						(errmsg("could not connect to database \"%s\" to purge, as it is locked",
+								database->name)));
 			TerminateBackgroundWorker(handle);
 			stopped = true;
 		}
 	}
+	known->hangs = stopped;
 }
 
+/* Of a table that stays locked, once. */
 static void
-purge_database(Oid database)
+take_report(const Database *database, uint32 what)
 {
+	Known *known = get_known(database->oid);
+
+	if ((what & REPORT_CONNECTED) == 0)
+		return;
+	for (int i = 0; i < PURGE_NTABLES; i++)
+		if ((what & (REPORT_LOCKED << i)) != 0 && (known->report & (REPORT_LOCKED << i)) == 0)
+			ereport(LOG,
+					(errmsg("table \"%s\" of database \"%s\" is not purged while it is locked",
+							purge_table_name(i), database->name)));
+	known->lacks = (what & REPORT_LACKS) != 0;
+	known->looked_at = GetCurrentTimestamp();
+	known->report = what;
+}
+
+/* True if there is more to do. */
+static bool
+purge_database(const Database *database)
+{
+	WorkerArea *shared = shmem_get(&area);
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle;
+	uint32 what;
 
 	describe(&worker, "idempotency purge worker", "idem_worker_main");
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	worker.bgw_flags |= IDEM_BGWORKER_INTERRUPTIBLE;
+	worker.bgw_main_arg = ObjectIdGetDatum(database->oid);
 	worker.bgw_notify_pid = MyProcPid;
+	pg_atomic_write_u32(&shared->report, 0);
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 	{
 		static bool told = false;
@@ -308,26 +502,28 @@ purge_database(Oid database)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("no background worker is free for purging"),
 				 errhint("Increase \"max_worker_processes\".")));
-		return;
+		return false;
 	}
-	wait_for_worker(handle);
+	wait_for_worker(handle, database);
 	pfree(handle);
+	what = pg_atomic_read_u32(&shared->report);
+	take_report(database, what);
+	return (what & REPORT_HURRY) != 0;
 }
 
 /* True if there is more to do. */
 static bool
 purge_all(void)
 {
-	WorkerArea *shared = shmem_get(&area);
 	List *databases = list_databases();
 	ListCell *lc;
+	bool more = false;
 
 	tell = false;
-	pg_atomic_write_u32(&shared->unfinished, 0);
 	foreach(lc, databases)
-		if (idem_purge_interval > 0)
-			purge_database(lfirst_oid(lc));
-	return pg_atomic_read_u32(&shared->unfinished) != 0;
+		if (idem_purge_interval > 0 && purge_database(lfirst(lc)))
+			more = true;
+	return more;
 }
 
 /* Until the next round; negative: no round. */
@@ -342,7 +538,7 @@ msec_to_next(TimestampTz last, bool more)
 	if (more || now < last)
 		return 0;
 	return TimestampDifferenceMilliseconds(
-		now, TimestampTzPlusMilliseconds(last, idem_purge_interval * INT64CONST(1000)));
+		now, TimestampTzPlusMilliseconds(last, (int64) (idem_purge_interval * 1000)));
 }
 
 void
@@ -353,8 +549,7 @@ idem_launcher_main(Datum arg)
 	bool more = false;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
+	start_process();
 	/* the catalogs that all databases share */
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	round =

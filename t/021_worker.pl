@@ -76,12 +76,15 @@ configure("idempotency.purge_batch_size = 5000\nidempotency.purge_interval = 1\n
 #
 # Databases
 #
-# one that never used the extension since is not looked for, one that did is
 $node->safe_psql('postgres', 'CREATE DATABASE other');
 $node->safe_psql('postgres', 'CREATE DATABASE bare');
 $node->safe_psql('other', "CREATE EXTENSION idempotency; $fill; SELECT idem_claim('live'); CALL fill(10)");
 is_purged('other', 'every database that uses the extension');
-configure("idempotency.purge_databases = 'nosuch, bare, postgres'\n");
+$node->safe_psql('postgres', 'CREATE DATABASE "Shop"');
+$node->safe_psql('Shop', "CREATE EXTENSION idempotency; $fill");
+configure("idempotency.purge_databases = 'nosuch, bare, Shop, POSTGRES'\n");
+$node->safe_psql('Shop', 'CALL fill(10)');
+is_purged('Shop', 'a name with a capital');
 $node->safe_psql('other', 'CALL fill(10)');
 two_rounds();
 sql_is($node, 'other', 'SELECT count(*) FROM idem_keys', '11', 'a database that is not listed is left alone');
@@ -95,6 +98,7 @@ configure("idempotency.purge_databases = 'other, postgres'\n");
 is_purged('other', 'the new list is known at once');
 sql_fails($node, 'postgres', "SET idempotency.purge_databases = 'x'", '55P02', 'it is not for sessions');
 sql_fails($node, 'postgres', "ALTER SYSTEM SET idempotency.purge_databases = 'x,,y'", '22023', 'a bad list is refused');
+sql_fails($node, 'postgres', "ALTER SYSTEM SET idempotency.purge_interval = '$_'", '22023', "an interval of $_ is refused") for '499ms', '0.5', '1us';
 
 # one that fails keeps no other waiting
 my $log_start = -s $node->logfile;
@@ -110,13 +114,19 @@ unlike(slurp_file($node->logfile, $log_start), qr/LOG:  evil ran/, 'no code of a
 $node->safe_psql('other', 'DROP TRIGGER evil ON idem_keys');
 is_purged('other', 'and is purged when it is mended');
 
-# a table that is locked is left for the next time
+# a table that is locked is left for the next time, and its database's others are not
 my $locker = $node->background_psql('other');
-$node->safe_psql('other', 'CALL fill(10)');
+$log_start = -s $node->logfile;
 $locker->query_safe('BEGIN; LOCK TABLE idem_keys');
+$node->safe_psql('other', "SELECT idem_token_issue('p', '1 hour'); UPDATE idem_tokens SET expires_at = now()");
+ok($node->poll_query_until('other', 'SELECT NOT EXISTS (SELECT FROM idem_tokens)'), 'a table beside one that is locked');
 $node->safe_psql('postgres', 'CALL fill(10)');
 is_purged('postgres', 'a database whose table is locked keeps nobody waiting');
-$locker->query_safe('COMMIT');
+two_rounds();
+my @locked = slurp_file($node->logfile, $log_start) =~ /LOG:  table "idem_keys" of database "other" is not purged while it is locked/g;
+is(scalar @locked, 1, 'it is told once');
+unlike(slurp_file($node->logfile, $log_start), qr/(ERROR|FATAL):|exited with exit code/, 'and is no error');
+$locker->query_safe("COMMIT; UPDATE idem_keys SET expires_at = now()");
 is_purged('other', 'and is purged later');
 
 # dropped while it is being purged
@@ -133,8 +143,9 @@ is_purged('postgres', 'the others go on');
 # one that cannot even be connected to, as somebody renames it
 $locker = $node->background_psql('postgres');
 configure("idempotency.purge_databases = 'bare, postgres'\n");
+$log_start = -s $node->logfile;
 $locker->query_safe('BEGIN; ALTER DATABASE bare RENAME TO bare2');
-$node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'idempotency purge worker'") or die;
+$node->wait_for_log(qr/LOG:  could not connect to database "bare" to purge/, $log_start);
 $node->safe_psql('postgres', 'CALL fill(10)');
 is_purged('postgres', 'a database that cannot be connected to keeps nobody waiting for long');
 $locker->query_safe('ROLLBACK');
@@ -174,7 +185,7 @@ $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity W
 $log_start = -s $node->logfile;
 $node->stop('fast');
 $node->start;
-unlike(slurp_file($node->logfile, $log_start), qr/was terminated by signal|PANIC/, 'a clean stop');
+unlike(slurp_file($node->logfile, $log_start), qr/was terminated by signal|PANIC:|FATAL:|ERROR:/, 'a clean stop');
 is_purged('postgres', 'which goes on after a restart');
 
 #
