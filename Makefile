@@ -24,7 +24,7 @@ ISOLATION = $(addprefix iso-,begin-begin begin-claim begin-claim-many begin-wait
 	begin-wait-timeout call call-ddl code-renamed code-verify claim-claim claim-claim-many claim-many claim-many-deadlock deadlock \
 	expired expired-delete expired-pages forget guard levels lost-race savepoint serializable \
 	serializable-large lease-begin lease-checkpoint lease-checkpoint-renew lease-claim-many \
-	lease-extend lease-finish lease-holders lease-release lease-takers lease-transaction once once-detach \
+	lease-extend lease-finish lease-holders lease-release lease-takers lease-transaction once once-detach once-keys \
 	once-move purge purge-tokens taken-back token-levels token-redeem)
 TAP_TESTS = 1
 PROVE_TESTS = $(patsubst %,t/%.pl,001_dump 002_extension 003_guard 004_durable 005_roles \

@@ -12,6 +12,7 @@
 #include "guess.h"
 #include "held.h"
 #include "limit.h"
+#include "moved.h"
 #include "pending.h"
 #include "shmem.h"
 #include "stats.h"
@@ -28,6 +29,7 @@ _PG_init(void)
 	guc_init();
 	store_init();
 	pending_init();
+	moved_init();
 	guess_init();
 	limit_init();
 	stats_init();
