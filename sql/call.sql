@@ -124,7 +124,7 @@ SELECT state FROM idem_begin('mine');
 SELECT * FROM idem_call('mine', 'f', '{"a": 1}');
 SELECT * FROM idem_call('mine', 'f', '{"a": 1}', wait => '1 hour');
 ROLLBACK;
-SELECT state, fence FROM idem_begin('gone leased', lease => '1 hour') \gset leased_
+SELECT state, fence FROM idem_begin('leased', lease => '1 hour') \gset leased_
 SELECT state, result, retry_after BETWEEN 3500 AND 3600 AS retry FROM idem_call('leased', 'f', '{"a": 1}', wait => '1 hour');
 SELECT idem_release('leased', fence => :leased_fence);
 SELECT effects();
@@ -835,7 +835,7 @@ SELECT state, result FROM idem_call('typed', 'typed(integer, text[], "Odd type")
 SELECT state, result FROM idem_call('none', 'none()');
 SELECT state, result FROM idem_call('odd', '"Odd.(name"');
 SELECT state, result FROM idem_call('brief', 'pg_temp.brief');
-SELECT state FROM idem_begin('leased', lease => '1 hour');
+SELECT state FROM idem_begin('gone leased', lease => '1 hour');
 SELECT state, idem_release('gone abandoned', fence => fence) FROM idem_begin('gone abandoned', lease => '1 hour');
 SELECT idem_claim('no request');
 SET client_min_messages = warning;
