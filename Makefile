@@ -20,12 +20,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 REGRESS = install begin_finish savepoints claim bad_input drivers operate store lease call once once_partitions \
 	token code purge parallel
 ENCODING = UTF8
-ISOLATION = $(addprefix iso-,begin-begin begin-claim begin-claim-many begin-wait begin-wait-crowd \
-	begin-wait-timeout call call-ddl code-renamed code-verify claim-claim claim-claim-many claim-many claim-many-deadlock deadlock \
-	expired expired-delete expired-pages forget guard levels lost-race savepoint serializable \
-	serializable-large lease-begin lease-checkpoint lease-checkpoint-renew lease-claim-many \
-	lease-extend lease-finish lease-holders lease-release lease-takers lease-transaction once once-detach \
-	once-move purge purge-shrink purge-tokens taken-back token-levels token-redeem)
+ISOLATION = $(patsubst $(srcdir)/specs/%.spec,%,$(sort $(wildcard $(srcdir)/specs/*.spec)))
 TAP_TESTS = 1
 PROVE_TESTS = $(patsubst $(srcdir)/%,%,$(sort $(wildcard $(srcdir)/t/[0-9]*.pl)))
 

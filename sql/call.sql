@@ -327,7 +327,8 @@ EXCEPTION WHEN OTHERS THEN
 	RETURN SQLSTATE;
 END $$;
 SELECT expected, got, function, args
-FROM refused r, replay(function, args) got WHERE got IS DISTINCT FROM expected ORDER BY id;
+FROM refused r, replay(function, args) got
+WHERE got IS DISTINCT FROM CASE expected WHEN '42883' THEN 'mismatch' ELSE expected END ORDER BY id;
 SELECT expected, count(*) > 0 AS seen FROM refused GROUP BY expected ORDER BY expected COLLATE "C";
 SELECT effects();
 
@@ -817,6 +818,74 @@ SELECT idem_call('whoami 1', 'whoami');
 RESET ROLE;
 DELETE FROM ran;
 \set VERBOSITY default
+
+--
+-- A function that was dropped since: its answers are still there
+--
+CREATE SCHEMA call_v1;
+CREATE TYPE "Odd type" AS (a integer);
+CREATE FUNCTION call_v1.gone(a integer, b text DEFAULT 'b') RETURNS text LANGUAGE sql AS 'SELECT a || b';
+CREATE FUNCTION call_v1.typed(a integer, "Odd, (b)" text[] DEFAULT NULL, c "Odd type" DEFAULT NULL) RETURNS integer LANGUAGE sql AS 'SELECT a';
+CREATE FUNCTION call_v1.none() RETURNS void LANGUAGE sql AS '';
+CREATE FUNCTION call_v1."Odd.(name" () RETURNS integer LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION pg_temp.brief() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+SET search_path = call_v1, call_test, public;
+SELECT state, result FROM idem_call('gone', 'gone', '{"a": 1}');
+SELECT state, result FROM idem_call('typed', 'typed(integer, text[], "Odd type")', '{"a": 2}');
+SELECT state, result FROM idem_call('none', 'none()');
+SELECT state, result FROM idem_call('odd', '"Odd.(name"');
+SELECT state, result FROM idem_call('brief', 'pg_temp.brief');
+SELECT state FROM idem_begin('gone leased', lease => '1 hour');
+SELECT state, idem_release('gone abandoned', fence => fence) FROM idem_begin('gone abandoned', lease => '1 hour');
+SELECT idem_claim('no request');
+SET client_min_messages = warning;
+DROP FUNCTION pg_temp.brief();
+DROP SCHEMA call_v1 CASCADE;
+RESET client_min_messages;
+\set VERBOSITY terse
+SELECT state, result FROM idem_call('gone', 'gone', '{"a": 1}');
+SELECT state, result FROM idem_call('gone', 'call_v1.gone', '{"a": 1.0}');
+SELECT state, result FROM idem_call('gone', 'current.call_v1.gone', '{"a": 1.0}');
+SELECT state, result FROM idem_call('gone', 'gone', '{"a": 2}');
+SELECT state, result FROM idem_call('gone', 'gone(integer, text)', '{"a": 1}');
+SELECT state, result FROM idem_call('gone', 'call_test.gone', '{"a": 1}');
+SELECT state, result FROM idem_call('gone', 'gone2', '{"a": 1}');
+SELECT state, result FROM idem_call('new', 'gone', '{"a": 1}');
+SELECT state, result FROM idem_call('typed', ' typed ( int4,text [], "Odd type" ) ', '{"a": 2}');
+SELECT state, result FROM idem_call('typed', 'call_v1.typed(integer, text[], "Odd type")', '{"a": 2}');
+SELECT state, result FROM idem_call('typed', 'typed(integer, text[])', '{"a": 2}');
+SELECT state, result FROM idem_call('typed', 'typed', '{"a": 2}');
+SELECT idem_call('typed', 'typed(nosuch)', '{"a": 2}');
+SELECT idem_call('typed', 'typed(integer', '{"a": 2}');
+SELECT state, result FROM idem_call('none', 'none()'), current_setting('search_path') WHERE result IS NULL;
+SELECT state, result FROM idem_call('none', 'none( )', '{}');
+SELECT state, result FROM idem_call('odd', '"Odd.(name"');
+SELECT state, result FROM idem_call('brief', 'pg_temp.brief');
+SELECT state, retry_after > 3000 AS retry_after FROM idem_call('gone leased', 'gone', '{"a": 1}');
+SELECT state, result FROM idem_call('gone abandoned', 'gone', '{"a": 1}');
+SELECT state, result FROM idem_call('no request', 'gone', '{"a": 1}');
+-- only where the caller would have looked for it
+SET search_path = call_test, public;
+SELECT state, result FROM idem_call('gone', 'gone', '{"a": 1}');
+SET search_path = "$user", public;
+CREATE ROLE call_v1;
+SELECT public.idem_grant('call_v1', '{call}');
+SET ROLE call_v1;
+SELECT state, result FROM idem_call('gone', 'gone', '{"a": 1}');
+RESET ROLE;
+DROP OWNED BY call_v1;
+DROP ROLE call_v1;
+SET search_path = call_test, public;
+-- one that exists is asked for the caller's right to it
+SELECT state, result FROM idem_call('private', 'private', '{"a": 1}');
+DROP FUNCTION private;
+SET ROLE regress_call_2;
+SELECT state, result FROM idem_call('private', 'private', '{"a": 1}');
+RESET ROLE;
+\set VERBOSITY default
+SELECT idem_call('new', 'gone', '{"a": 1}');
+SELECT idem_call('new', 'gone(text)', '{"a": 1}');
+SELECT count(*) FROM idem_keys WHERE key = 'new';
 
 --
 -- Many functions, and many times the same

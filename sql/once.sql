@@ -379,6 +379,101 @@ CREATE TRIGGER again AFTER INSERT ON others FOR EACH ROW WHEN (NEW.n < 10) EXECU
 SELECT try($$INSERT INTO others VALUES ('b', 1)$$);
 SELECT * FROM others;
 
+-- skip claims only for a row that will be written: it must be the last to have a say
+CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TABLE last (k text, n integer);
+CREATE TRIGGER once BEFORE INSERT OR UPDATE ON last FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip');
+CREATE TRIGGER "Z" BEFORE INSERT ON last FOR EACH ROW EXECUTE FUNCTION drop_row();
+INSERT INTO last VALUES ('a', 1);
+ALTER TRIGGER "Z" ON last RENAME TO z;
+\set VERBOSITY default
+INSERT INTO last VALUES ('a', 1);
+INSERT INTO last VALUES ('a', 1) ON CONFLICT DO NOTHING;
+\set VERBOSITY sqlstate
+COPY last FROM stdin;
+a	1
+\.
+MERGE INTO last l USING (VALUES ('a')) v (k) ON l.k = v.k WHEN NOT MATCHED THEN INSERT VALUES (v.k, 1);
+SELECT count(*) FROM idem_keys WHERE scope = 'once.last';
+ALTER TRIGGER once ON last RENAME TO zz;
+INSERT INTO last VALUES ('a', 1);
+ALTER TRIGGER zz ON last RENAME TO once;
+SELECT count(*) FROM idem_keys WHERE scope = 'once.last';
+-- one that does not fire does not count ...
+ALTER TABLE last DISABLE TRIGGER z;
+INSERT INTO last VALUES ('a', 1);
+ALTER TABLE last ENABLE REPLICA TRIGGER z;
+INSERT INTO last VALUES ('b', 2);
+ALTER TABLE last ENABLE ALWAYS TRIGGER z;
+INSERT INTO last VALUES ('c', 3);
+-- ... and on a replica others fire
+ALTER TABLE last ENABLE ALWAYS TRIGGER once;
+SET session_replication_role = replica;
+INSERT INTO last VALUES ('c', 3);
+ALTER TABLE last ENABLE REPLICA TRIGGER z;
+INSERT INTO last VALUES ('c', 3);
+ALTER TABLE last ENABLE TRIGGER z;
+INSERT INTO last VALUES ('c', 3);
+INSERT INTO last VALUES ('c', 4);
+RESET session_replication_role;
+DROP TRIGGER z ON last;
+-- of the same event only, for rows, and before
+CREATE TRIGGER z BEFORE UPDATE ON last FOR EACH ROW EXECUTE FUNCTION drop_row();
+CREATE TRIGGER z_delete BEFORE DELETE ON last FOR EACH ROW EXECUTE FUNCTION drop_row();
+CREATE TRIGGER z_statement BEFORE INSERT ON last EXECUTE FUNCTION drop_row();
+CREATE TRIGGER z_after AFTER INSERT ON last FOR EACH ROW EXECUTE FUNCTION drop_row();
+INSERT INTO last VALUES ('d', 5);
+\set VERBOSITY default
+UPDATE last SET n = 6;
+\set VERBOSITY sqlstate
+INSERT INTO last VALUES ('e', 6);
+SELECT * FROM last ORDER BY n;
+-- another idem_once is no better
+CREATE TABLE other_keys (k text, l text);
+CREATE TRIGGER once_k BEFORE INSERT ON other_keys FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip');
+CREATE TRIGGER once_l BEFORE INSERT ON other_keys FOR EACH ROW EXECUTE FUNCTION idem_once('l', NULL, 'skip', 'once.other_keys.l');
+\set VERBOSITY default
+INSERT INTO other_keys VALUES ('a', 'b');
+\set VERBOSITY sqlstate
+
+-- several keys of a row: all are claimed, or none
+CREATE TABLE events (event_id text, "Order" integer, n integer GENERATED ALWAYS AS IDENTITY);
+CREATE TRIGGER once BEFORE INSERT OR UPDATE ON events FOR EACH ROW EXECUTE FUNCTION idem_once('event_id ;"Order"', '1 day', 'skip');
+SELECT try($$INSERT INTO events VALUES ('a', 1), ('b', 2)$$), try($$INSERT INTO events VALUES ('a', 3), ('d', 2)$$),
+	try($$INSERT INTO events VALUES ('c', 3), ('d', 4)$$), try($$INSERT INTO events VALUES ('a', 1)$$),
+	try($$INSERT INTO events VALUES ('e', 5), ('e', 6), ('f', 6), ('g', 5), ('g', 7)$$);
+-- a list with a NULL has no key
+SELECT try($$INSERT INTO events VALUES (NULL, NULL), (NULL, NULL), ('h', NULL), (NULL, 8)$$),
+	try($$INSERT INTO events VALUES ('h', 9), ('i', 8), ('h', NULL), (NULL, 8)$$), try($$INSERT INTO events VALUES ('i', 9)$$);
+-- the same value in two lists is two keys
+SELECT try($$INSERT INTO events VALUES ('10', 11), ('11', 10)$$), try($$INSERT INTO events VALUES ('10', 12)$$);
+COPY events (event_id, "Order") FROM stdin;
+a	20
+j	20
+k	20
+k	21
+\.
+SELECT try($$UPDATE events SET event_id = 'l', "Order" = 1 WHERE event_id = 'k'$$), try($$UPDATE events SET event_id = 'l', "Order" = 22 WHERE event_id = 'k'$$),
+	try($$UPDATE events SET "Order" = 23 WHERE event_id = 'l'$$), try($$UPDATE events SET "Order" = 21 WHERE event_id = 'l'$$);
+MERGE INTO events e USING (VALUES ('l', 30), ('m', 20), ('n', 31)) v (event_id, o) ON e.event_id = v.event_id
+	WHEN MATCHED THEN UPDATE SET "Order" = v.o WHEN NOT MATCHED THEN INSERT (event_id, "Order") VALUES (v.event_id, v.o);
+SELECT event_id, "Order" FROM events ORDER BY n;
+SELECT scope, string_agg(key, ' ' ORDER BY key COLLATE "C") FROM idem_keys WHERE scope LIKE 'once.events%' GROUP BY scope ORDER BY scope COLLATE "C";
+-- what other claims hold: nothing else is claimed for the row
+SELECT idem_claim('50', scope => 'once.events("Order")');
+SELECT state FROM idem_begin('51', scope => 'once.events("Order")', lease => '1 hour');
+SELECT state, idem_release('52', scope => 'once.events("Order")', fence => fence) FROM idem_begin('52', scope => 'once.events("Order")', lease => '1 hour');
+SELECT try($$INSERT INTO events VALUES ('p', 50)$$), try($$INSERT INTO events VALUES ('p', 51)$$), try($$INSERT INTO events VALUES ('p', 52)$$), try($$INSERT INTO events VALUES ('q', 52)$$);
+-- raise
+CREATE OR REPLACE TRIGGER other AFTER INSERT OR UPDATE ON last FOR EACH ROW EXECUTE FUNCTION idem_once('k, n; n', NULL, 'raise', 'first;  second ');
+SELECT try($$INSERT INTO last VALUES ('x', 100), ('y', 101)$$);
+\set VERBOSITY default
+INSERT INTO last VALUES ('z', 101);
+\set VERBOSITY sqlstate
+SELECT try($$INSERT INTO last VALUES ('z', 102)$$);
+SELECT scope, key FROM idem_keys WHERE scope IN ('first', 'second') ORDER BY scope, key COLLATE "C";
+DROP TABLE last, other_keys, events;
+
 -- wrong use is refused at the first row, by a message that names the trigger
 CREATE FUNCTION misuse(what text, arguments text, relation text DEFAULT 'wrong', each text DEFAULT 'ROW') RETURNS text
 LANGUAGE plpgsql AS $$
@@ -404,6 +499,9 @@ SELECT misuse(what, arguments) FROM (VALUES
 	('AFTER INSERT', $$'nosuch'$$), ('AFTER INSERT', $$'K'$$), ('AFTER INSERT', $$'"K"'$$), ('AFTER INSERT', $$'k, x.y'$$), ('AFTER INSERT', $$'ctid'$$),
 	('AFTER INSERT', $$'k', 'soon'$$), ('AFTER INSERT', $$'k', '0'$$), ('AFTER INSERT', $$'k', '-1 day'$$), ('AFTER INSERT', $$'k', '1 day -24 hours'$$),
 	('AFTER INSERT', $$'k', '999999999999 years'$$), ('AFTER INSERT', $$'k', NULL, 'Skip'$$), ('AFTER INSERT', $$'k', NULL, 'ignore'$$),
+	('AFTER INSERT', $$'k;'$$), ('AFTER INSERT', $$';k'$$), ('AFTER INSERT', $$'"k;"'$$), ('AFTER INSERT', $$'k; k'$$), ('AFTER INSERT', $$'k; nosuch'$$),
+	('AFTER INSERT', $$'k; k', NULL, NULL, 'a; b'$$), ('AFTER INSERT', $$'k; k', NULL, NULL, 'a; a'$$), ('AFTER INSERT', $$'k; k', NULL, NULL, 'a; b; c'$$),
+	('AFTER INSERT', $$'k', NULL, NULL, 'a; b'$$),
 	('AFTER INSERT', $$'k', NULL, NULL, NULL, 'x'$$), ('AFTER INSERT', $$k, 3600, raise, x$$)) t (what, arguments);
 SELECT misuse('AFTER INSERT', $$'k'$$, each => 'STATEMENT');
 SELECT misuse('BEFORE INSERT', $$'k', NULL, 'skip'$$, each => 'STATEMENT');

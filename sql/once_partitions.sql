@@ -253,6 +253,56 @@ SELECT tried('UPDATE m SET p = 2') IS NOT NULL AS tried;
 SELECT EXISTS (SELECT FROM m) AS kept;
 DROP TRIGGER once ON m;
 
+-- A trigger on some of the partitions only: a row that moves to another one is not
+-- taken for one that the same command inserts.
+TRUNCATE m;
+CREATE TRIGGER once BEFORE INSERT OR UPDATE ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip', 'some');
+DROP TRIGGER once ON m;
+CREATE TRIGGER once BEFORE INSERT OR UPDATE ON m1 FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip', 'some');
+CREATE TRIGGER once BEFORE INSERT OR UPDATE ON m2 FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip', 'some');
+INSERT INTO m VALUES (1, 'A', 1), (2, 'B', 1), (3, 'C', 1);
+SELECT tried($$WITH u AS (UPDATE m SET p = 4 WHERE id = 1 RETURNING k) INSERT INTO m SELECT 10, k, 2 FROM u$$);
+SELECT tried($$WITH u AS (UPDATE m SET p = 4 WHERE id IN (2, 3) RETURNING k) INSERT INTO m SELECT 11, k, 2 FROM u$$);
+SELECT tried($$WITH u AS (UPDATE m SET p = 1 WHERE id = 3 RETURNING k), i AS (INSERT INTO m SELECT 12, k, 2 FROM u) INSERT INTO m VALUES (4, 'A', 4)$$);
+SELECT tableoid::regclass, id, k FROM m ORDER BY id;
+DROP TRIGGER once ON m1;
+DROP TRIGGER once ON m2;
+-- a partition has a later trigger of its own
+TRUNCATE m;
+CREATE TRIGGER once BEFORE INSERT OR UPDATE ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip', 'last');
+CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER z BEFORE INSERT ON m2 FOR EACH ROW EXECUTE FUNCTION drop_row();
+SELECT tried($$INSERT INTO m VALUES (1, 'A', 1)$$), tried($$INSERT INTO m VALUES (2, 'B', 2)$$), tried($$INSERT INTO m VALUES (2, 'B', 4)$$),
+	tried($$UPDATE m SET p = 2$$), tried($$UPDATE m SET p = 3$$);
+DROP TRIGGER z ON m2;
+-- one that could keep a row from moving when its new key is claimed
+CREATE TRIGGER a BEFORE DELETE ON m FOR EACH ROW EXECUTE FUNCTION drop_row();
+SELECT tried($$UPDATE m SET p = 2, k = 'D' WHERE id = 1$$), tried($$UPDATE m SET k = 'D' WHERE id = 1$$), tried($$UPDATE m SET p = 2 WHERE id = 1$$),
+	(SELECT count(*) FROM idem_keys WHERE scope = 'last');
+-- a row that was kept is not taken for one that the command inserts
+SELECT tried($$WITH u AS (UPDATE m SET p = 2 RETURNING k) INSERT INTO m VALUES (5, 'B', 2)$$);
+SELECT tableoid::regclass, id, k FROM m ORDER BY id;
+DROP TRIGGER a ON m;
+DROP TRIGGER once ON m;
+-- several keys of a row that moves
+TRUNCATE m;
+CREATE TRIGGER once BEFORE INSERT OR UPDATE ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k; id', NULL, 'skip', 'two skip');
+INSERT INTO m VALUES (1, 'A', 1), (2, 'B', 2), (3, 'A', 2), (2, 'C', 1), (3, 'C', 1);
+UPDATE m SET p = 3 - p;
+UPDATE m SET p = 4, k = 'D' WHERE id = 1;
+SELECT tried($$UPDATE m SET p = 4, k = 'D', id = 5 WHERE id = 2$$), tried($$UPDATE m SET p = 4, k = 'E', id = 5 WHERE id = 2$$),
+	tried($$INSERT INTO m VALUES (6, 'E', 1), (5, 'F', 2), (6, 'F', 4)$$);
+SELECT tableoid::regclass, id, k FROM m ORDER BY id;
+DROP TRIGGER once ON m;
+TRUNCATE m;
+CREATE TRIGGER once AFTER INSERT OR UPDATE ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k; id', NULL, 'raise', 'two raise');
+INSERT INTO m VALUES (1, 'A', 1), (2, 'B', 2);
+UPDATE m SET p = 3 - p;
+UPDATE m SET p = 4, k = 'D' WHERE id = 1;
+SELECT tried($$INSERT INTO m VALUES (2, 'E', 1)$$), tried($$INSERT INTO m VALUES (3, 'B', 1)$$), tried($$INSERT INTO m VALUES (3, 'E', 1)$$),
+	tried($$WITH u AS (UPDATE m SET p = 3) INSERT INTO m VALUES (3, 'F', 1)$$), tried($$UPDATE m SET p = 3$$);
+DROP TRIGGER once ON m;
+
 -- several triggers, each with keys of its own
 TRUNCATE m;
 CREATE TRIGGER once_k AFTER INSERT ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, NULL, 'by k');

@@ -8,6 +8,11 @@
  * key's state, and nobody gets the answer of a function that they may not
  * execute.
  *
+ * A function that was dropped since still has its answers.  Which one the caller
+ * means is then told by the stored fingerprint: it must be that of a call with
+ * these arguments of a function of that name, in a schema where it would have
+ * been looked for.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -110,6 +115,72 @@ decide_and_run(const ClaimRequest *request, TimestampTz wait_until, Function *fu
 }
 
 /*
+ * The fingerprint of a call of a function that does not exist: the stored one if
+ * that could be the caller's, else any other.
+ */
+static void
+dropped_fingerprint(ClaimRequest *request, List *identities, Jsonb *args, const StoreRow *row)
+{
+	ListCell *lc;
+
+	foreach(lc, identities)
+	{
+		fingerprint_call(lfirst(lc), args, request->fingerprint);
+		if (row->has_fingerprint &&
+			memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) == 0)
+			break;
+	}
+	request->has_fingerprint = true;
+}
+
+/* Its answer, if there is one or there will be; NULL: there is none. */
+static Datum
+replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, Jsonb *args)
+{
+	List *identities = function_identities(function);
+	StoreRow row = {0};
+	int64 fence;
+	BeginState state;
+	bool held;
+	double retry_after;
+
+	if (identities == NIL)
+		return (Datum) 0;
+	store_probe(&request->key, &row);
+	held = row.life == STORE_HELD;
+	if (held && store_wait(&request->key, &row, wait_until))
+		store_probe(&request->key, &row);
+	if (row.life == STORE_ABSENT || row.life == STORE_EXPIRED || row.life == STORE_ABANDONED)
+		return (Datum) 0;
+
+	dropped_fingerprint(request, identities, args, &row);
+	state = claim_begin(request, wait_until, &row, &fence);
+	if (held && state == BEGIN_MISMATCH)
+	{
+		/* it was not known yet whose answer it would be */
+		store_probe(&request->key, &row);
+		dropped_fingerprint(request, identities, args, &row);
+		state = claim_begin(request, wait_until, &row, &fence);
+	}
+	switch (state)
+	{
+		case BEGIN_STARTED:
+			/* gone since the look; the error ends the claim */
+			(void) function_find(function, args);
+			error_serialization(&request->key);
+			break;
+		case BEGIN_IN_PROGRESS:
+			retry_after = claim_retry_after(&row);
+			return call_row(claim_begin_states[state], false, (Datum) 0, &retry_after);
+		case BEGIN_REPLAYED:
+			return call_row(claim_begin_states[state], row.has_result, row.result, NULL);
+		case BEGIN_MISMATCH:
+			break;
+	}
+	return call_row(claim_begin_states[state], false, (Datum) 0, NULL);
+}
+
+/*
  * idem_call(key text, function text, args jsonb, ttl interval, scope text,
  *			 wait interval) RETURNS record
  */
@@ -121,7 +192,7 @@ idem_call(PG_FUNCTION_ARGS)
 	Jsonb *args = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
 	TimestampTz wait_until;
 	Function *function;
-	Datum row;
+	Datum row = (Datum) 0;
 
 	claim_request(&request, arg_text(fcinfo, 0), arg_text(fcinfo, 4), arg_interval(fcinfo, 3));
 	wait_until = claim_wait_until(&request, arg_interval(fcinfo, 5));
@@ -134,10 +205,19 @@ idem_call(PG_FUNCTION_ARGS)
 	context.callback.previous = error_context_stack;
 	error_context_stack = &context.callback;
 
-	function = function_find(context.function, args);
-	fingerprint_call(function_identity(function), args, request.fingerprint);
-	request.has_fingerprint = true;
-	row = decide_and_run(&request, wait_until, function, args);
+	function = function_find_if_any(context.function, args);
+	if (function == NULL)
+	{
+		row = replay_dropped(&request, wait_until, context.function, args);
+		if (row == (Datum) 0)
+			function = function_find(context.function, args);
+	}
+	if (function != NULL)
+	{
+		fingerprint_call(function_identity(function), args, request.fingerprint);
+		request.has_fingerprint = true;
+		row = decide_and_run(&request, wait_until, function, args);
+	}
 
 	error_context_stack = context.callback.previous;
 	return row;

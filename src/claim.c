@@ -600,6 +600,33 @@ claim_once(const ClaimRequest *request, bool lock)
 	return claimed;
 }
 
+bool
+claim_taken(const ClaimRequest *request, bool *abandoned)
+{
+	const IdemKey *key = &request->key;
+	PendingClaim *mine = pending_find(key);
+	StoreRow row;
+
+	if (mine != NULL && mine->state == PENDING_OPEN)
+		error_own_claim(key);
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		store_probe(key, &row);
+		if (row.life != STORE_HELD)
+			break;
+		(void) store_wait(key, &row, DT_NOEND);
+	}
+	if (row.life == STORE_LEASED)
+		error_leased(key);
+	*abandoned = row.life == STORE_ABANDONED;
+	if (row.life != STORE_FINISHED)
+		return false;
+	check_same_request(request, &row);
+	stats_count(STAT_DUPLICATES, 1);
+	return true;
+}
+
 /*
  * idem_claim(key text, ttl interval, scope text, request jsonb) RETURNS boolean
  */

@@ -73,4 +73,10 @@ extern void claim_finish(const ClaimRequest *request, bool has_result, Datum res
  */
 extern bool claim_once(const ClaimRequest *request, bool lock);
 
+/*
+ * Would claim_once() find the key taken?  Waits for concurrent holders as that
+ * does, and writes nothing.  "abandoned": a claim would take over a lease.
+ */
+extern bool claim_taken(const ClaimRequest *request, bool *abandoned);
+
 #endif /* IDEM_CLAIM_H */

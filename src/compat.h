@@ -18,6 +18,7 @@
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "parser/parse_type.h"
 #include "pgstat.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
@@ -41,6 +42,11 @@
 /* 16: the varlena macros have left postgres.h. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
+#endif
+
+/* 16: soft errors */
+#if PG_VERSION_NUM >= 160000
+#include "nodes/miscnodes.h"
 #endif
 
 /* 17: the registry of DSM segments */
@@ -310,6 +316,31 @@ idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapsho
 #else
 #define IDEM_BGWORKER_INTERRUPTIBLE 0
 #endif
+
+/* 18: a query is no more told whether it runs once only. */
+#if PG_VERSION_NUM >= 180000
+#define idem_executor_run_args QueryDesc *queryDesc, ScanDirection direction, uint64 count
+#define idem_executor_run_pass queryDesc, direction, count
+#else
+#define idem_executor_run_args \
+	QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
+#define idem_executor_run_pass queryDesc, direction, count, execute_once
+#endif
+
+/* 16: errors can be soft */
+static inline void
+idem_parse_type(const char *name, Oid *type)
+{
+	int32 typmod;
+#if PG_VERSION_NUM >= 160000
+	ErrorSaveContext context = {.type = T_ErrorSaveContext};
+
+	if (!parseTypeString(name, type, &typmod, (Node *) &context))
+		*type = InvalidOid;
+#else
+	parseTypeString(name, type, &typmod, true);
+#endif
+}
 
 /* 16: one function for objects of all kinds */
 static inline AclResult

@@ -444,6 +444,128 @@ parse_name(const char *name, const char *shown)
 	return names;
 }
 
+pg_noreturn static void
+error_undefined(const char *shown)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("function \"%s\" does not exist", shown),
+			 errhint("There is no function of that name that is visible to the caller.")));
+}
+
+/* Split "name(type, type)", as regprocedurein() does, and the types if they are wanted. */
+static char *
+split_types(const char *str, List **types)
+{
+	char *name = pstrdup(str);
+	char *c = name;
+	char *type = NULL;
+	bool quoted = false;
+	int depth = 0;
+
+	*types = NIL;
+	for (; *c != '\0'; c++)
+	{
+		if (*c == '"')
+			quoted = !quoted;
+		else if (quoted)
+			continue;
+		else if (*c == '(' || *c == '[')
+		{
+			if (depth++ == 0 && type == NULL)
+			{
+				*c = '\0';
+				type = c + 1;
+			}
+		}
+		else if ((*c == ')' || *c == ']') && --depth > 0)
+			continue;
+		else if (type != NULL && ((*c == ',' && depth == 1) || depth == 0))
+		{
+			char end = *c;
+
+			*c = '\0';
+			if (end == ',' || *types != NIL || strspn(type, " \t\n\r\f") != strlen(type))
+				*types = lappend(*types, type);
+			type = c + 1;
+			if (depth == 0)
+				break;
+		}
+	}
+	return name;
+}
+
+/* "(type,type)", qualified; NULL if one of them does not exist either. */
+static char *
+types_identity(List *types)
+{
+	StringInfoData s;
+	ListCell *lc;
+
+	initStringInfo(&s);
+	foreach(lc, types)
+	{
+		Oid type;
+
+		idem_parse_type(lfirst(lc), &type);
+		if (!OidIsValid(type))
+			return NULL;
+		appendStringInfoChar(&s, lc == list_head(types) ? '(' : ',');
+		name_append_type(&s, type);
+	}
+	appendStringInfoString(&s, types != NIL ? ")" : "()");
+	return s.data;
+}
+
+/*
+ * The schemas of the search_path, by name: one of them may have been dropped as
+ * well.  Functions are not looked for in pg_temp.
+ */
+static List *
+searched_schemas(void)
+{
+	List *schemas;
+	ListCell *lc;
+
+	if (!SplitIdentifierString(pstrdup(namespace_search_path), ',', &schemas))
+		return NIL;
+	foreach(lc, schemas)
+		if (strcmp(lfirst(lc), "$user") == 0)
+			lfirst(lc) = GetUserNameFromId(GetUserId(), false);
+	return lappend(schemas, "pg_catalog");
+}
+
+List *
+function_identities(text *name)
+{
+	char *str = text_to_cstring(name);
+	List *types = NIL;
+	char *suffix = "";
+	List *parts;
+	List *schemas;
+	List *identities = NIL;
+	ListCell *lc;
+
+	if (gives_types(str))
+	{
+		str = split_types(str, &types);
+		suffix = types_identity(types);
+	}
+	if (suffix == NULL || !SplitIdentifierString(pstrdup(str), '.', &parts) || parts == NIL)
+		return NIL;
+	schemas = list_length(parts) > 1 ? list_make1(list_nth(parts, list_length(parts) - 2))
+									 : searched_schemas();
+	foreach(lc, schemas)
+	{
+		StringInfoData s;
+
+		initStringInfo(&s);
+		name_append(&s, lfirst(lc), llast(parts));
+		appendStringInfoString(&s, suffix);
+		identities = lappend(identities, s.data);
+	}
+	return identities;
+}
+
 /* By name alone if there is only one, else as in f(a => ..., b => ...). */
 static Oid
 find_by_name(const char *name, const char *shown, Jsonb *args)
@@ -454,10 +576,7 @@ find_by_name(const char *name, const char *shown, Jsonb *args)
 	FuncCandidateList fitting;
 
 	if (all == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function \"%s\" does not exist", shown),
-				 errhint("There is no function of that name that is visible to the caller.")));
+		return InvalidOid;
 	if (all->next == NULL)
 		return all->oid;
 
@@ -528,8 +647,36 @@ check_arguments(const Callee *callee, Jsonb *args)
 		error_unknown(callee, args);
 }
 
+/* With the types given; InvalidOid if there is none. */
+static Oid
+find_by_types(const char *str)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	Datum result;
+
+	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = CStringGetTextDatum(str);
+	fcinfo->args[0].isnull = false;
+	result = to_regprocedure(fcinfo);
+	return fcinfo->isnull ? InvalidOid : DatumGetObjectId(result);
+}
+
 Function *
 function_find(text *name, Jsonb *args)
+{
+	Function *function = function_find_if_any(name, args);
+	char *str = text_to_cstring(name);
+
+	if (function == NULL && gives_types(str))
+		/* raises, and tells which of its parts there is not */
+		(void) DirectFunctionCall1(regprocedurein, CStringGetDatum(str));
+	if (function == NULL)
+		error_undefined(key_text_display(name));
+	return function;
+}
+
+Function *
+function_find_if_any(text *name, Jsonb *args)
 {
 	Function *function = palloc(sizeof(Function));
 	char *str = text_to_cstring(name);
@@ -545,9 +692,11 @@ function_find(text *name, Jsonb *args)
 
 	function->types_given = gives_types(str);
 	if (function->types_given)
-		oid = DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(str)));
+		oid = find_by_types(str);
 	else
 		oid = find_by_name(str, shown, args);
+	if (!OidIsValid(oid))
+		return NULL;
 
 	acl = idem_function_aclcheck(oid, GetUserId());
 	if (acl != ACLCHECK_OK)

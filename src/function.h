@@ -11,6 +11,7 @@
 #ifndef IDEM_FUNCTION_H
 #define IDEM_FUNCTION_H
 
+#include "nodes/pg_list.h"
 #include "utils/jsonb.h"
 
 typedef struct Function Function;
@@ -25,6 +26,15 @@ typedef struct Function Function;
  * The result is good until the next call of function_find() or function_run().
  */
 extern Function *function_find(text *name, Jsonb *args);
+
+/* The same; NULL if there is no function of that name, or of those types. */
+extern Function *function_find_if_any(text *name, Jsonb *args);
+
+/*
+ * Of a function that does not exist: what function_identity() would have told of
+ * it, in each of the schemas where the caller may have meant it.  List of char *.
+ */
+extern List *function_identities(text *name);
 
 /*
  * What it is: its qualified name, with the argument types if "name" gave them.

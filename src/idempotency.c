@@ -13,6 +13,7 @@
 #include "guess.h"
 #include "held.h"
 #include "limit.h"
+#include "moved.h"
 #include "pending.h"
 #include "shmem.h"
 #include "stats.h"
@@ -30,6 +31,7 @@ _PG_init(void)
 	grant_init();
 	store_init();
 	pending_init();
+	moved_init();
 	guess_init();
 	limit_init();
 	stats_init();

@@ -13,6 +13,10 @@
  * A BEFORE trigger is fired by the executor under the command's own snapshot,
  * which has the command's id, whatever ran in triggers before it.
  *
+ * Most commands cannot move a row: an INSERT, a COPY.  Nothing is searched for
+ * their sake.  Those that might are known by their command id while they run,
+ * from executor hooks.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -23,6 +27,7 @@
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
@@ -39,7 +44,7 @@ typedef enum MovedWhat
 	MOVED_COLLECTED, /* for the trigger "id" the partitions were searched */
 	MOVED_PASSED,	 /* the trigger "id" has let so many pass */
 	MOVED_NOTHING,	 /* in partition "rel", while so many are deleted there */
-	MOVED_NOTHING_BY /* ... by the command in "id" */
+	MOVED_BY		 /* that many by the command in "id", while ... */
 } MovedWhat;
 
 typedef struct MovedTag
@@ -54,7 +59,23 @@ typedef struct MovedEntry
 {
 	MovedTag tag;
 	int64 count;
+	int64 found; /* MOVED_BY */
 } MovedEntry;
+
+/* A running command that may move rows. */
+typedef struct Mover
+{
+	CommandId command;
+	struct Mover *outer;
+} Mover;
+
+static Mover *movers = NULL;
+
+/* the statement that has loaded the library: what it runs is not known */
+static TimestampTz loaded_at;
+
+static ExecutorRun_hook_type prev_executor_run = NULL;
+static ExecutorFinish_hook_type prev_executor_finish = NULL;
 
 static HTAB *moved = NULL;
 static LocalTransactionId moved_transaction = InvalidLocalTransactionId;
@@ -223,7 +244,7 @@ scan_partition(Relation rel, const Search *search, bool *any)
 }
 
 /*
- * That nothing has moved is remembered while nothing more is deleted.  The
+ * What was found is remembered while nothing more is deleted.  The
  * number of deleted ones can only return by a rollback, which leaves the
  * subtransaction.
  */
@@ -236,12 +257,20 @@ nothing_entry(MovedWhat what, Relation rel, CommandId command, HASHACTION action
 	return find_entry(what, GetCurrentSubTransactionId(), RelationGetRelid(rel), &id, action);
 }
 
+/* How many the command has moved, if an earlier search tells. */
 static bool
-known_as_nothing(MovedWhat what, Relation rel, CommandId command, int64 deleted)
+found_before(Relation rel, const Search *search, int64 deleted, int64 *found)
 {
-	MovedEntry *entry = nothing_entry(what, rel, command, HASH_FIND);
+	MovedEntry *nothing = nothing_entry(MOVED_NOTHING, rel, InvalidCommandId, HASH_FIND);
+	MovedEntry *by = nothing_entry(MOVED_BY, rel, search->command, HASH_FIND);
 
-	return entry != NULL && entry->count == deleted;
+	*found = 0;
+	if (nothing != NULL && nothing->count == deleted)
+		return true;
+	if (by == NULL || by->count != deleted || (search->collect && by->found > 0))
+		return false;
+	*found = by->found;
+	return true;
 }
 
 static int64
@@ -253,16 +282,19 @@ search_partition(Relation rel, const Search *search)
 
 	if (deleted == 0)
 		return 0;
-	if (deleted > 0 &&
-		(known_as_nothing(MOVED_NOTHING, rel, InvalidCommandId, deleted) ||
-		 known_as_nothing(MOVED_NOTHING_BY, rel, search->command, deleted)))
-		return 0;
+	if (deleted > 0 && found_before(rel, search, deleted, &found))
+		return found;
 
 	found = scan_partition(rel, search, &any);
 	if (!any)
 		nothing_entry(MOVED_NOTHING, rel, InvalidCommandId, HASH_ENTER)->count = deleted;
-	else if (found == 0)
-		nothing_entry(MOVED_NOTHING_BY, rel, search->command, HASH_ENTER)->count = deleted;
+	else
+	{
+		MovedEntry *by = nothing_entry(MOVED_BY, rel, search->command, HASH_ENTER);
+
+		by->count = deleted;
+		by->found = found;
+	}
 	return found;
 }
 
@@ -299,6 +331,18 @@ moved_collect(const MovedScope *scope, Relation rel, HeapTuple inserted)
 		(void) search_partitions(&search);
 }
 
+/* Is it an UPDATE, a MERGE, or one with an UPDATE in it? */
+static bool
+may_move(CommandId command)
+{
+	if (GetCurrentStatementStartTimestamp() == loaded_at)
+		return true;
+	for (Mover *mover = movers; mover != NULL; mover = mover->outer)
+		if (mover->command == command)
+			return true;
+	return false;
+}
+
 void
 moved_let_pass(const MovedScope *scope)
 {
@@ -310,10 +354,13 @@ bool
 moved_more(const MovedScope *scope)
 {
 	Search search = {.scope = scope, .command = GetActiveSnapshot()->curcid};
-	int64 found = search_partitions(&search);
-	MovedEntry *passed =
-		find_entry(MOVED_PASSED, search.command, scope->root, &scope->identity, HASH_FIND);
+	int64 found;
+	MovedEntry *passed;
 
+	if (!may_move(search.command))
+		return false;
+	found = search_partitions(&search);
+	passed = find_entry(MOVED_PASSED, search.command, scope->root, &scope->identity, HASH_FIND);
 	return found > (passed == NULL ? 0 : passed->count);
 }
 
@@ -329,4 +376,91 @@ moved_from(Oid relid, ItemPointer tid)
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return result;
+}
+
+/* ------------------------------------------------------------------------
+ * Commands
+ * ------------------------------------------------------------------------
+ */
+
+static bool
+query_may_move(const QueryDesc *query)
+{
+	return query->operation == CMD_UPDATE || query->operation == CMD_MERGE ||
+		query->plannedstmt->hasModifyingCTE;
+}
+
+static void
+next_run(idem_executor_run_args)
+{
+	if (prev_executor_run != NULL)
+		prev_executor_run(idem_executor_run_pass);
+	else
+		standard_ExecutorRun(idem_executor_run_pass);
+}
+
+static void
+next_finish(QueryDesc *queryDesc)
+{
+	if (prev_executor_finish != NULL)
+		prev_executor_finish(queryDesc);
+	else
+		standard_ExecutorFinish(queryDesc);
+}
+
+static void
+executor_run(idem_executor_run_args)
+{
+	Mover mover = {.outer = movers};
+
+	if (!query_may_move(queryDesc))
+	{
+		next_run(idem_executor_run_pass);
+		return;
+	}
+	mover.command = queryDesc->estate->es_output_cid;
+	movers = &mover;
+	PG_TRY();
+	{
+		next_run(idem_executor_run_pass);
+	}
+	PG_FINALLY();
+	{
+		movers = mover.outer;
+	}
+	PG_END_TRY();
+}
+
+/* An UPDATE in WITH that nobody has read to its end is run here. */
+static void
+executor_finish(QueryDesc *queryDesc)
+{
+	Mover mover = {.outer = movers};
+
+	if (!query_may_move(queryDesc))
+	{
+		next_finish(queryDesc);
+		return;
+	}
+	mover.command = queryDesc->estate->es_output_cid;
+	movers = &mover;
+	PG_TRY();
+	{
+		next_finish(queryDesc);
+	}
+	PG_FINALLY();
+	{
+		movers = mover.outer;
+	}
+	PG_END_TRY();
+}
+
+void
+moved_init(void)
+{
+	loaded_at = GetCurrentStatementStartTimestamp();
+	prev_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = executor_run;
+	prev_executor_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = executor_finish;
 }

@@ -30,6 +30,8 @@ typedef struct MovedScope
 	void *arg;
 } MovedScope;
 
+extern void moved_init(void);
+
 /* Has the current transaction deleted this version to insert it elsewhere? */
 extern bool moved_is(HeapTuple old);
 
@@ -53,8 +55,9 @@ extern void moved_collect(const MovedScope *scope, Relation rel, HeapTuple inser
 
 /*
  * For BEFORE triggers: one of the rows that the current command has moved was let
- * pass; and has it moved more than those?  That reads as moved_collect() does,
- * and again only when more was deleted since.
+ * pass; and has it moved more than those?  For a command that can move none, such
+ * as an INSERT, that reads nothing; else it reads as moved_collect() does, and
+ * again only when more was deleted since.
  */
 extern void moved_let_pass(const MovedScope *scope);
 extern bool moved_more(const MovedScope *scope);

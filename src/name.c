@@ -25,8 +25,8 @@ is_plain(const char *name)
 	return true;
 }
 
-static void
-append_identifier(StringInfo s, const char *name)
+void
+name_append_identifier(StringInfo s, const char *name)
 {
 	if (is_plain(name))
 	{
@@ -46,9 +46,9 @@ append_identifier(StringInfo s, const char *name)
 void
 name_append(StringInfo s, const char *schema, const char *name)
 {
-	append_identifier(s, schema);
+	name_append_identifier(s, schema);
 	appendStringInfoChar(s, '.');
-	append_identifier(s, name);
+	name_append_identifier(s, name);
 }
 
 void

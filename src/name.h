@@ -19,6 +19,9 @@
  */
 extern void name_append(StringInfo s, const char *schema, const char *name);
 
+/* One name, in double quotes where that needs them. */
+extern void name_append_identifier(StringInfo s, const char *name);
+
 extern void name_append_type(StringInfo s, Oid type);
 
 #endif /* IDEM_NAME_H */

@@ -11,14 +11,24 @@
  * Row movement between partitions.  INSERT triggers of the target fire for a
  * row that is not new.
  *
+ * Several lists of columns make several keys of a row, each under a scope of its
+ * own, and all of them are taken, or none.  "skip" looks all of them up first, and
+ * waits for their holders, before it claims any, in digest order, so that two rows
+ * do not deadlock.  One that is taken in between has the others taken back.
+ *
+ * "skip" claims only for a row that will be written: so it must be the last to
+ * have a say, as triggers fire by name.
+ *
  * AFTER: a duplicate may be a row that the same command has moved; moved.h
  * tells.  With the event DELETE the trigger has seen it go, else the partitions
  * are searched.
  *
  * BEFORE: the source's BEFORE UPDATE trigger has fired for the same row just
- * before.  It has claimed a key that changed, and left the row and its key in
- * its Guard; each Guard belongs to one source of one running statement, which
- * moves one row at a time.  It may not have fired, for want of the event or by
+ * before.  It has claimed a key that changed, and left the row and its keys in
+ * its Guard, if the partition that it leads to is another one; each Guard belongs
+ * to one source of one running statement, which moves one row at a time.  A target
+ * without the trigger does not ask for it: so the row in hand is asked whether it
+ * would be in this partition.  The source's trigger may not have fired, for want of the event or by
  * a WHEN: so before a row is dropped, the partitions are searched here as well.
  * A row that is being moved is never dropped, since that would delete it.
  *
@@ -27,19 +37,25 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/tupconvert.h"
+#include "access/xact.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
+#include "executor/executor.h"
 #include "fmgr.h"
 #include "lib/ilist.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/partcache.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/rls.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
@@ -65,6 +81,23 @@ enum
 	MAX_ARGS
 };
 
+/* Columns that make a key. */
+typedef struct KeyList
+{
+	List *columns; /* char * */
+	text *scope;
+	RowKey key;
+	MovedScope moved; /* AFTER, of a partition */
+} KeyList;
+
+/* Is a row one of a partition?  Made when it is asked first. */
+typedef struct Bounds
+{
+	EState *estate;
+	ExprState *qual; /* NULL: all rows are */
+	TupleTableSlot *slot;
+} Bounds;
+
 /* What a trigger on one table is to do, for one statement. */
 typedef struct Guard
 {
@@ -72,17 +105,20 @@ typedef struct Guard
 	bool skip;
 	bool has_ttl;
 	Interval ttl;
-	text *scope;
-	List *columns; /* char * */
-	RowKey key;
-	MovedScope moved; /* of a partition */
+	int nlists;
+	KeyList *lists;
+	MovedScope moved; /* BEFORE, of a partition */
+	int checked;	  /* bits of operations for which it fires last */
+	Bounds bounds;	  /* of a partition */
 
-	/* the row that its BEFORE UPDATE trigger has seen last */
+	/* the row that its BEFORE UPDATE trigger has seen last, if it is to move */
 	dlist_node node; /* in "guards", while it is there */
 	bool listed;
 	bool in_hand;
 	ItemPointerData old;
-	text *new_key; /* NULL: none */
+	HeapTuple new_row;
+	text **new_keys;
+	MemoryContext hand; /* of these two */
 	MemoryContext context;
 } Guard;
 
@@ -106,11 +142,13 @@ static dlist_head guards = DLIST_STATIC_INIT(guards);
 					 "ROW.")))
 
 #define error_argument(trigdata, what, value) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-			 errmsg(ON_TABLE " has the invalid %s \"%s\"", trigger_and_table(trigdata), (what), \
-					(value)), \
-			 errhint("Its arguments are columns, ttl, 'raise' or 'skip', and scope.")))
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+		 errmsg(ON_TABLE " has the invalid %s \"%s\"", trigger_and_table(trigdata), (what), \
+				(value)), \
+		 errhint("Its arguments are columns, ttl, 'raise' or 'skip', and scope; several lists " \
+				 "of columns are separated by semicolons, and so are their scopes.")))
 
 #define error_table(trigdata, kind) \
 	ereport(ERROR, \
@@ -183,42 +221,39 @@ has_value(Form_pg_attribute att, bool before)
 		(att->attgenerated == ATTRIBUTE_GENERATED_STORED && !before);
 }
 
-static void
-get_columns(TriggerData *trigdata, Guard *guard)
-{
-	const char *value = get_argument(trigdata, ARG_COLUMNS);
-	Relation rel = trigdata->tg_relation;
-	const char *missing;
-
-	if (value == NULL || !SplitIdentifierString(pstrdup(value), ',', &guard->columns) ||
-		guard->columns == NIL)
-		error_argument(trigdata, "list of columns", value == NULL ? "" : value);
-	if (!rowkey_make(&guard->key, rel, guard->columns, &missing))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg(ON_TABLE " needs column \"%s\", which does not exist",
-						trigger_and_table(trigdata), missing),
-				 errhint("If the column was renamed, create the trigger anew.")));
-
-	for (int i = 0; i < guard->key.ncolumns; i++)
-	{
-		Form_pg_attribute att =
-			TupleDescAttr(RelationGetDescr(rel), guard->key.columns[i].number - 1);
-
-		if (!has_value(att, guard->skip))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg(ON_TABLE " cannot read the generated column \"%s\"",
-							trigger_and_table(trigdata), NameStr(att->attname)),
-					 errdetail("It has no value yet when the trigger fires.")));
-	}
-}
-
 /* The table, or the root of the partitions: a key holds in all of them. */
 static Oid
 guard_table(const Guard *guard)
 {
 	return OidIsValid(guard->moved.root) ? guard->moved.root : guard->relid;
+}
+
+/* The parts between semicolons, without blanks around; "quoted": not in double quotes. */
+static List *
+split_parts(const char *value, bool quoted)
+{
+	char *part = pstrdup(value);
+	List *parts = NIL;
+	bool inside = false;
+
+	for (char *c = part;; c++)
+	{
+		char end = *c;
+
+		if (quoted && end == '"')
+			inside = !inside;
+		if (end != '\0' && (inside || end != ';'))
+			continue;
+		*c = '\0';
+		while (scanner_isspace(*part))
+			part++;
+		for (char *last = c; last > part && scanner_isspace(last[-1]); last--)
+			last[-1] = '\0';
+		parts = lappend(parts, part);
+		if (end == '\0')
+			return parts;
+		part = c + 1;
+	}
 }
 
 static text *
@@ -231,26 +266,146 @@ default_scope(Oid table)
 	return cstring_to_text_with_len(s.data, s.len);
 }
 
-static void
-get_scope(TriggerData *trigdata, Guard *guard)
+/* What keeps the keys of several lists apart: scope(column, column) */
+static text *
+list_scope(text *scope, List *columns)
 {
-	const char *value = get_argument(trigdata, ARG_SCOPE);
+	StringInfoData s;
+	ListCell *lc;
 
-	guard->scope = value != NULL ? cstring_to_text(value) : default_scope(guard_table(guard));
+	initStringInfo(&s);
+	appendBinaryStringInfo(&s, VARDATA_ANY(scope), VARSIZE_ANY_EXHDR(scope));
+	foreach(lc, columns)
+	{
+		appendStringInfoString(&s, foreach_current_index(lc) > 0 ? ", " : "(");
+		name_append_identifier(&s, lfirst(lc));
+	}
+	appendStringInfoChar(&s, ')');
+	return cstring_to_text_with_len(s.data, s.len);
+}
+
+/* False, and what is wrong, if the argument for columns or scope is invalid. */
+static bool
+parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, int *nlists,
+			const char **wrong)
+{
+	List *parts = split_parts(columns, true);
+	List *scopes = NIL;
+	text *common = scope != NULL ? cstring_to_text(scope) : default_scope(table);
+	ListCell *lc;
+
+	*nlists = list_length(parts);
+	*lists = palloc0_array(KeyList, *nlists);
+	foreach(lc, parts)
+	{
+		*wrong = "list of columns";
+		if (!SplitIdentifierString(lfirst(lc), ',', &(*lists)[foreach_current_index(lc)].columns) ||
+			(*lists)[foreach_current_index(lc)].columns == NIL)
+			return false;
+	}
+
+	/* of one list, a scope is taken as it is */
+	if (*nlists > 1 && scope != NULL && strchr(scope, ';') != NULL)
+	{
+		*wrong = "list of scopes";
+		scopes = split_parts(scope, false);
+		if (list_length(scopes) != *nlists)
+			return false;
+		common = default_scope(table);
+	}
+	for (int i = 0; i < *nlists; i++)
+	{
+		KeyList *list = &(*lists)[i];
+		const char *own = scopes != NIL ? list_nth(scopes, i) : "";
+
+		if (own[0] != '\0')
+			list->scope = cstring_to_text(own);
+		else
+			list->scope = *nlists > 1 ? list_scope(common, list->columns) : common;
+		*wrong = scopes != NIL ? "list of scopes" : "list of columns";
+		for (int j = 0; j < i; j++)
+			if (key_same_text((*lists)[j].scope, list->scope))
+				return false;
+	}
+	return true;
+}
+
+static void
+get_columns(TriggerData *trigdata, KeyList *list, bool before)
+{
+	Relation rel = trigdata->tg_relation;
+	const char *missing;
+
+	if (!rowkey_make(&list->key, rel, list->columns, &missing))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg(ON_TABLE " needs column \"%s\", which does not exist",
+						trigger_and_table(trigdata), missing),
+				 errhint("If the column was renamed, create the trigger anew.")));
+
+	for (int i = 0; i < list->key.ncolumns; i++)
+	{
+		Form_pg_attribute att =
+			TupleDescAttr(RelationGetDescr(rel), list->key.columns[i].number - 1);
+
+		if (!has_value(att, before))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg(ON_TABLE " cannot read the generated column \"%s\"",
+							trigger_and_table(trigdata), NameStr(att->attname)),
+					 errdetail("It has no value yet when the trigger fires.")));
+	}
+}
+
+static void
+get_lists(TriggerData *trigdata, Guard *guard)
+{
+	const char *columns = get_argument(trigdata, ARG_COLUMNS);
+	const char *scope = get_argument(trigdata, ARG_SCOPE);
+	const char *wrong;
+
+	if (!parse_lists(columns == NULL ? "" : columns, scope, guard_table(guard), &guard->lists,
+					 &guard->nlists, &wrong))
+		error_argument(trigdata, wrong,
+					   strcmp(wrong, "list of scopes") == 0 ? scope
+						   : columns == NULL				? ""
+															: columns);
+	for (int i = 0; i < guard->nlists; i++)
+		get_columns(trigdata, &guard->lists[i], guard->skip);
 }
 
 static bool
-same_columns(const Guard *guard, const char *other)
+same_columns(const KeyList *x, const KeyList *y)
 {
-	List *columns;
 	ListCell *a;
 	ListCell *b;
 
-	if (!SplitIdentifierString(pstrdup(other), ',', &columns) ||
-		list_length(columns) != list_length(guard->columns))
+	if (list_length(x->columns) != list_length(y->columns))
 		return false;
-	forboth(a, columns, b, guard->columns) if (strcmp(lfirst(a), lfirst(b)) != 0) return false;
+	forboth(a, x->columns, b, y->columns) if (strcmp(lfirst(a), lfirst(b)) != 0) return false;
 	return true;
+}
+
+static void
+check_other_trigger(TriggerData *trigdata, Guard *guard, TriggerData *other)
+{
+	const char *wrong;
+	KeyList *lists;
+	int nlists;
+
+	if (!parse_lists(other->tg_trigger->tgargs[ARG_COLUMNS], get_argument(other, ARG_SCOPE),
+					 guard_table(guard), &lists, &nlists, &wrong))
+		return;
+	for (int i = 0; i < nlists; i++)
+		for (int j = 0; j < guard->nlists; j++)
+			if (!same_columns(&lists[i], &guard->lists[j]) &&
+				key_same_text(lists[i].scope, guard->lists[j].scope))
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg(ON_TABLE " has the same scope as trigger \"%s\"",
+								trigger_and_table(trigdata), other->tg_trigger->tgname),
+						 errdetail("Keys of different columns would be taken for each other."),
+						 errhint("Give one of them a scope of its own, as the fourth argument.")));
 }
 
 /*
@@ -265,23 +420,11 @@ check_other_triggers(TriggerData *trigdata, Guard *guard)
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 	{
 		TriggerData other = *trigdata;
-		const char *scope;
-		text *other_scope;
 
 		other.tg_trigger = &triggers->triggers[i];
-		if (other.tg_trigger->tgfoid != trigdata->tg_trigger->tgfoid ||
-			other.tg_trigger->tgnargs == 0 ||
-			same_columns(guard, other.tg_trigger->tgargs[ARG_COLUMNS]))
-			continue;
-		scope = get_argument(&other, ARG_SCOPE);
-		other_scope = scope != NULL ? cstring_to_text(scope) : default_scope(guard_table(guard));
-		if (key_same_text(other_scope, guard->scope))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg(ON_TABLE " has the same scope as trigger \"%s\"",
-							trigger_and_table(trigdata), other.tg_trigger->tgname),
-					 errdetail("Keys of different columns would be taken for each other."),
-					 errhint("Give one of them a scope of its own, as the fourth argument.")));
+		if (other.tg_trigger->tgfoid == trigdata->tg_trigger->tgfoid &&
+			other.tg_trigger->tgnargs > 0)
+			check_other_trigger(trigdata, guard, &other);
 	}
 }
 
@@ -289,17 +432,17 @@ check_other_triggers(TriggerData *trigdata, Guard *guard)
 static bool
 other_row_key(void *arg, Relation rel, HeapTuple row, IdemKey *key)
 {
-	Guard *guard = arg;
+	KeyList *list = arg;
 	RowKey columns;
 	const char *missing;
 	text *t;
 
-	if (!rowkey_make(&columns, rel, guard->columns, &missing))
+	if (!rowkey_make(&columns, rel, list->columns, &missing))
 		return false;
 	t = rowkey_text(&columns, rel, row);
 	if (t == NULL)
 		return false;
-	key_make(key, t, guard->scope, false);
+	key_make(key, t, list->scope, false);
 	return true;
 }
 
@@ -324,18 +467,40 @@ check_table(TriggerData *trigdata)
 		error_table(trigdata, "foreign table");
 }
 
-/* The same for the triggers of all partitions, another for one of other keys. */
 static void
-set_identity(Guard *guard)
+hash_list(Sha256 *sha, const KeyList *list)
 {
-	Sha256 *sha = sha256_start();
-	uint8 hash[PG_SHA256_DIGEST_LENGTH];
 	ListCell *lc;
 
-	sha256_framed(sha, VARDATA_ANY(guard->scope), VARSIZE_ANY_EXHDR(guard->scope));
-	foreach(lc, guard->columns)
+	sha256_framed(sha, VARDATA_ANY(list->scope), VARSIZE_ANY_EXHDR(list->scope));
+	foreach(lc, list->columns)
 		sha256_framed(sha, lfirst(lc), strlen(lfirst(lc)));
-	sha256_finish(sha, hash);
+}
+
+/*
+ * The same for the triggers of all partitions, another for one of other keys: of a
+ * guard, and of each of its lists.
+ */
+static void
+set_identities(Guard *guard)
+{
+	Sha256 *all = sha256_start();
+	uint8 hash[PG_SHA256_DIGEST_LENGTH];
+
+	for (int i = 0; i < guard->nlists; i++)
+	{
+		KeyList *list = &guard->lists[i];
+		Sha256 *sha = sha256_start();
+
+		hash_list(all, list);
+		hash_list(sha, list);
+		sha256_finish(sha, hash);
+		list->moved.root = guard->moved.root;
+		memcpy(list->moved.identity.data, hash, UUID_LEN);
+		list->moved.make_key = other_row_key;
+		list->moved.arg = list;
+	}
+	sha256_finish(all, hash);
 	memcpy(guard->moved.identity.data, hash, UUID_LEN);
 }
 
@@ -364,12 +529,9 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 	get_mode(trigdata, guard);
 	check_table(trigdata);
 	get_ttl(trigdata, guard);
-	get_columns(trigdata, guard);
-	get_scope(trigdata, guard);
+	get_lists(trigdata, guard);
 	check_other_triggers(trigdata, guard);
-	set_identity(guard);
-	guard->moved.make_key = other_row_key;
-	guard->moved.arg = guard;
+	set_identities(guard);
 
 	callback->func = unlist_guard;
 	callback->arg = guard;
@@ -383,12 +545,139 @@ make_guard(TriggerData *trigdata, MemoryContext context)
  * ------------------------------------------------------------------------
  */
 
+static void
+make_request(Guard *guard, KeyList *list, text *key, ClaimRequest *request)
+{
+	claim_request(request, key, list->scope, guard->has_ttl ? &guard->ttl : NULL);
+}
+
 /* Claim the key of a row; false if it is a repeated one. */
 static bool
-claim_key(Guard *guard, text *key, ClaimRequest *request)
+claim_key(const ClaimRequest *request)
 {
-	claim_request(request, key, guard->scope, guard->has_ttl ? &guard->ttl : NULL);
 	return claim_once(request, false);
+}
+
+/* A row's keys, one for each list; NULL: none. */
+static text **
+row_keys(Guard *guard, Relation rel, HeapTuple row)
+{
+	text **keys = palloc_array(text *, guard->nlists);
+
+	for (int i = 0; i < guard->nlists; i++)
+		keys[i] = rowkey_text(&guard->lists[i].key, rel, row);
+	return keys;
+}
+
+/* What to claim, and for which list. */
+typedef struct ListRequest
+{
+	ClaimRequest request;
+	KeyList *list;
+} ListRequest;
+
+static int
+by_digest(const void *a, const void *b)
+{
+	return key_cmp(&((const ListRequest *) a)->request.key,
+				   &((const ListRequest *) b)->request.key);
+}
+
+/* Of the keys that are not NULL, in the order in which they are claimed. */
+static ListRequest *
+list_requests(Guard *guard, text **keys, int *n)
+{
+	ListRequest *requests = palloc_array(ListRequest, guard->nlists);
+
+	*n = 0;
+	for (int i = 0; i < guard->nlists; i++)
+	{
+		if (keys[i] == NULL)
+			continue;
+		requests[*n].list = &guard->lists[i];
+		make_request(guard, &guard->lists[i], keys[i], &requests[*n].request);
+		(*n)++;
+	}
+	qsort(requests, *n, sizeof(ListRequest), by_digest);
+	return requests;
+}
+
+/* How many, until one is found taken */
+static int
+claim_in_order(const ListRequest *requests, int n)
+{
+	int claimed = 0;
+
+	while (claimed < n && claim_key(&requests[claimed].request))
+		claimed++;
+	return claimed;
+}
+
+/* With a take-over among them, which only a rollback takes back. */
+static int
+claim_in_subtransaction(const ListRequest *requests, int n)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile int claimed = 0;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		claimed = claim_in_order(requests, n);
+		if (claimed == n)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+	return claimed;
+}
+
+/*
+ * BEFORE: claim all of these keys, or none if one is taken, which is returned.
+ * In between, somebody else may take one, whether it was looked up or not.
+ */
+static ListRequest *
+claim_keys(Guard *guard, text **keys)
+{
+	int n;
+	ListRequest *requests = list_requests(guard, keys, &n);
+	bool take_over = false;
+	int claimed;
+
+	for (int i = 0; n > 1 && i < n; i++)
+	{
+		bool abandoned;
+
+		if (claim_taken(&requests[i].request, &abandoned))
+			return &requests[i];
+		take_over |= abandoned;
+	}
+	if (take_over)
+		claimed = claim_in_subtransaction(requests, n);
+	else
+	{
+		claimed = claim_in_order(requests, n);
+		for (int i = 0; claimed < n && i < claimed; i++)
+			(void) store_forget(&requests[i].request.key);
+	}
+	return claimed < n ? &requests[claimed] : NULL;
 }
 
 static bool
@@ -398,13 +687,13 @@ same_key(const text *a, const text *b)
 }
 
 static char *
-column_list(Guard *guard)
+column_list(const KeyList *list)
 {
 	StringInfoData s;
 	ListCell *lc;
 
 	initStringInfo(&s);
-	foreach(lc, guard->columns)
+	foreach(lc, list->columns)
 		appendStringInfo(&s, "%s%s", s.len > 0 ? ", " : "", (char *) lfirst(lc));
 	return s.data;
 }
@@ -414,7 +703,7 @@ column_list(Guard *guard)
  * from a default.  A unique index tells under the same conditions.
  */
 static bool
-may_see_key(Guard *guard)
+may_see_key(Guard *guard, const KeyList *list)
 {
 	Oid table = guard_table(guard);
 	Oid user = GetUserId();
@@ -424,7 +713,7 @@ may_see_key(Guard *guard)
 		return false;
 	if (pg_class_aclcheck(table, user, ACL_SELECT) == ACLCHECK_OK)
 		return true;
-	foreach(lc, guard->columns)
+	foreach(lc, list->columns)
 		if (pg_attribute_aclcheck(table, get_attnum(table, lfirst(lc)), user, ACL_SELECT) !=
 			ACLCHECK_OK)
 			return false;
@@ -433,7 +722,7 @@ may_see_key(Guard *guard)
 
 /* As a unique index would tell it, for ORMs and drivers to recognise. */
 pg_noreturn static void
-error_duplicate(TriggerData *trigdata, Guard *guard, HeapTuple row)
+error_duplicate(TriggerData *trigdata, Guard *guard, KeyList *list, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
 
@@ -442,58 +731,199 @@ error_duplicate(TriggerData *trigdata, Guard *guard, HeapTuple row)
 		(errcode(ERRCODE_UNIQUE_VIOLATION),
 		 errmsg("duplicate key value violates unique constraint \"%s\"",
 				trigdata->tg_trigger->tgname),
-		 may_see_key(guard) ? errdetail("Key (%s)=(%s) already exists.", column_list(guard),
-										rowkey_display(&guard->key, rel, row))
-							: 0,
+		 may_see_key(guard, list) ? errdetail("Key (%s)=(%s) already exists.", column_list(list),
+											  rowkey_display(&list->key, rel, row))
+								  : 0,
 		 errhint("Trigger \"%s\" remembers a key until it expires, even if its row was deleted; "
-				 "idem_forget() frees it.",
+				 "idem_forget() frees it. ON CONFLICT does not apply to it.",
 				 trigdata->tg_trigger->tgname),
 		 errtableconstraint(rel, trigdata->tg_trigger->tgname)));
 }
 
 /* AFTER: a duplicate that was moved here is none. */
 static bool
-was_moved(TriggerData *trigdata, Guard *guard, const IdemKey *key, HeapTuple row)
+was_moved(TriggerData *trigdata, KeyList *list, const IdemKey *key, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
 
-	if (!OidIsValid(guard->moved.root) || !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+	if (!OidIsValid(list->moved.root) || !TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
 		return false;
 	if (!TRIGGER_FOR_DELETE(trigdata->tg_trigger->tgtype))
-		moved_collect(&guard->moved, rel, row);
-	return moved_in(&guard->moved, key, rel, row);
+		moved_collect(&list->moved, rel, row);
+	return moved_in(&list->moved, key, rel, row);
 }
 
-/* AFTER INSERT or UPDATE: "key" is that of the row. */
+/* AFTER INSERT or UPDATE: "keys" are those of the row that are to be claimed. */
 static void
-raise_duplicate(TriggerData *trigdata, Guard *guard, text *key, HeapTuple row)
+raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
 {
-	ClaimRequest request;
+	int n;
+	ListRequest *requests = list_requests(guard, keys, &n);
 
-	if (key != NULL && !claim_key(guard, key, &request) &&
-		!was_moved(trigdata, guard, &request.key, row))
-		error_duplicate(trigdata, guard, row);
+	for (int i = 0; i < n; i++)
+	{
+		ClaimRequest *request = &requests[i].request;
+
+		if (!claim_key(request) && !was_moved(trigdata, requests[i].list, &request->key, row))
+			error_duplicate(trigdata, guard, requests[i].list, row);
+	}
 }
 
 /* AFTER DELETE: a row that only moves may come back. */
 static void
 let_go(TriggerData *trigdata, Guard *guard, HeapTuple row)
 {
-	text *t;
-	IdemKey key;
-
 	if (!OidIsValid(guard->moved.root) || !moved_is(row))
 		return;
-	t = rowkey_text(&guard->key, trigdata->tg_relation, row);
-	if (t == NULL)
+	for (int i = 0; i < guard->nlists; i++)
+	{
+		KeyList *list = &guard->lists[i];
+		text *t = rowkey_text(&list->key, trigdata->tg_relation, row);
+		IdemKey key;
+
+		if (t == NULL)
+			continue;
+		key_make(&key, t, list->scope, false);
+		moved_out(&list->moved, &key, row);
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Firing last
+ * ------------------------------------------------------------------------
+ */
+
+/* As TriggerEnabled() in commands/trigger.c, but for columns and WHEN. */
+static bool
+is_enabled(const Trigger *trigger)
+{
+	if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS)
+		return true;
+	return trigger->tgenabled ==
+		(SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA ? TRIGGER_FIRES_ON_REPLICA
+																	: TRIGGER_FIRES_ON_ORIGIN);
+}
+
+static bool
+fires_before(const Trigger *trigger, int16 event)
+{
+	return TRIGGER_FOR_ROW(trigger->tgtype) && TRIGGER_FOR_BEFORE(trigger->tgtype) &&
+		(trigger->tgtype & event) != 0 && is_enabled(trigger);
+}
+
+/*
+ * A trigger that fires after ours could drop the row whose keys are claimed, or
+ * give it other ones.
+ */
+static void
+check_fires_last(TriggerData *trigdata, Guard *guard)
+{
+	TriggerDesc *triggers = trigdata->tg_relation->trigdesc;
+	TriggerEvent operation = trigdata->tg_event & TRIGGER_EVENT_OPMASK;
+	bool insert = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
+	int16 event = insert ? TRIGGER_TYPE_INSERT : TRIGGER_TYPE_UPDATE;
+	bool after_ours = false;
+
+	/* INSERT is 0 */
+	if ((guard->checked & (1 << operation)) != 0)
 		return;
-	key_make(&key, t, guard->scope, false);
-	moved_out(&guard->moved, &key, row);
+	/* they are in the order of their names */
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger *other = &triggers->triggers[i];
+
+		if (other->tgoid == trigdata->tg_trigger->tgoid)
+			after_ours = true;
+		else if (after_ours && fires_before(other, event))
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg(ON_TABLE " must be fired last, and trigger \"%s\" is fired after it",
+						trigger_and_table(trigdata), other->tgname),
+				 errdetail("That trigger could drop or change a row whose key is claimed."),
+				 other->tgfoid == trigdata->tg_trigger->tgfoid
+					 ? errhint("Create one trigger with the columns of both, separated by a "
+							   "semicolon.")
+					 : errhint("BEFORE %s triggers are fired in the order of their names: rename "
+							   "one with ALTER TRIGGER.",
+							   insert ? "INSERT" : "UPDATE")));
+	}
+	guard->checked |= 1 << operation;
+}
+
+/* BEFORE UPDATE of a row that is to move, to a key that is new. */
+static void
+check_not_kept(TriggerData *trigdata)
+{
+	TriggerDesc *triggers = trigdata->tg_relation->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+		if (triggers->triggers[i].tgfoid != trigdata->tg_trigger->tgfoid &&
+			fires_before(&triggers->triggers[i], TRIGGER_TYPE_DELETE))
+			ereport(ERROR,
+					(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+					 errmsg(ON_TABLE " must be fired last, and trigger \"%s\" is fired after it",
+							trigger_and_table(trigdata), triggers->triggers[i].tgname),
+					 errdetail("A row that moves to another partition is deleted here, which that "
+							   "trigger could prevent when the row's new key is claimed."),
+					 errhint("Change the key and the partition in two commands.")));
+}
+
+/* ------------------------------------------------------------------------
+ * Moving, BEFORE
+ * ------------------------------------------------------------------------
+ */
+
+/* Is a row, in the form of this partition, within its bounds? */
+static bool
+is_within(Guard *guard, Relation rel, HeapTuple row)
+{
+	Bounds *bounds = &guard->bounds;
+	ExprContext *econtext;
+	bool within;
+
+	if (bounds->estate == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(guard->context);
+
+		bounds->slot =
+			MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(rel)), &TTSOpsHeapTuple);
+		bounds->estate = CreateExecutorState();
+		bounds->qual = ExecPrepareCheck(RelationGetPartitionQual(rel), bounds->estate);
+		MemoryContextSwitchTo(old);
+	}
+	econtext = GetPerTupleExprContext(bounds->estate);
+	econtext->ecxt_scantuple = bounds->slot;
+	ExecStoreHeapTuple(row, bounds->slot, false);
+	within = ExecCheck(bounds->qual, econtext);
+	ExecClearTuple(bounds->slot);
+	ResetPerTupleExprContext(bounds->estate);
+	return within;
+}
+
+/* Would the row that "mover" has in hand be in this partition? */
+static bool
+comes_here(Guard *mover, Guard *guard, Relation rel)
+{
+	TupleConversionMap *map =
+		convert_tuples_by_name(mover->bounds.slot->tts_tupleDescriptor, RelationGetDescr(rel));
+
+	return is_within(guard, rel,
+					 map == NULL ? mover->new_row : execute_attr_map_tuple(mover->new_row, map));
+}
+
+/* A row that has moved to where no trigger asks for it. */
+static void
+settle(Guard *mover)
+{
+	if (mover->in_hand && moved_from(mover->relid, &mover->old))
+		moved_let_pass(&mover->moved);
+	mover->in_hand = false;
 }
 
 /* BEFORE INSERT: the update that is moving a row to here, if its trigger has fired. */
 static Guard *
-find_mover(Guard *guard)
+find_mover(Guard *guard, Relation rel)
 {
 	dlist_iter iter;
 
@@ -506,7 +936,11 @@ find_mover(Guard *guard)
 		if (mover->in_hand && mover->moved.root == guard->moved.root &&
 			memcmp(&mover->moved.identity, &guard->moved.identity, UUID_LEN) == 0 &&
 			moved_from(mover->relid, &mover->old))
-			return mover;
+		{
+			if (comes_here(mover, guard, rel))
+				return mover;
+			settle(mover);
+		}
 	}
 	return NULL;
 }
@@ -530,48 +964,69 @@ check_not_moving(TriggerData *trigdata, Guard *guard, const IdemKey *key)
 					 "without WHEN, on all partitions.")));
 }
 
+/* The keys that "row" has and the other one has not. */
+static text **
+new_keys(Guard *guard, text **keys, text **others)
+{
+	text **result = palloc0_array(text *, guard->nlists);
+
+	for (int i = 0; i < guard->nlists; i++)
+		if (others == NULL || !same_key(others[i], keys[i]))
+			result[i] = keys[i];
+	return result;
+}
+
 /* BEFORE INSERT: is the row to be kept? */
 static bool
 keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
 {
-	text *key = rowkey_text(&guard->key, trigdata->tg_relation, row);
-	Guard *mover = find_mover(guard);
-	ClaimRequest request;
+	Relation rel = trigdata->tg_relation;
+	text **keys = row_keys(guard, rel, row);
+	text **claimed = NULL; /* for the row, before it moved */
+	Guard *mover = find_mover(guard, rel);
+	ListRequest *taken;
 
 	if (mover != NULL)
 	{
+		claimed = mover->new_keys;
 		mover->in_hand = false;
 		moved_let_pass(&guard->moved);
 	}
-	if (key == NULL || (mover != NULL && same_key(mover->new_key, key)))
-		return true;
-	if (claim_key(guard, key, &request))
+	taken = claim_keys(guard, new_keys(guard, keys, claimed));
+	if (taken == NULL)
 		return true;
 	if (mover != NULL)
-		error_duplicate(trigdata, guard, row);
-	check_not_moving(trigdata, guard, &request.key);
+		error_duplicate(trigdata, guard, taken->list, row);
+	check_not_moving(trigdata, guard, &taken->request.key);
 	return false;
 }
 
-/* Remember the row whose turn it is, in case that it moves. */
+/* Remember the row whose turn it is, as it moves. */
 static void
-take_in_hand(Guard *guard, HeapTuple old, text *new_key)
+take_in_hand(Guard *guard, HeapTuple old, HeapTuple row, text **keys)
 {
-	if (!OidIsValid(guard->moved.root))
-		return;
+	MemoryContext caller;
+
+	if (guard->hand == NULL)
+		guard->hand =
+			AllocSetContextCreate(guard->context, "row on the move", ALLOCSET_SMALL_SIZES);
 	if (!guard->listed)
 		dlist_push_head(&guards, &guard->node);
 	guard->listed = true;
 	guard->in_hand = true;
 	guard->old = old->t_self;
-	if (guard->new_key != NULL)
-		pfree(guard->new_key);
-	guard->new_key = NULL;
-	if (new_key != NULL)
+	MemoryContextReset(guard->hand);
+	caller = MemoryContextSwitchTo(guard->hand);
+	guard->new_row = heap_copytuple(row);
+	guard->new_keys = palloc0_array(text *, guard->nlists);
+	for (int i = 0; i < guard->nlists; i++)
 	{
-		guard->new_key = MemoryContextAlloc(guard->context, VARSIZE_ANY(new_key));
-		memcpy(guard->new_key, new_key, VARSIZE_ANY(new_key));
+		if (keys[i] == NULL)
+			continue;
+		guard->new_keys[i] = palloc(VARSIZE_ANY(keys[i]));
+		memcpy(guard->new_keys[i], keys[i], VARSIZE_ANY(keys[i]));
 	}
+	MemoryContextSwitchTo(caller);
 }
 
 /* BEFORE UPDATE: is the row to be updated? */
@@ -579,13 +1034,18 @@ static bool
 keep_updated(TriggerData *trigdata, Guard *guard, HeapTuple old, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
-	text *old_key = rowkey_text(&guard->key, rel, old);
-	text *key = rowkey_text(&guard->key, rel, row);
-	ClaimRequest request;
+	text **keys = row_keys(guard, rel, row);
+	text **to_claim = new_keys(guard, keys, row_keys(guard, rel, old));
+	bool moves = OidIsValid(guard->moved.root) && !is_within(guard, rel, row);
 
-	if (key != NULL && !same_key(old_key, key) && !claim_key(guard, key, &request))
+	settle(guard);
+	for (int i = 0; moves && i < guard->nlists; i++)
+		if (to_claim[i] != NULL)
+			check_not_kept(trigdata);
+	if (claim_keys(guard, to_claim) != NULL)
 		return false;
-	take_in_hand(guard, old, key);
+	if (moves)
+		take_in_hand(guard, old, row, keys);
 	return true;
 }
 
@@ -599,12 +1059,12 @@ fire_before(TriggerData *trigdata, Guard *guard)
 {
 	HeapTuple row = trigdata->tg_trigtuple;
 
+	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+		return row;
+	check_fires_last(trigdata, guard);
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
 		return keep_inserted(trigdata, guard, row) ? row : NULL;
-	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
-		return keep_updated(trigdata, guard, row, trigdata->tg_newtuple) ? trigdata->tg_newtuple
-																		 : NULL;
-	return row;
+	return keep_updated(trigdata, guard, row, trigdata->tg_newtuple) ? trigdata->tg_newtuple : NULL;
 }
 
 static void
@@ -615,14 +1075,11 @@ fire_after(TriggerData *trigdata, Guard *guard)
 	HeapTuple new_row = trigdata->tg_newtuple;
 
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		raise_duplicate(trigdata, guard, rowkey_text(&guard->key, rel, row), row);
+		raise_duplicate(trigdata, guard, row_keys(guard, rel, row), row);
 	else if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
-	{
-		text *key = rowkey_text(&guard->key, rel, new_row);
-
-		if (!same_key(rowkey_text(&guard->key, rel, row), key))
-			raise_duplicate(trigdata, guard, key, new_row);
-	}
+		raise_duplicate(trigdata, guard,
+						new_keys(guard, row_keys(guard, rel, new_row), row_keys(guard, rel, row)),
+						new_row);
 	else
 		let_go(trigdata, guard, row);
 }
@@ -636,7 +1093,8 @@ once_context(void *arg)
 }
 
 /*
- * idem_once(columns [, ttl [, 'raise' | 'skip' [, scope]]]) RETURNS trigger
+ * idem_once(columns [; columns ...] [, ttl [, 'raise' | 'skip' [, scope [; scope ...]]]])
+ * RETURNS trigger
  */
 Datum
 idem_once(PG_FUNCTION_ARGS)

@@ -92,6 +92,62 @@ SELECT sum(seq_tup_read) < 10000 FROM pg_stat_xact_user_tables WHERE relname LIK
 ROLLBACK;
 SQL
 
+# An INSERT cannot move rows, so it need not search for them: neither without
+# statistics, nor in many subtransactions.
+$node->safe_psql('postgres', <<'SQL');
+CALL make('idle', 'PARTITION BY LIST (p)', 'BEFORE INSERT', 'skip');
+ALTER TABLE idle DISABLE TRIGGER once;
+INSERT INTO idle SELECT 'old ' || i, 0 FROM generate_series(1, 20000) i;
+ALTER TABLE idle ENABLE TRIGGER once;
+INSERT INTO idle SELECT 'new ' || i, 1 FROM generate_series(1, 200) i;
+CREATE FUNCTION buffers(statement text) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+	plan json;
+BEGIN
+	EXECUTE 'EXPLAIN (ANALYZE, BUFFERS, FORMAT json) ' || statement INTO plan;
+	RETURN (plan->0->'Plan'->>'Shared Hit Blocks')::integer + (plan->0->'Plan'->>'Shared Read Blocks')::integer;
+END $$;
+CREATE FUNCTION one_by_one() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 200 LOOP
+		BEGIN
+			INSERT INTO idle VALUES ('new ' || i, 1);
+		EXCEPTION WHEN unique_violation THEN
+			NULL;
+		END;
+	END LOOP;
+END $$;
+SQL
+for my $counts (qw(on off))
+{
+	sql_is($node, 'postgres', <<"SQL", 't', "an INSERT searches nothing, track_counts = $counts");
+LOAD 'idempotency';
+SET track_counts = $counts;
+BEGIN;
+DELETE FROM idle WHERE k = 'old 1';
+SELECT buffers('INSERT INTO idle SELECT k, 1 FROM generate_series(1, 200) i, format(''new %s'', i) k') < 5000;
+ROLLBACK;
+SQL
+	sql_is($node, 'postgres', <<"SQL", 't', "nor do many, track_counts = $counts");
+LOAD 'idempotency';
+SET track_counts = $counts;
+BEGIN;
+DELETE FROM idle WHERE k = 'old 1';
+SELECT buffers('SELECT one_by_one()') < 8000;
+ROLLBACK;
+SQL
+}
+# A MERGE can: what it has moved, and was let pass, is counted once.
+sql_is($node, 'postgres', <<'SQL', 't', 'a MERGE does not search for each row');
+LOAD 'idempotency';
+CREATE OR REPLACE TRIGGER once BEFORE INSERT OR UPDATE ON idle FOR EACH ROW EXECUTE FUNCTION idem_once('k', '1 day', 'skip');
+BEGIN;
+MERGE INTO idle USING (SELECT i, CASE i WHEN 0 THEN 'old 2' ELSE format('new %s', i) END AS k FROM generate_series(0, 200) i) v
+	ON idle.k = v.k AND i = 0 WHEN MATCHED THEN UPDATE SET p = 2 WHEN NOT MATCHED THEN INSERT VALUES (v.k, 1);
+SELECT sum(seq_tup_read) < 200000 FROM pg_stat_xact_user_tables WHERE relname LIKE 'idle%';
+ROLLBACK;
+SQL
+
 #
 # A storm: the same keys by all sessions, some rolled back, rows on the move.
 #
