@@ -56,6 +56,9 @@
 /* numbers that are drawn before a fence sequence is held to be behind */
 #define FENCE_TRIES 1000
 
+/* a table that changes more often while it is checked is checked at each use */
+#define CHECK_TRIES 100
+
 /* how often a standby looks whether a holder has ended, in milliseconds */
 #define STANDBY_POLL_MS 10
 
@@ -128,6 +131,8 @@ static struct
 	Oid heap;
 	Oid index;
 	Oid fence;
+	Oid checked;	/* the table that is being checked, or was last */
+	uint64 changes; /* of that table, which count while it is being checked as well */
 } known;
 
 static void
@@ -135,6 +140,8 @@ forget_known(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == known.heap)
 		known.heap = InvalidOid;
+	if (relid == InvalidOid || relid == known.checked)
+		known.changes++;
 }
 
 void
@@ -175,8 +182,9 @@ check_columns(TupleDesc desc)
 					 EXTENSION_NAME)));
 }
 
+/* InvalidOid if there is none, or none that is good. */
 static Oid
-check_primary_key(Relation rel)
+find_primary_key(Relation rel)
 {
 	Oid pkey = idem_primary_key(rel);
 
@@ -191,6 +199,12 @@ check_primary_key(Relation rel)
 		if (good)
 			return pkey;
 	}
+	return InvalidOid;
+}
+
+pg_noreturn static void
+error_no_primary_key(void)
+{
 	ereport(
 		ERROR,
 		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -198,6 +212,44 @@ check_primary_key(Relation rel)
 		 errhint(
 			 "ALTER TABLE ... ADD PRIMARY KEY (digest) brings it back; until then nothing could keep "
 			 "duplicates out.")));
+}
+
+/*
+ * What is found holds for one moment only if nothing has changed in the meantime.
+ * REINDEX CONCURRENTLY puts another index in the primary key's place while we hold
+ * our lock; then the one that was primary a moment ago is no more.  That commit may
+ * be seen before its invalidation messages come, so before the key is held to be
+ * missing, the list of indexes is made anew.
+ */
+static void
+check_table(Relation heap)
+{
+	bool renewed = false;
+	bool same;
+	Oid index;
+
+	known.checked = RelationGetRelid(heap);
+	for (int i = 0;; i++)
+	{
+		uint64 changes = known.changes;
+
+		CHECK_FOR_INTERRUPTS();
+		relation_check_plain(heap);
+		check_columns(RelationGetDescr(heap));
+		index = find_primary_key(heap);
+		known.fence = relation_find(FENCE_NAME);
+		same = changes == known.changes;
+		if (i < CHECK_TRIES && !same)
+			continue;
+		if (OidIsValid(index))
+			break;
+		if (renewed)
+			error_no_primary_key();
+		RelationCacheInvalidateEntry(RelationGetRelid(heap));
+		renewed = true;
+	}
+	known.index = index;
+	known.heap = same ? RelationGetRelid(heap) : InvalidOid;
 }
 
 /*
@@ -222,11 +274,7 @@ store_open(Store *store, LOCKMODE lockmode)
 		if (checked && known.heap == relid)
 			break;
 
-		relation_check_plain(store->heap);
-		check_columns(RelationGetDescr(store->heap));
-		known.index = check_primary_key(store->heap);
-		known.fence = relation_find(FENCE_NAME);
-		known.heap = relid;
+		check_table(store->heap);
 		break;
 	}
 	store->index = index_open(known.index, lockmode);
@@ -865,6 +913,8 @@ update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Vers
 	IdemUpdateIndexes update_indexes;
 	TM_Result result;
 
+	relation_check_published(store->heap, CMD_UPDATE);
+
 	/* a command cannot update what it has itself inserted */
 	if (version->own)
 		CommandCounterIncrement();
@@ -967,6 +1017,9 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row, bo
 	bool written = false;
 
 	store_open(&store, RowExclusiveLock);
+	/* a leased row will be updated: better refused before the work than after it */
+	if (write->finished_at == 0)
+		relation_check_published(store.heap, CMD_UPDATE);
 	if (row->life == STORE_ABSENT)
 	{
 		slot = form_row(&store, key, write);
@@ -1160,6 +1213,7 @@ store_forget(const IdemKey *key)
 	TM_Result result = TM_Deleted;
 
 	store_open(&store, RowExclusiveLock);
+	relation_check_published(store.heap, CMD_DELETE);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();

@@ -83,6 +83,7 @@ sweep_batch(const char *table, BlockNumber from, BlockNumber end, int64 max_rows
 	TableScanDesc scan;
 	int64 seen = 0;
 
+	relation_check_published(rel, CMD_DELETE);
 	batch->deleted = 0;
 	end = Min(end, RelationGetNumberOfBlocks(rel));
 	if (from < end && end - from > SWEEP_MAX_PAGES)
