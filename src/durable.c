@@ -96,14 +96,19 @@ wait_for_commit(XLogRecPtr lsn)
 							 : SYNC_REP_WAIT_FLUSH);
 }
 
-void
-durable_row(TransactionId xmin, Buffer buffer)
+XLogRecPtr
+durable_position(TransactionId xmin, Buffer buffer)
 {
-	if (!wanted())
-		return;
 	/* a frozen row has forgotten its xid, but freezing it was logged after the commit */
-	wait_for_commit(TransactionIdIsNormal(xmin) ? TransactionIdGetCommitLSN(xmin)
-												: BufferGetLSNAtomic(buffer));
+	return TransactionIdIsNormal(xmin) ? TransactionIdGetCommitLSN(xmin)
+									   : BufferGetLSNAtomic(buffer);
+}
+
+void
+durable_row(XLogRecPtr position)
+{
+	if (wanted())
+		wait_for_commit(position);
 }
 
 void

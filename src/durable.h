@@ -20,10 +20,12 @@
 #include "storage/buf.h"
 
 /*
- * Of a row in a pinned buffer, committed by another transaction; "xmin" as
- * HeapTupleHeaderGetXmin has it, frozen where the row is.
+ * Of a row committed by another transaction, in two steps: the position in WAL, while its
+ * buffer is pinned, and the wait, when it is no more, so that no vacuum waits as well.
+ * "xmin" as HeapTupleHeaderGetXmin has it, frozen where the row is.
  */
-extern void durable_row(TransactionId xmin, Buffer buffer);
+extern XLogRecPtr durable_position(TransactionId xmin, Buffer buffer);
+extern void durable_row(XLogRecPtr position);
 
 /*
  * The same of a row that SQL has read, maybe our own.  Its xmin does not tell if it is

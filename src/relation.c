@@ -155,6 +155,25 @@ relation_check_plain(Relation rel)
 		relation_refuse(name, "Its owner is under row-level security.");
 }
 
+static void
+published_callback(void *arg)
+{
+	if (geterrcode() == ERRCODE_INVALID_COLUMN_REFERENCE)
+		errhint("Publish the table with all its rows and columns: no WHERE, no list of columns.");
+}
+
+/* The server names the table in its message, and has no hint about filters. */
+void
+relation_check_published(Relation rel, CmdType command)
+{
+	ErrorContextCallback callback = {.callback = published_callback,
+									 .previous = error_context_stack};
+
+	error_context_stack = &callback;
+	CheckCmdReplicaIdentity(rel, command);
+	error_context_stack = callback.previous;
+}
+
 void
 owner_become(Relation rel, OwnerContext *saved)
 {

@@ -30,6 +30,12 @@ extern void relation_check_plain(Relation rel);
 pg_noreturn extern void relation_refuse(const char *name, const char *detail);
 
 /*
+ * Before an update or a deletion of rows other than by SQL: the executor's own check
+ * that subscribers could follow it.  42P10 or 55000.
+ */
+extern void relation_check_published(Relation rel, CmdType command);
+
+/*
  * Become the owner, under SECURITY_RESTRICTED_OPERATION.  An error needs no
  * care: the abort of the (sub)transaction restores all of it.
  */

@@ -21,6 +21,7 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/subtrans.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/catalog.h"
@@ -28,6 +29,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/latch.h"
@@ -55,6 +57,9 @@
 
 /* numbers that are drawn before a fence sequence is held to be behind */
 #define FENCE_TRIES 1000
+
+/* a table that changes more often while it is checked is checked at each use */
+#define CHECK_TRIES 100
 
 /* how often a standby looks whether a holder has ended, in milliseconds */
 #define STANDBY_POLL_MS 10
@@ -128,6 +133,8 @@ static struct
 	Oid heap;
 	Oid index;
 	Oid fence;
+	Oid checked;	/* the table that is being checked, or was last */
+	uint64 changes; /* of that table, which count while it is being checked as well */
 } known;
 
 static void
@@ -135,6 +142,8 @@ forget_known(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == known.heap)
 		known.heap = InvalidOid;
+	if (relid == InvalidOid || relid == known.checked)
+		known.changes++;
 }
 
 void
@@ -175,8 +184,9 @@ check_columns(TupleDesc desc)
 					 EXTENSION_NAME)));
 }
 
+/* InvalidOid if there is none, or none that is good. */
 static Oid
-check_primary_key(Relation rel)
+find_primary_key(Relation rel)
 {
 	Oid pkey = idem_primary_key(rel);
 
@@ -191,6 +201,12 @@ check_primary_key(Relation rel)
 		if (good)
 			return pkey;
 	}
+	return InvalidOid;
+}
+
+pg_noreturn static void
+error_no_primary_key(void)
+{
 	ereport(
 		ERROR,
 		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -198,6 +214,44 @@ check_primary_key(Relation rel)
 		 errhint(
 			 "ALTER TABLE ... ADD PRIMARY KEY (digest) brings it back; until then nothing could keep "
 			 "duplicates out.")));
+}
+
+/*
+ * What is found holds for one moment only if nothing has changed in the meantime.
+ * REINDEX CONCURRENTLY puts another index in the primary key's place while we hold
+ * our lock; then the one that was primary a moment ago is no more.  That commit may
+ * be seen before its invalidation messages come, so before the key is held to be
+ * missing, the list of indexes is made anew.
+ */
+static void
+check_table(Relation heap)
+{
+	bool renewed = false;
+	bool same;
+	Oid index;
+
+	known.checked = RelationGetRelid(heap);
+	for (int i = 0;; i++)
+	{
+		uint64 changes = known.changes;
+
+		CHECK_FOR_INTERRUPTS();
+		relation_check_plain(heap);
+		check_columns(RelationGetDescr(heap));
+		index = find_primary_key(heap);
+		known.fence = relation_find(FENCE_NAME);
+		same = changes == known.changes;
+		if (i < CHECK_TRIES && !same)
+			continue;
+		if (OidIsValid(index))
+			break;
+		if (renewed)
+			error_no_primary_key();
+		RelationCacheInvalidateEntry(RelationGetRelid(heap));
+		renewed = true;
+	}
+	known.index = index;
+	known.heap = same ? RelationGetRelid(heap) : InvalidOid;
 }
 
 /*
@@ -222,11 +276,7 @@ store_open(Store *store, LOCKMODE lockmode)
 		if (checked && known.heap == relid)
 			break;
 
-		relation_check_plain(store->heap);
-		check_columns(RelationGetDescr(store->heap));
-		known.index = check_primary_key(store->heap);
-		known.fence = relation_find(FENCE_NAME);
-		known.heap = relid;
+		check_table(store->heap);
 		break;
 	}
 	store->index = index_open(known.index, lockmode);
@@ -326,8 +376,36 @@ is_taken_back(TupleTableSlot *slot)
 	return taken_back;
 }
 
+/* Which index entries a scan has met. */
+typedef struct Entries
+{
+	int count;
+	uint64 hash; /* of their TIDs */
+} Entries;
+
+/* index_getnext_slot(), and the entries that it met on its way */
+static bool
+next_version(IndexScanDesc scan, TupleTableSlot *slot, Entries *entries)
+{
+	for (;;)
+	{
+		if (!scan->xs_heap_continue)
+		{
+			ItemPointer tid = index_getnext_tid(scan, ForwardScanDirection);
+
+			if (tid == NULL)
+				return false;
+			entries->count++;
+			entries->hash = hash_combine64(
+				entries->hash, hash_bytes_extended((unsigned char *) tid, sizeof(*tid), 0));
+		}
+		if (index_fetch_heap(scan, slot))
+			return true;
+	}
+}
+
 /*
- * Find the version that counts; leave it in the slot, unless it is held.
+ * Look for the version that counts; leave it in the slot, unless it is held.
  *
  * SnapshotDirty shows what is committed or ours, and what other transactions
  * have inserted but not committed, with who they are.  An expired version
@@ -335,23 +413,29 @@ is_taken_back(TupleTableSlot *slot)
  * the same HOT chain or behind an index entry of its own: hence the search
  * goes on after it, and without a successor its deleter is a purge.
  *
+ * A version that another transaction is replacing still answers, wherever its
+ * successor was met.
+ *
  * A version that was taken back holds the key only if there is none that can
  * answer: it is nothing, but whoever wrote the key beside it would wait for its
  * end.
  */
 static void
-find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
+scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found,
+			  Entries *entries)
 {
 	SnapshotData dirty;
 	IndexScanDesc scan;
+	StoreHolder held = {.xid = InvalidTransactionId};
 	StoreHolder taken_back = {.xid = InvalidTransactionId};
 
 	memset(found, 0, sizeof(*found));
 	found->life = STORE_ABSENT;
+	memset(entries, 0, sizeof(*entries));
 
 	InitDirtySnapshot(dirty);
 	scan = begin_scan(store, key, &dirty);
-	while (index_getnext_slot(scan, ForwardScanDirection, slot))
+	while (next_version(scan, slot, entries))
 	{
 		if (TransactionIdIsValid(dirty.xmin))
 		{
@@ -362,9 +446,8 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 				taken_back = holder;
 				continue;
 			}
-			found->life = STORE_HELD;
-			found->holder = holder;
-			break;
+			held = holder;
+			continue;
 		}
 
 		found->tid = slot->tts_tid;
@@ -378,12 +461,43 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 	}
 	index_endscan(scan);
 
+	if (TransactionIdIsValid(held.xid) &&
+		(found->life == STORE_ABSENT || found->life == STORE_EXPIRED))
+	{
+		found->life = STORE_HELD;
+		found->holder = held;
+	}
 	if (TransactionIdIsValid(taken_back.xid) &&
 		(found->life == STORE_ABSENT || (found->life == STORE_EXPIRED && !found->own)))
 	{
 		found->life = STORE_HELD;
 		found->holder = taken_back;
 	}
+	/* its page is not to stay pinned while the holder is waited for */
+	if (found->life == STORE_HELD)
+		ExecClearTuple(slot);
+}
+
+/*
+ * A row that is there all the time can be missed by one scan: its old version was
+ * replaced when we came to look at it, and the new one, of an update that is not HOT,
+ * got its index entry after we had read the page of the index.  But then the next scan
+ * meets an entry that the last one did not.  So a key is absent if no entry was met,
+ * or none that the last scan had not found dead already.
+ */
+static void
+find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
+{
+	Entries before;
+	Entries entries = {0};
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		before = entries;
+		scan_versions(store, key, slot, found, &entries);
+	} while (found->life == STORE_ABSENT && entries.count > 0 &&
+			 (entries.count != before.count || entries.hash != before.hash));
 }
 
 /* Copy what callers need; the slot's page may go afterwards. */
@@ -441,6 +555,8 @@ store_probe(const IdemKey *key, StoreRow *row)
 	Store store;
 	TupleTableSlot *slot;
 	Version found;
+	XLogRecPtr position = InvalidXLogRecPtr;
+	bool answers;
 
 	memset(row, 0, sizeof(*row));
 	store_open(&store, RowExclusiveLock);
@@ -451,19 +567,24 @@ store_probe(const IdemKey *key, StoreRow *row)
 	row->holder = found.holder;
 	row->fence = found.fence;
 	row->own = found.own;
-	if (found.life == STORE_LEASED || found.life == STORE_ABANDONED || found.life == STORE_FINISHED)
+	answers =
+		found.life == STORE_LEASED || found.life == STORE_ABANDONED || found.life == STORE_FINISHED;
+	if (answers)
 	{
 		if (!found.own)
 		{
 			row->unseen = IsolationUsesXactSnapshot() &&
 				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
-			durable_row(found.xmin, slot_buffer(slot));
+			position = durable_position(found.xmin, slot_buffer(slot));
 		}
 		/* it can be megabytes, and only who takes over needs it */
 		read_row(slot, row, found.life == STORE_ABANDONED);
 	}
 
+	/* before the wait for a standby: the slot pins a page, and VACUUM may want it */
 	ExecDropSingleTupleTableSlot(slot);
+	if (answers && !found.own)
+		durable_row(position);
 	store_close(&store);
 }
 
@@ -473,7 +594,8 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	Store store;
 	TupleTableSlot *slot;
 	IndexScanDesc scan;
-	TransactionId xmin = InvalidTransactionId;
+	XLogRecPtr position = InvalidXLogRecPtr;
+	bool own = false;
 	bool found = false;
 
 	memset(row, 0, sizeof(*row));
@@ -488,22 +610,26 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	scan = begin_scan(&store, key, SnapshotAny);
 	while (index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
+		TransactionId xmin;
+
 		if (!table_tuple_satisfies_snapshot(store.heap, slot, GetActiveSnapshot()))
 			continue;
 		xmin = HeapTupleHeaderGetXmin(slot_header(slot));
+		own = TransactionIdIsCurrentTransactionId(xmin);
 		row->life = slot_life(slot);
-		found = !TransactionIdIsCurrentTransactionId(xmin) && row->life != STORE_EXPIRED;
+		found = !own && row->life != STORE_EXPIRED;
+		if (found)
+		{
+			position = durable_position(xmin, slot_buffer(slot));
+			read_row(slot, row, true);
+		}
 		break;
 	}
-	/* before the wait for a standby: the scan holds a page of the index, and VACUUM wants it */
+	/* before the wait for a standby: scan and slot pin pages, and VACUUM may want them */
 	index_endscan(scan);
-	if (found)
-	{
-		durable_row(xmin, slot_buffer(slot));
-		read_row(slot, row, true);
-	}
-
 	ExecDropSingleTupleTableSlot(slot);
+	if (found)
+		durable_row(position);
 	store_close(&store);
 	return found;
 }
@@ -514,14 +640,59 @@ store_lookup(const IdemKey *key, StoreRow *row)
  */
 
 static void
-wait_for_holder(void *arg)
+wait_for_insertion(void *arg)
 {
-	const StoreRow *row = arg;
+	const StoreHolder *holder = arg;
 
-	if (row->holder.token != 0)
-		SpeculativeInsertionWait(row->holder.xid, row->holder.token);
-	else
-		XactLockTableWait(row->holder.xid, NULL, NULL, XLTW_None);
+	SpeculativeInsertionWait(holder->xid, holder->token);
+}
+
+static void
+wait_for_xid(void *arg)
+{
+	LOCKTAG tag;
+
+	SET_LOCKTAG_TRANSACTION(tag, *(TransactionId *) arg);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	(void) LockRelease(&tag, ShareLock, false);
+}
+
+/*
+ * XactLockTableWait() with a deadline.  The holder may be a subtransaction whose
+ * savepoint is released while we wait; then the transaction above is waited for, in
+ * the time that is left.
+ */
+static bool
+wait_for_transaction(TransactionId xid, TimestampTz deadline)
+{
+	for (bool first = true;; first = false)
+	{
+		if (!lock_bounded(wait_for_xid, &xid, deadline))
+			return false;
+		if (!TransactionIdIsInProgress(xid))
+			return true;
+		/* it has its xid, and not yet its lock */
+		if (!first)
+			pg_usleep(1000);
+		CHECK_FOR_INTERRUPTS();
+		xid = SubTransGetTopmostTransaction(xid);
+	}
+}
+
+static bool
+wait_for_holder(const StoreHolder *holder, TimestampTz deadline)
+{
+	if (holder->token != 0)
+	{
+		if (!TIMESTAMP_IS_NOEND(deadline))
+			return lock_bounded(wait_for_insertion, unconstify(StoreHolder *, holder), deadline);
+		SpeculativeInsertionWait(holder->xid, holder->token);
+		return true;
+	}
+	if (!TIMESTAMP_IS_NOEND(deadline))
+		return wait_for_transaction(holder->xid, deadline);
+	XactLockTableWait(holder->xid, NULL, NULL, XLTW_None);
+	return true;
 }
 
 /*
@@ -562,10 +733,8 @@ store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline)
 	lock_context_push(&context, key);
 	if (RecoveryInProgress())
 		ended = wait_on_standby(row, deadline);
-	else if (TIMESTAMP_IS_NOEND(deadline))
-		wait_for_holder(unconstify(StoreRow *, row));
 	else
-		ended = lock_bounded(wait_for_holder, unconstify(StoreRow *, row), deadline);
+		ended = wait_for_holder(&row->holder, deadline);
 	lock_context_pop(&context);
 	return ended;
 }
@@ -865,6 +1034,8 @@ update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Vers
 	IdemUpdateIndexes update_indexes;
 	TM_Result result;
 
+	relation_check_published(store->heap, CMD_UPDATE);
+
 	/* a command cannot update what it has itself inserted */
 	if (version->own)
 		CommandCounterIncrement();
@@ -967,6 +1138,9 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row, bo
 	bool written = false;
 
 	store_open(&store, RowExclusiveLock);
+	/* a leased row will be updated: better refused before the work than after it */
+	if (write->finished_at == 0)
+		relation_check_published(store.heap, CMD_UPDATE);
 	if (row->life == STORE_ABSENT)
 	{
 		slot = form_row(&store, key, write);
@@ -1160,6 +1334,7 @@ store_forget(const IdemKey *key)
 	TM_Result result = TM_Deleted;
 
 	store_open(&store, RowExclusiveLock);
+	relation_check_published(store.heap, CMD_DELETE);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();

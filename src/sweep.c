@@ -125,6 +125,7 @@ delete_expired(Relation rel, TableScanDesc scan, const SweepLimits *limits, Swee
 	TimestampTz now = GetCurrentTimestamp();
 	BlockNumber page = InvalidBlockNumber;
 
+	relation_check_published(rel, CMD_DELETE);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		bool look = page != ItemPointerGetBlockNumber(&slot->tts_tid);

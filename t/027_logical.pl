@@ -37,6 +37,57 @@ $publisher->wait_for_catchup('keys');
 is(keys_of($subscriber), 'batch begin claim lease', 'keys arrive');
 is($subscriber->safe_psql('postgres', "SELECT state, result FROM idem_begin('begin')"), 'replayed|1', 'and answer');
 
+# A filter that a deletion or an update cannot be put to would leave rows at the subscriber. The executor refuses
+# such a change, and so do those who work beside it; a new key is an insertion and goes on.
+sub refused
+{
+	my ($sql, $sqlstate, $name) = @_;
+
+	sql_fails($publisher, 'postgres', $sql, $sqlstate, $name);
+}
+
+sub refused_all
+{
+	my ($sqlstate, $name) = @_;
+
+	refused("SELECT idem_forget('claim')", $sqlstate, "$name: forget");
+	refused("SELECT idem_forget_scope('')", $sqlstate, "$name: forget of a scope");
+	refused("SELECT idem_begin('new lease', lease => '1 h')", $sqlstate, "$name: a lease, before the work");
+	refused("SELECT idem_extend('lease', '1 h', fence => (SELECT fence FROM idem_keys WHERE key = 'lease'))", $sqlstate, "$name: extend");
+	refused("SELECT idem_checkpoint('lease', 'phase', fence => (SELECT fence FROM idem_keys WHERE key = 'lease'))", $sqlstate, "$name: checkpoint");
+	refused("SELECT idem_finish('lease', '1', fence => (SELECT fence FROM idem_keys WHERE key = 'lease'))", $sqlstate, "$name: finish of a lease");
+	refused("SELECT idem_release('lease', fence => (SELECT fence FROM idem_keys WHERE key = 'lease'))", $sqlstate, "$name: release");
+	refused("SELECT idem_claim('expired')", $sqlstate, "$name: claim of an expired key");
+	refused("BEGIN; SELECT idem_begin('expired'); SELECT idem_finish('expired', '1'); COMMIT", $sqlstate, "$name: finish of an expired key");
+	refused("SELECT idem_claim_many(ARRAY['expired'])", $sqlstate, "$name: batch with an expired key");
+	refused('CALL idem_purge()', $sqlstate, "$name: purge");
+	sql_is($publisher, 'postgres', "SELECT idem_claim('new $sqlstate $name')", 't', "$name: a new key goes on");
+	sql_is($publisher, 'postgres', "SELECT state FROM idem_begin('begin')", 'replayed', "$name: a replay goes on");
+}
+
+$publisher->safe_psql('postgres', <<'SQL');
+SELECT idem_claim('expired');
+UPDATE idem_keys SET expires_at = now() WHERE key = 'expired';
+CREATE PUBLICATION filtered FOR TABLE idem_keys WHERE (scope = 'x');
+SQL
+refused_all('42P10', 'row filter');
+my (undef, undef, $stderr) = $publisher->psql('postgres', "SELECT idem_forget('claim')");
+like($stderr, qr/cannot delete from table "idem_keys".*WHERE.*HINT: +Publish the table with all its rows/s, 'the error names the table, the filter, and what to do');
+$publisher->safe_psql('postgres', 'DROP PUBLICATION filtered; ALTER TABLE idem_keys REPLICA IDENTITY NOTHING');
+refused_all('55000', 'no replica identity');
+$publisher->safe_psql('postgres', 'ALTER TABLE idem_keys REPLICA IDENTITY DEFAULT');
+
+# With it, all of that arrives.
+$publisher->safe_psql('postgres', <<'SQL');
+SELECT idem_forget('claim');
+SELECT idem_claim('claim');
+SELECT idem_claim('expired');
+SELECT idem_finish('lease', '1', fence => (SELECT fence FROM idem_keys WHERE key = 'lease'));
+SQL
+$publisher->wait_for_catchup('keys');
+is($subscriber->safe_psql('postgres', "SELECT (idem_begin('lease')).state, idem_claim('claim'), idem_claim('expired')"), 'replayed|f|f',
+	'erased, replaced and finished keys arrive');
+
 # The claim stops at an index that comes before the primary key, when its row is written.
 $publisher->safe_psql('postgres', <<'SQL');
 SELECT pg_create_logical_replication_slot('look', 'pgoutput');

@@ -1,0 +1,203 @@
+
+# The table under the functions: its indexes built anew, published with a row filter,
+# rows that move while they are looked for, vacuum while a session waits.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IdemTest;
+use IPC::Run;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# no deadlock is looked for where somebody is to wait
+my $node = new_node('main', streaming => 1, conf => "deadlock_timeout = 1h\n");
+
+# A session that runs some statements on its own.
+sub session
+{
+	my ($name, @statements) = @_;
+	my %session = (out => '', err => '');
+
+	$session{run} = IPC::Run::start(
+		[ 'psql', '-XAtq', '-v', 'VERBOSITY=sqlstate', '-d', $node->connstr('postgres') . " application_name=$name", map { ('-c', $_) } @statements ],
+		'>', \$session{out}, '2>', \$session{err}, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+	return \%session;
+}
+
+sub ends_with
+{
+	my ($session, $expected, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	IPC::Run::finish($session->{run});
+	return is("$session->{out}$session->{err}", $expected, $name);
+}
+
+# Until the condition holds of the session of that name.
+sub until_it
+{
+	my ($name, $condition) = @_;
+
+	$node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = '$name' AND ($condition))")
+	  or die "$name: never $condition";
+}
+
+sub waits_for_relation { until_it($_[0], "wait_event_type = 'Lock' AND wait_event = 'relation'") }
+
+#
+# REINDEX CONCURRENTLY puts another index in the primary key's place between a session's look
+# for the key and its lock on it.  There it is held up by somebody who waits for the index.
+#
+my $old = $node->background_psql('postgres');
+$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+my $reindex = session('reindex', 'REINDEX INDEX CONCURRENTLY idem_keys_pkey');
+$node->poll_query_until('postgres', "SELECT phase = 'waiting for old snapshots' FROM pg_stat_progress_create_index") or die 'REINDEX does not wait';
+my $mover = session('mover', 'ALTER INDEX idem_keys_pkey SET TABLESPACE pg_default');
+waits_for_relation('mover');
+my $claim = session('claim', "SELECT idem_claim('new key')");
+waits_for_relation('claim');
+$old->query_safe('COMMIT');
+$node->poll_query_until('postgres', "SELECT phase = 'waiting for readers before marking dead' FROM pg_stat_progress_create_index") or die 'indexes are not swapped';
+$node->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'mover'");
+ends_with($mover, "ERROR:  57014\n", 'who waits for the index is cancelled');
+ends_with($claim, "t\n", 'a key is claimed while the index of the primary key is exchanged');
+ends_with($reindex, '', 'REINDEX CONCURRENTLY comes to its end');
+$old->quit;
+
+#
+# What changes between the check of the table and its end is not taken for checked.
+#
+my $owner = $node->background_psql('postgres');
+$owner->query_safe('BEGIN; ALTER INDEX idem_keys_pkey SET TABLESPACE pg_default');
+my $reader = session('reader', <<'SQL');
+DO $$
+BEGIN
+	PERFORM idem_lookup('new key');
+EXCEPTION WHEN feature_not_supported THEN
+END $$;
+SELECT idem_claim('unguarded');
+SQL
+waits_for_relation('reader');
+$node->safe_psql('postgres', <<'SQL');
+CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER t BEFORE INSERT ON idem_keys FOR EACH ROW EXECUTE FUNCTION nothing();
+SQL
+$owner->query_safe('COMMIT');
+ends_with($reader, "ERROR:  0A000\n", 'a trigger that is made while the table is checked');
+$node->safe_psql('postgres', 'DROP TRIGGER t ON idem_keys');
+$owner->quit;
+
+#
+# A row that is there all the time, and is found all the time, though each change of it makes an index entry
+# elsewhere.  On the primary the key's lock keeps most changes away; here it is the owner's own, without a lock.
+#
+$node->safe_psql('postgres', <<'SQL');
+CREATE TABLE stop ();
+CREATE INDEX moves ON idem_keys (expires_at);
+SELECT idem_claim('moves');
+SQL
+my @movers = map {
+	session("mover_$_", <<'SQL')
+DO $$
+BEGIN
+	WHILE NOT EXISTS (SELECT FROM stop) LOOP
+		UPDATE idem_keys SET expires_at = expires_at + '1 s' WHERE key = 'moves';
+		COMMIT;
+	END LOOP;
+END $$
+SQL
+} 1 .. 2;
+sql_is($node, 'postgres', <<'SQL', '', 'a row that moves is found each time');
+SET default_transaction_read_only = on;
+DO $$
+BEGIN
+	FOR i IN 1 .. 5000 LOOP
+		IF idem_claim('moves') OR (SELECT state FROM idem_begin('moves')) <> 'replayed' THEN
+			RAISE 'not found';
+		END IF;
+		COMMIT;
+	END LOOP;
+END $$
+SQL
+$node->safe_psql('postgres', 'INSERT INTO stop DEFAULT VALUES');
+ends_with($_, '', 'the mover has come to its end') for @movers;
+$node->safe_psql('postgres', 'DROP INDEX moves');
+
+#
+# A begin waits for a subtransaction, whose savepoint is then released, and for its transaction: no longer than asked for.
+#
+my $holder = $node->background_psql('postgres');
+$holder->query_safe("BEGIN; SAVEPOINT a; SELECT idem_claim_many('{held}')");
+my $waiter = session('waiter', "SELECT state FROM idem_begin('held', wait => '4 s')", 'SELECT clock_timestamp()');
+until_it('waiter', "wait_event = 'transactionid'");
+# most of its time has passed
+until_it('waiter', "clock_timestamp() > query_start + '3 s'");
+my $released = $holder->query_safe('SELECT clock_timestamp(); RELEASE a');
+IPC::Run::finish($waiter->{run});
+my ($state, $ended) = split /\n/, $waiter->{out};
+is($state, 'in_progress', 'a begin has waited for a savepoint that was released');
+sql_is($node, 'postgres', "SELECT timestamptz '$ended' < timestamptz '$released' + '4 s'", 't', 'and its time has not begun anew');
+$holder->query_safe('COMMIT');
+$holder->quit;
+
+#
+# Who waits, for a standby or for a holder, has no page pinned: VACUUM does not wait as well.
+#
+sub vacuum_passes
+{
+	my ($name) = @_;
+	my $vacuum = session('vacuum', 'SET synchronous_commit = local', 'VACUUM (FREEZE) idem_keys');
+	my $rest = "FROM pg_stat_activity WHERE application_name = 'vacuum'";
+
+	eventually(sub { IPC::Run::pump_nb($vacuum->{run}); return !$vacuum->{run}->pumpable
+		  || $node->safe_psql('postgres', "SELECT count(*) $rest AND wait_event = 'BufferPin'") })
+	  or die 'VACUUM does not end';
+	is($node->safe_psql('postgres', "SELECT count(*) $rest AND wait_event = 'BufferPin'"), '0', "$name: VACUUM does not wait");
+	$node->safe_psql('postgres', "SELECT pg_terminate_backend(pid) $rest");
+	ends_with($vacuum, '', "$name: and comes to its end");
+}
+
+sub standby_is
+{
+	my ($name) = @_;
+
+	$node->safe_psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = '$name'");
+	$node->reload;
+	$node->poll_query_until('postgres', "SELECT current_setting('synchronous_standby_names') = '$name'") or die 'no reload';
+}
+
+standby_is('nobody');
+$node->safe_psql('postgres', "SET synchronous_commit = local; SELECT idem_claim('pinned')");
+my %asker = (begin => "SELECT state FROM idem_begin('pinned')", lookup => "SELECT state FROM idem_lookup('pinned')");
+for my $name (sort keys %asker)
+{
+	$node->safe_psql('postgres', "SET synchronous_commit = local; UPDATE idem_keys SET attempt = 1 WHERE key = 'pinned'");
+	$asker{$name} = session($name, $asker{$name});
+	until_it($name, "wait_event = 'SyncRep'");
+	vacuum_passes("$name waits for a standby");
+}
+standby_is('');
+ends_with($asker{begin}, "replayed\n", 'an answer in the end');
+ends_with($asker{lookup}, "finished\n", 'an answer in the end');
+
+$node->safe_psql('postgres', "SELECT idem_claim('replaced'); UPDATE idem_keys SET expires_at = now() WHERE key = 'replaced'");
+my $finisher = $node->background_psql('postgres', on_error_stop => 0);
+$finisher->query_safe("SET application_name = 'finisher'; BEGIN; SELECT idem_begin('replaced')");
+my $batch = $node->background_psql('postgres');
+$batch->query_safe("BEGIN; SELECT idem_claim_many('{replaced}')");
+$finisher->{stdin} .= "SELECT idem_finish('replaced', '1');\n";
+$finisher->{run}->pump_nb;
+until_it('finisher', "wait_event = 'transactionid'");
+vacuum_passes('a finish waits for a batch');
+$batch->query_safe('ROLLBACK');
+$finisher->query('COMMIT');
+sql_is($node, 'postgres', "SELECT state, result FROM idem_lookup('replaced')", 'finished|1', 'the finish goes on');
+$_->quit for $batch, $finisher;
+
+$node->stop('fast');
+
+done_testing();
