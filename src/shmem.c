@@ -169,7 +169,9 @@ get_shutdown(Shutdown *shutdown)
 	memset(shutdown, 0, sizeof(*shutdown));
 	shutdown->system_identifier = control->system_identifier;
 	shutdown->checkpoint = control->checkPoint;
-	shutdown->time = control->time;
+	/* pg_checksums changes that; but a standby may stop twice after one checkpoint */
+	if (control->state == DB_SHUTDOWNED_IN_RECOVERY)
+		shutdown->time = control->time;
 	return crc_ok &&
 		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
 }

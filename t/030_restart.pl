@@ -72,6 +72,7 @@ ok(!(grep { -e $node->data_dir . $_ } @files), 'no file when it is used again');
 #
 my $hba = $node->data_dir . '/pg_hba.conf';
 fill();
+my $checksums = $node->safe_psql('postgres', 'SHOW data_checksums');
 $node->stop;
 copy($hba, "$hba.good") or die $!;
 append_to_file($hba, "nonsense\n");
@@ -81,6 +82,7 @@ $node->append_conf('postgresql.conf', "listen_addresses = '256.256.256.256'\n");
 fails_to_start('listen_addresses');
 $node->adjust_conf('postgresql.conf', 'listen_addresses', "''");
 $node->append_conf('postgresql.conf', "listen_addresses = ''\n");
+command_ok([ 'pg_checksums', $checksums eq 'on' ? '--disable' : '--enable', '-D', $node->data_dir ], 'the control file is changed');
 $node->start;
 is(there($node), $all, 'after starts that failed');
 
