@@ -322,6 +322,16 @@ SET timezone = 'UTC';
 SELECT kept(NULL), kept('5 minutes'), kept('90 days'), kept('1000 years'), kept('999 years 12 months'),
 	kept('178000000 years'), kept('9000000 hours');
 SELECT kept('999 years') <> 'for ever' AS finite;
+-- a day has 24 hours wherever the clock is set forward or back, a month 30 days, a year 365.25
+SET timezone = 'Europe/Berlin';
+SELECT DISTINCT kept(i.days * interval '1 day') = (i.days * interval '1 day')::text AS days_of_24_hours FROM (SELECT generate_series(30, 360, 30) AS days) i;
+SET timezone = 'UTC';
+SELECT kept('1 mon'), kept('1 year'), kept('1 year -1 mon 1 day'), kept('1 mon -29 days');
+-- for ever on purpose, or by mistake: an hour in nanoseconds, taken for seconds
+SELECT kept('100 years') <> 'for ever' AS finite;
+SELECT kept('100 years 1 microsecond') <> 'for ever' AS finite;
+SELECT kept(make_interval(secs => 3600e9));
+SELECT kept('12000 months'), kept('178000000 years');
 SET idempotency.default_ttl = '30min';
 SELECT kept(NULL), kept('1 hour');
 SET idempotency.default_ttl = -1;

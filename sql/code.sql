@@ -225,16 +225,23 @@ SELECT verify('lost', code('lost'));
 CALL issue('lost', max_attempts => 1);
 SELECT verify('lost', code('lost'));
 
+-- a code as people type it: blanks, and the digits of East Asian keyboards
+SELECT count(*) AS typed, string_agg(state, ' ') FILTER (WHERE state <> 'verified') AS refused
+FROM generate_series(0, 10) n, LATERAL (SELECT idem_code_issue('typed', 'typed' || n, '1 day', 10, 1) AS code OFFSET 0) i,
+	LATERAL idem_code_verify('typed', 'typed' || n, (ARRAY[code, code || ' ', '   ' || code, code || E'\r\n', E'\t' || code, left(code, 3) || ' ' || substr(code, 4),
+		translate(code, '0123456789', '０１２３４５６７８９'), U&'\3000' || translate(code, '0123456789', '０１２３４５６７８９'),
+		translate(left(code, 4), '0123456789', '０１２３４５６７８９') || U&'\00A0' || substr(code, 5), code || repeat(' ', 90), regexp_replace(code, '(.)', E'\\1\n\x0b\f', 'g')])[n + 1]);
+
 /*
- * Whatever is typed as a code is wrong, and it counts.
+ * Whatever else is typed as a code is wrong, and it counts.
  */
 CREATE TABLE odd (id integer GENERATED ALWAYS AS IDENTITY, code text);
 CALL issue('odd', max_attempts => 1000);
 INSERT INTO odd (code)
-SELECT v FROM c, unnest(ARRAY['', ' ', 'x', code || ' ', ' ' || code, code || E'\n', E'\t' || code, '+' || code, '-' || code, '0' || code, code || '0', code || '.0',
-	left(code, 9), right(code, 9), substr(code, 1, 5) || ' ' || substr(code, 6), left(code, 3) || '-' || substr(code, 4), code || code, '0x' || code,
-	-- digits of other scripts
-	translate(code, '0123456789', '０１２３４５６７８９'), translate(code, '0123456789', '٠١٢٣٤٥٦٧٨٩'),
+SELECT v FROM c, unnest(ARRAY['', ' ', 'x', '+' || code, '-' || code, '0' || code, code || '0', code || '.0', code || repeat(' ', 91),
+	left(code, 9), right(code, 9), left(code, 9) || ' ', left(code, 3) || '-' || substr(code, 4), code || code, code || ' ' || code, '0x' || code,
+	-- digits of other scripts, and what is next to full-width ones
+	translate(code, '0123456789', '٠١٢٣٤٥٦٧٨٩'), code || '：', code || '／', code || chr(8203),
 	'''; --', '%', '%%%%%%%%%%', '__________', E'\\', 'é', repeat('é', 5), repeat('é', 10), '😀', repeat('1', 11), repeat('1', 1025), repeat('1', 10000000), repeat('é', 5000000)]) v
 WHERE subject = 'odd';
 ALTER TABLE odd ALTER code SET STORAGE EXTERNAL;

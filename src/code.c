@@ -24,6 +24,7 @@
 #include "catalog/pg_type.h"
 #include "common/hmac.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
@@ -49,6 +50,8 @@ PG_FUNCTION_INFO_V1(idem_code_verify);
 #define DIGITS_DEFAULT 6
 #define DIGITS_MIN 4
 #define DIGITS_MAX 10
+/* with blanks, and digits of three bytes each */
+#define TYPED_MAX_BYTES 100
 #define ATTEMPTS_DEFAULT 5
 
 #define NONCE_BYTES 16
@@ -274,7 +277,7 @@ set_series(CodeRow *row, const CodeRow *old)
 	row->expires_at = Max(old->counted_until, row->valid_until);
 	row->attempts = guess_take_over(&old->series, old->attempts, row->expires_at);
 	if (row->attempts > 0)
-		guess_in_row(&row->series, row->attempts);
+		guess_in_row(&row->series, row->attempts, false);
 	/* who guessed right has lost nothing by it */
 	if (old->used && row->attempts > 0)
 		row->attempts--;
@@ -381,16 +384,76 @@ verdict_row(const Verdict *verdict)
 	return row_datum(&desc, columns, lengthof(columns), values, isnull);
 }
 
-/* A code that is too long is not even fetched: it may be megabytes of nonsense. */
+/* How many bytes of white space begin there. */
+static int
+blank_bytes(const unsigned char *s, int len)
+{
+	if (*s == ' ' || (*s >= '\t' && *s <= '\r'))
+		return 1;
+	if (GetDatabaseEncoding() != PG_UTF8)
+		return 0;
+	/* no-break space; ideographic space */
+	if (len >= 2 && s[0] == 0xC2 && s[1] == 0xA0)
+		return 2;
+	return len >= 3 && s[0] == 0xE3 && s[1] == 0x80 && s[2] == 0x80 ? 3 : 0;
+}
+
+/* And of a full-width digit, U+FF10 and later, which *digit is then. */
+static int
+full_width_bytes(const unsigned char *s, int len, char *digit)
+{
+	if (GetDatabaseEncoding() != PG_UTF8 || len < 3 || s[0] != 0xEF || s[1] != 0xBC ||
+		s[2] < 0x90 || s[2] > 0x99)
+		return 0;
+	*digit = (char) ('0' + s[2] - 0x90);
+	return 3;
+}
+
+/*
+ * The code as it was issued: without white space, anywhere in it, and with the digits
+ * of East Asian keyboards for what they are.  NULL: too long for a code.
+ */
+static text *
+typed_code(text *typed)
+{
+	const unsigned char *s = (const unsigned char *) VARDATA_ANY(typed);
+	int len = VARSIZE_ANY_EXHDR(typed);
+	char code[DIGITS_MAX];
+	int n = 0;
+
+	while (len > 0)
+	{
+		int skip = blank_bytes(s, len);
+
+		if (skip == 0)
+		{
+			char c = (char) *s;
+
+			skip = Max(full_width_bytes(s, len, &c), 1);
+			if (n == DIGITS_MAX)
+				return NULL;
+			code[n++] = c;
+		}
+		s += skip;
+		len -= skip;
+	}
+	return cstring_to_text_with_len(code, n);
+}
+
+/* What is much too long is not even fetched: it may be megabytes of nonsense. */
 static bool
-is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum code)
+is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum typed)
 {
 	uint8 mac[MAC_BYTES];
+	text *code;
 
 	if (VARSIZE_ANY_EXHDR(row->mac) != MAC_BYTES ||
-		toast_raw_datum_size(code) - VARHDRSZ > DIGITS_MAX)
+		toast_raw_datum_size(typed) - VARHDRSZ > TYPED_MAX_BYTES)
 		return false;
-	make_mac(mac, secret, owner, row->nonce, DatumGetTextPP(code));
+	code = typed_code(DatumGetTextPP(typed));
+	if (code == NULL)
+		return false;
+	make_mac(mac, secret, owner, row->nonce, code);
 	return secret_equal(mac, VARDATA_ANY(row->mac), MAC_BYTES);
 }
 
@@ -407,11 +470,14 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 	if (secret == NULL)
 		return (Verdict){"unknown"};
 
-	number = guess_count(&row->series, row->attempts, row->max_attempts, row->expires_at);
+	number = guess_count(&row->series, owner->purpose, owner->purpose_len, row->attempts,
+						 row->max_attempts, row->expires_at);
 	right = number > 0 && is_right(owner, row, secret, code);
 	secret_forget(secret);
 	if (number <= 0)
 		return (Verdict){"locked", true, 0};
+	/* before the update, which may fail */
+	guess_in_row(&row->series, number, right);
 	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
 	params[1] = PARAM(INT4OID, Int32GetDatum(number));
 	params[2] = (OwnParam){TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()), right};
@@ -419,7 +485,6 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 				   "UPDATE %s SET attempts = $2, used_at = $3"
 				   " WHERE digest OPERATOR(pg_catalog.=) $1",
 				   lengthof(params), params);
-	guess_in_row(&row->series, number);
 	return right ? (Verdict){"verified", .verified = true}
 				 : (Verdict){"wrong", true, row->max_attempts - number};
 }

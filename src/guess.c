@@ -6,9 +6,17 @@
  * A chained hash table in shared memory, all of it under one lock: who types
  * codes is no hurry to a computer.  Nothing under the lock raises or allocates.
  *
+ * A purpose of a database, its group here, may hold as many entries as are free and
+ * no more.  So one that is flooded takes half of the table and leaves half, two
+ * leave a third, and so on.  Groups are told apart by a hash that nobody can choose.
+ *
  * The transaction remembers what its rows count, by subtransaction, and gives
  * the entries back after its commit, where nothing may fail.  An entry that has
  * been counted up by somebody else since stays.  After PREPARE all stay.
+ *
+ * A right guess that is rolled back is taken off the count again: by one, and once,
+ * wherever the count has come to.  So what is left are the wrong guesses; they are
+ * as many as without it, and who guessed right knows the code anyway.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,12 +33,14 @@
 
 #include "guc.h"
 #include "guess.h"
+#include "key.h"
+#include "secret.h"
 #include "shmem.h"
+#include "siphash.h"
 
 #define NO_ENTRY (-1)
 
-/* An entry lasts a day at most, so that no table is full for ever. */
-#define KEPT USECS_PER_DAY
+#define NGROUPS 1024
 
 /* how often a session complains of a full table */
 #define WARN_EVERY USECS_PER_MINUTE
@@ -47,15 +57,20 @@ typedef struct GuessEntry
 	GuessKey key;
 	int count;
 	TimestampTz until; /* from then on it means nothing */
-	int next;		   /* in its bucket, or in the list of free ones */
+	int in_row;		   /* what the row counted, for good, when the entry was made */
+	int group;
+	int next; /* in its bucket, or in the list of free ones */
 } GuessEntry;
 
 typedef struct GuessTable
 {
 	LWLock lock;
-	int nentries;			 /* never changes; as many buckets */
-	int free;				 /* first of the free entries */
+	int nentries;	/* never changes; as many buckets */
+	SipHashKey key; /* of groups; never changes */
+	int free;		/* first of the free entries */
+	int nfree;
 	TimestampTz next_expiry; /* none expires before */
+	int held[NGROUPS];		 /* entries, by group */
 
 	/* then int bucket[nentries], and the entries */
 } GuessTable;
@@ -67,13 +82,22 @@ typedef struct RowCount
 	pg_uuid_t series;
 	int count;
 	bool is_new;
+	bool right; /* the guess that it counts last */
 	SubTransactionId sub;
 } RowCount;
 
 static Size guess_size(void);
 static void guess_create(void *address, int tranche);
+static void guess_save(void *address, ShmemFile *file);
+static bool guess_load(void *address, ShmemFile *file);
 
-static ShmemArea area = {.name = "idempotency_guess", .size = guess_size, .create = guess_create};
+static ShmemArea area = {
+	.name = "idempotency_guess",
+	.size = guess_size,
+	.create = guess_create,
+	.save = guess_save,
+	.load = guess_load,
+};
 static slist_head row_counts = SLIST_STATIC_INIT(row_counts);
 
 /* ------------------------------------------------------------------------
@@ -109,7 +133,10 @@ guess_create(void *address, int tranche)
 
 	LWLockInitialize(&table->lock, tranche);
 	table->nentries = idem_guess_entries;
+	secret_random(&table->key, sizeof(table->key));
 	table->free = 0;
+	table->nfree = table->nentries;
+	memset(table->held, 0, sizeof(table->held));
 	table->next_expiry = DT_NOEND;
 	for (int i = 0; i < table->nentries; i++)
 	{
@@ -153,6 +180,8 @@ free_entry(GuessTable *table, int *link)
 	*link = entry->next;
 	entry->next = table->free;
 	table->free = n;
+	table->nfree++;
+	table->held[entry->group]--;
 }
 
 static void
@@ -194,31 +223,39 @@ find_entry(GuessTable *table, const GuessKey *key)
 static void
 keep_until(GuessTable *table, GuessEntry *entry, TimestampTz until)
 {
-	entry->until = Max(entry->until, Min(until, GetCurrentTimestamp() + KEPT));
+	entry->until = Max(entry->until, until);
 	table->next_expiry = Min(table->next_expiry, entry->until);
 }
 
 /* NULL: all are live */
 static GuessEntry *
-make_entry(GuessTable *table, const GuessKey *key)
+make_entry(GuessTable *table, const GuessKey *key, int group)
 {
 	int *bucket = find_bucket(table, key);
-	int n;
+	int n = table->free;
 	GuessEntry *entry;
 
-	if (table->free == NO_ENTRY)
-		free_expired(table);
-	n = table->free;
 	if (n == NO_ENTRY)
 		return NULL;
-
 	entry = &entries(table)[n];
 	table->free = entry->next;
+	table->nfree--;
+	table->held[group]++;
 	memset(entry, 0, sizeof(*entry));
 	entry->key = *key;
+	entry->group = group;
 	entry->next = *bucket;
 	*bucket = n;
 	return entry;
+}
+
+/* NULL as well where the group holds as many as are free: see above. */
+static GuessEntry *
+make_fair_entry(GuessTable *table, const GuessKey *key, int group)
+{
+	if (table->held[group] >= table->nfree)
+		free_expired(table);
+	return table->held[group] >= table->nfree ? NULL : make_entry(table, key, group);
 }
 
 /* ------------------------------------------------------------------------
@@ -243,8 +280,25 @@ get_table(void)
 	return table;
 }
 
+static int
+find_group(GuessTable *table, const char *purpose, int purpose_len)
+{
+	struct
+	{
+		Oid database;
+		char purpose[KEY_MAX_BYTES];
+	} data; /* not zeroed: it is large */
+	SipHash hash;
+
+	Assert(purpose_len <= KEY_MAX_BYTES);
+	data.database = MyDatabaseId;
+	memcpy(data.purpose, purpose, purpose_len);
+	hash = siphash(&table->key, &data, sizeof(Oid) + purpose_len);
+	return (int) (hash.half[0] % NGROUPS);
+}
+
 static void
-warn_full(void)
+warn_full(int held, int nfree)
 {
 	static TimestampTz warned = 0;
 	TimestampTz now = GetCurrentTimestamp();
@@ -254,22 +308,28 @@ warn_full(void)
 	warned = now;
 	ereport(WARNING,
 			(errmsg("a guess at a code was refused, as no more can be counted"),
-			 errdetail("All %d entries of the table of guesses are in use.",
-					   ((GuessTable *) shmem_get(&area))->nentries),
+			 errdetail("Codes of this purpose hold %d of %d entries of the table of guesses, of "
+					   "which %d are free.",
+					   held, ((GuessTable *) shmem_get(&area))->nentries, nfree),
 			 errhint("Increase \"idempotency.guess_entries\".")));
 }
 
 int
-guess_count(const pg_uuid_t *series, int in_row, int limit, TimestampTz until)
+guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row, int limit,
+			TimestampTz until)
 {
 	GuessTable *table = get_table();
 	GuessKey key = guess_key(series);
 	GuessEntry *entry;
 	int result;
+	int group;
+	int held;
+	int nfree;
 
 	if (table == NULL)
 		return in_row < limit ? in_row + 1 : GUESS_LIMIT;
 
+	group = find_group(table, purpose, purpose_len);
 	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
 	entry = find_entry(table, &key);
 	if (Max(in_row, entry == NULL ? 0 : entry->count) >= limit)
@@ -277,7 +337,12 @@ guess_count(const pg_uuid_t *series, int in_row, int limit, TimestampTz until)
 	else
 	{
 		if (entry == NULL)
-			entry = make_entry(table, &key);
+		{
+			/* no entry: no guess of this transaction, so the row's count is committed */
+			entry = make_fair_entry(table, &key, group);
+			if (entry != NULL)
+				entry->in_row = in_row;
+		}
 		if (entry == NULL)
 			result = GUESS_TABLE_FULL;
 		else
@@ -286,9 +351,11 @@ guess_count(const pg_uuid_t *series, int in_row, int limit, TimestampTz until)
 			keep_until(table, entry, until);
 		}
 	}
+	held = table->held[group];
+	nfree = table->nfree;
 	LWLockRelease(&table->lock);
 	if (result == GUESS_TABLE_FULL)
-		warn_full();
+		warn_full(held, nfree);
 	return result;
 }
 
@@ -330,10 +397,15 @@ add_row(const pg_uuid_t *series)
 }
 
 void
-guess_in_row(const pg_uuid_t *series, int count)
+guess_in_row(const pg_uuid_t *series, int count, bool right)
 {
-	if (shmem_get(&area) != NULL)
-		add_row(series)->count = count;
+	RowCount *row;
+
+	if (shmem_get(&area) == NULL)
+		return;
+	row = add_row(series);
+	row->count = count;
+	row->right = right;
 }
 
 void
@@ -343,32 +415,34 @@ guess_new_series(const pg_uuid_t *series)
 		add_row(series)->is_new = true;
 }
 
-/* Give the entry back if it has this count; any, if that is 0. */
-static void
-give_back(const RowCount *row, int count)
-{
-	GuessTable *table = shmem_get(&area);
-	GuessKey key = guess_key(&row->series);
-	int *link;
-
-	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
-	link = find_link(table, &key);
-	if (*link != NO_ENTRY && (count == 0 || entries(table)[*link].count == count))
-		free_entry(table, link);
-	LWLockRelease(&table->lock);
-}
-
 /*
- * After a commit: what the row counts need not be counted here.  After a
- * rollback: nobody can guess at codes that do not exist.
+ * After a commit: what the row counts need not be counted here, unless somebody has
+ * counted on.  After a rollback: nobody can guess at codes that do not exist, and a
+ * right guess was none.
  */
 static void
 end_row(const RowCount *row, bool committed)
 {
-	if (committed && row->count > 0)
-		give_back(row, row->count);
-	else if (!committed && row->is_new)
-		give_back(row, 0);
+	GuessTable *table = shmem_get(&area);
+	GuessKey key = guess_key(&row->series);
+	GuessEntry *entry;
+	int *link;
+
+	if (committed ? row->count == 0 : !row->is_new && !row->right)
+		return;
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	link = find_link(table, &key);
+	entry = *link == NO_ENTRY ? NULL : &entries(table)[*link];
+	if (entry == NULL)
+		;
+	else if (committed)
+	{
+		if (entry->count <= row->count)
+			free_entry(table, link);
+	}
+	else if (row->is_new || --entry->count <= entry->in_row)
+		free_entry(table, link);
+	LWLockRelease(&table->lock);
 }
 
 static void
@@ -407,6 +481,57 @@ subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId pare
 			end_row(row, false);
 		}
 	}
+}
+
+/* ------------------------------------------------------------------------
+ * Over a restart
+ * ------------------------------------------------------------------------
+ */
+
+typedef struct SavedGuesses
+{
+	SipHashKey key;
+	int64 count;
+} SavedGuesses;
+
+static void
+guess_save(void *address, ShmemFile *file)
+{
+	GuessTable *table = address;
+	SavedGuesses header = {.key = table->key, .count = table->nentries - table->nfree};
+
+	shmem_write(file, &header, sizeof(header));
+	for (int i = 0; i < table->nentries; i++)
+		for (int n = buckets(table)[i]; n != NO_ENTRY; n = entries(table)[n].next)
+			shmem_write(file, &entries(table)[n], sizeof(GuessEntry));
+}
+
+/* What does not fit into a smaller table is lost. */
+static bool
+guess_load(void *address, ShmemFile *file)
+{
+	GuessTable *table = address;
+	TimestampTz now = GetCurrentTimestamp();
+	SavedGuesses header;
+
+	if (!shmem_read(file, &header, sizeof(header)))
+		return false;
+	table->key = header.key;
+	for (int64 i = 0; i < header.count; i++)
+	{
+		GuessEntry saved;
+		GuessEntry *entry;
+
+		if (!shmem_read(file, &saved, sizeof(saved)) || saved.group < 0 || saved.group >= NGROUPS)
+			return false;
+		entry = saved.until <= now ? NULL : make_entry(table, &saved.key, saved.group);
+		if (entry == NULL)
+			continue;
+		entry->count = saved.count;
+		entry->in_row = saved.in_row;
+		keep_until(table, entry, saved.until);
+	}
+	return true;
 }
 
 void

@@ -5,13 +5,14 @@
  *
  * The count of a code is in its row, where a rollback undoes it.  So it is in
  * shared memory as well, from the guess to the commit that makes the row's count
- * last, or as long as the code lives, a day at most.  The table is of fixed size
- * ("idempotency.guess_entries", about 56 bytes each), shared by all databases, and
- * holds only what commits have not settled.  When it is full of live entries,
- * guesses are refused rather than forgotten.
+ * last, or as long as the code lives.  The table is of fixed size
+ * ("idempotency.guess_entries", about 60 bytes each), shared by all databases, and
+ * holds only what commits have not settled.  A purpose may hold as many as are free;
+ * then its guesses are refused rather than forgotten.
  *
  * Without shared memory only the row counts; a warning says so once a session.
- * After a crash the row alone is left.
+ * A clean restart keeps it if the library is preloaded; after a crash the row alone
+ * is left.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,14 +35,18 @@ extern void guess_init(void);
 extern void guess_new_series(const pg_uuid_t *series);
 
 /*
- * Count a guess at the codes of that series, of which "in_row" are counted in the
- * row.  Its number, from 1 to "limit", or one of the above: nothing is counted
+ * Count a guess at the codes of that series and purpose, of which "in_row" are counted
+ * in the row.  Its number, from 1 to "limit", or one of the above: nothing is counted
  * then.  "until": when the row is dead.  The caller holds a lock on the row.
  */
-extern int guess_count(const pg_uuid_t *series, int in_row, int limit, TimestampTz until);
+extern int guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row,
+					   int limit, TimestampTz until);
 
-/* The row counts that many from now on, if the transaction commits. */
-extern void guess_in_row(const pg_uuid_t *series, int count);
+/*
+ * The row counts that many from now on, if the transaction commits.  "right": the
+ * last of them was the code itself, and does not count if it does not.
+ */
+extern void guess_in_row(const pg_uuid_t *series, int count, bool right);
 
 /* How many guesses are counted, in the row or here; they count until then. */
 extern int guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until);

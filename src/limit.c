@@ -17,6 +17,11 @@
  * another comes where it is needed, while both locks are held, taken in the order of
  * the partitions.  Nothing under the locks raises or allocates.
  *
+ * The owners of limits, in the caller's sense, share the table.  An owner with more than a
+ * quarter of all entries is heavy, and there are three such at most.  While there is one,
+ * no limit of another owner is evicted, but one of a heavy owner's: a sample of the heap
+ * finds it, since a quarter of what is drawn is one, wherever in the heap it is.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -52,6 +57,19 @@
 #define MAX_SETTLE 256
 
 /*
+ * How often to look for the first of all, which others keep changing, until any entry
+ * at hand will do.
+ */
+#define MAX_LOOKS 10000
+
+/* owners are told apart by a hash; one in so many shares a count with another one */
+#define NOWNERS 1024
+
+/* how many entries to draw for one of a heavy owner: one in 10^8 times there is none */
+#define MAX_DRAWS 64
+#define ENOUGH_DRAWS 4
+
+/*
  * Half a line of cache.  In its partition it is known by the second half of its id, the
  * first half of which chose the partition: 64 bits and more.
  */
@@ -60,6 +78,7 @@ typedef struct LimitEntry
 	SipHash id;
 	int64 arrival; /* RateState */
 	uint32 fraction;
+	uint16 owner;
 	bool used;
 } LimitEntry;
 
@@ -95,7 +114,9 @@ typedef struct LimitTable
 	Size entries;	 /* where those of the first partition are, from the table's start */
 	Size heaps;
 
-	pg_atomic_uint32 used; /* entries, in all partitions */
+	pg_atomic_uint32 used;			/* entries, in all partitions */
+	pg_atomic_uint32 heavy;			/* owners with more than a quarter of them */
+	pg_atomic_uint32 held[NOWNERS]; /* entries, by owner */
 
 	pg_atomic_uint64 first_end[MAX_PARTITIONS]; /* end of each heap's first, or NO_TIME */
 	LimitPartition partition[MAX_PARTITIONS];
@@ -105,8 +126,8 @@ typedef struct LimitTable
 
 static Size limit_size(void);
 static void limit_create(void *address, int tranche);
-static void limit_save(void *address, FILE *file);
-static bool limit_load(void *address, FILE *file);
+static void limit_save(void *address, ShmemFile *file);
+static bool limit_load(void *address, ShmemFile *file);
 
 static ShmemArea area = {
 	.name = "idempotency_throttle",
@@ -225,6 +246,9 @@ limit_create(void *address, int tranche)
 	table->entries = table_bytes();
 	table->heaps = table->entries + entry_bytes(table->nentries);
 	pg_atomic_init_u32(&table->used, 0);
+	pg_atomic_init_u32(&table->heavy, 0);
+	for (int i = 0; i < NOWNERS; i++)
+		pg_atomic_init_u32(&table->held[i], 0);
 	for (int i = 0; i < table->npartitions; i++)
 	{
 		LWLockInitialize(&table->partition[i].lock, tranche);
@@ -332,6 +356,37 @@ publish_first(Locked *p)
 }
 
 /* ------------------------------------------------------------------------
+ * Owners
+ * ------------------------------------------------------------------------
+ */
+
+static uint32
+light_limit(const LimitTable *table)
+{
+	return table->nentries / 4;
+}
+
+static void
+count_owner(LimitTable *table, int owner)
+{
+	if (pg_atomic_fetch_add_u32(&table->held[owner], 1) == light_limit(table))
+		pg_atomic_fetch_add_u32(&table->heavy, 1);
+}
+
+static void
+discount_owner(LimitTable *table, int owner)
+{
+	if (pg_atomic_fetch_sub_u32(&table->held[owner], 1) == light_limit(table) + 1)
+		pg_atomic_fetch_sub_u32(&table->heavy, 1);
+}
+
+static bool
+is_heavy(LimitTable *table, int owner)
+{
+	return pg_atomic_read_u32(&table->held[owner]) > light_limit(table);
+}
+
+/* ------------------------------------------------------------------------
  * Entries
  * ------------------------------------------------------------------------
  */
@@ -364,14 +419,16 @@ set_state(LimitEntry *entry, const RateState *state)
 }
 
 static void
-add_entry(Locked *p, const SipHash *id, const RateState *state)
+add_entry(Locked *p, const SipHash *id, int owner, const RateState *state)
 {
 	int place = find_place(p, id->half[1]);
 	HeapSlot slot = {.end = state_end(state), .entry = id->half[1]};
 
 	p->entries[place].used = true;
 	p->entries[place].id = *id;
+	p->entries[place].owner = (uint16) owner;
 	set_state(&p->entries[place], state);
+	count_owner(p->table, owner);
 	sift_up(p, p->partition->used++, slot);
 	publish_first(p);
 }
@@ -430,20 +487,99 @@ free_place(Locked *p, int place)
 	p->entries[place].used = false;
 }
 
-/* The first of the heap, if it is that; *live: it still said something. */
-static bool
-remove_first(Locked *p, int64 now, bool *live)
+static void
+remove_entry(Locked *p, int slot, int place)
 {
-	int place = first_place(p);
+	HeapSlot *heap = p->heap;
+	HeapSlot last = heap[p->partition->used - 1];
+
+	discount_owner(p->table, p->entries[place].owner);
+	free_place(p, place);
+	if (--p->partition->used > slot)
+	{
+		if (slot > 0 && heap[(slot - 1) / ARITY].end > last.end)
+			sift_up(p, slot, last);
+		else
+			sift_down(p, slot, last);
+	}
+	publish_first(p);
+}
+
+/*
+ * A live entry of a heavy owner's: of those that are drawn, the one that ends first.  *slot:
+ * in the heap.  NO_PLACE: none is.  Draws begin with the new entry's id, which nobody can
+ * choose.
+ */
+static int
+draw_heavy(Locked *p, uint64 random, int *slot)
+{
+	int found = NO_PLACE;
+	int nfound = 0;
+
+	for (int i = 0; i < MAX_DRAWS && nfound < ENOUGH_DRAWS; i++)
+	{
+		int drawn;
+		int place;
+
+		random = random * UINT64CONST(6364136223846793005) + UINT64CONST(1442695040888963407);
+		drawn = (int) (((random >> 32) * (uint64) p->partition->used) >> 32);
+		place = find_place(p, p->heap[drawn].entry);
+		if (!is_heavy(p->table, p->entries[place].owner))
+			continue;
+		if (nfound++ == 0 || p->heap[drawn].end < p->heap[*slot].end)
+		{
+			*slot = drawn;
+			found = place;
+		}
+	}
+	return found;
+}
+
+/*
+ * The first of the heap, if it is that, or one of a heavy owner's of "p" instead;
+ * *live: it still said something.
+ */
+static bool
+remove_first(Locked *victim, Locked *p, const SipHash *id, int64 now, bool *live)
+{
+	LimitTable *table = victim->table;
+	int place = first_place(victim);
 
 	if (place == NO_PLACE)
 		return false;
-	*live = p->heap[0].end > now;
-	free_place(p, place);
-	if (--p->partition->used > 0)
-		sift_down(p, 0, p->heap[p->partition->used]);
-	publish_first(p);
+	*live = victim->heap[0].end > now;
+	if (*live && pg_atomic_read_u32(&table->heavy) > 0 && p->partition->used > 0 &&
+		!is_heavy(table, victim->entries[place].owner))
+	{
+		int slot;
+		int heavy = draw_heavy(p, id->half[1], &slot);
+
+		if (heavy != NO_PLACE)
+		{
+			remove_entry(p, slot, heavy);
+			return true;
+		}
+	}
+	remove_entry(victim, 0, place);
 	return true;
+}
+
+/* When time is up: the first as far as its heap knows, or one more than there may be. */
+static void
+remove_any(Locked *p, int64 now, bool *live)
+{
+	int place;
+	RateState state;
+
+	if (p->partition->used == 0)
+	{
+		pg_atomic_fetch_add_u32(&p->table->used, 1);
+		return;
+	}
+	place = find_place(p, p->heap[0].entry);
+	state = get_state(&p->entries[place]);
+	*live = state_end(&state) > now;
+	remove_entry(p, 0, place);
 }
 
 /* One more entry may be used. */
@@ -489,7 +625,7 @@ prefetch_first(LimitTable *table, int partition)
  * another look, and maybe another partition.
  */
 static bool
-make_room(Locked *p, int other, int64 now, bool *evicted)
+make_room(Locked *p, const SipHash *id, int other, int64 now, bool *evicted)
 {
 	LimitTable *table = p->table;
 	Locked victim;
@@ -504,12 +640,12 @@ make_room(Locked *p, int other, int64 now, bool *evicted)
 			pg_atomic_read_u64(&table->first_end[p->number]))
 		{
 			victim = get_locked(table, other);
-			return remove_first(&victim, now, evicted);
+			return remove_first(&victim, p, id, now, evicted);
 		}
 		if (p->partition->used == 0)
 			return false;
 	}
-	return remove_first(p, now, evicted);
+	return remove_first(p, p, id, now, evicted);
 }
 
 static void
@@ -530,42 +666,66 @@ unlock_partitions(LimitTable *table, int p, int other)
 		LWLockRelease(&table->partition[other].lock);
 }
 
-/* False if there was no room yet. */
-static bool
-change_locked(Locked *p, const SipHash *id, int other, int64 now, LimitChange change, void *arg,
-			  bool *evicted)
+/* What is to be done with which limit. */
+typedef struct Change
 {
-	int place = find_place(p, id->half[1]);
+	const SipHash *id;
+	const LimitOwner *owner;
+	int64 now;
+	LimitChange change;
+	void *arg;
+	bool evicted;
+} Change;
+
+static int
+owner_number(LimitTable *table, const LimitOwner *owner)
+{
+	SipHash hash;
+
+	if (owner->data == NULL)
+		return owner->number;
+	hash = siphash(&table->key, owner->data, owner->len);
+	return (int) (hash.half[0] % NOWNERS);
+}
+
+/* False if there was no room yet; "last": there is to be. */
+static bool
+change_locked(Locked *p, Change *c, int other, bool last)
+{
+	int place = find_place(p, c->id->half[1]);
 	LimitEntry *entry = &p->entries[place];
 	RateState state = {0};
 
 	if (entry->used)
 		state = get_state(entry);
-	if (!change(&state, arg))
+	if (!c->change(&state, c->arg))
 		return true;
 	if (entry->used)
 	{
 		set_state(entry, &state);
 		return true;
 	}
-	if (!make_room(p, other, now, evicted))
-		return false;
-	add_entry(p, id, &state);
+	if (!make_room(p, c->id, other, c->now, &c->evicted))
+	{
+		if (!last)
+			return false;
+		remove_any(p, c->now, &c->evicted);
+	}
+	add_entry(p, c->id, owner_number(p->table, c->owner), &state);
 	return true;
 }
 
 static bool
-change_entry(LimitTable *table, const SipHash *id, int64 now, LimitChange change, void *arg)
+change_entry(LimitTable *table, Change *c)
 {
-	Locked p = get_locked(table, partition_number(table, id));
+	Locked p = get_locked(table, partition_number(table, c->id));
 	int other = NO_PARTITION;
-	bool evicted = false;
-	bool done;
+	bool done = false;
 
-	do
+	for (int look = 1; !done; look++)
 	{
 		lock_partitions(table, p.number, other);
-		done = change_locked(&p, id, other, now, change, arg, &evicted);
+		done = change_locked(&p, c, other, look >= MAX_LOOKS);
 		unlock_partitions(table, p.number, other);
 		if (!done)
 		{
@@ -573,8 +733,8 @@ change_entry(LimitTable *table, const SipHash *id, int64 now, LimitChange change
 			if (other != NO_PARTITION)
 				prefetch_first(table, other);
 		}
-	} while (!done);
-	return evicted;
+	}
+	return c->evicted;
 }
 
 /* ------------------------------------------------------------------------
@@ -619,9 +779,11 @@ limit_id(const void *data, Size len)
 }
 
 bool
-limit_change(const SipHash *id, int64 now, LimitChange change, void *arg)
+limit_change(const SipHash *id, const LimitOwner *owner, int64 now, LimitChange change, void *arg)
 {
-	return change_entry(shmem_get(&area), id, now, change, arg);
+	Change c = {.id = id, .owner = owner, .now = now, .change = change, .arg = arg};
+
+	return change_entry(shmem_get(&area), &c);
 }
 
 /* ------------------------------------------------------------------------
@@ -641,18 +803,20 @@ typedef struct SavedLimits
 typedef struct SavedLimit
 {
 	SipHash id;
-	RateState state;
+	int64 arrival;
+	uint32 fraction;
+	uint32 owner;
 } SavedLimit;
 
 static void
-limit_save(void *address, FILE *file)
+limit_save(void *address, ShmemFile *file)
 {
 	LimitTable *table = address;
 	SavedLimits header = {.key = table->key, .saved_at = GetCurrentTimestamp(), .now = limit_now()};
 
 	for (int p = 0; p < table->npartitions; p++)
 		header.count += table->partition[p].used;
-	(void) fwrite(&header, sizeof(header), 1, file);
+	shmem_write(file, &header, sizeof(header));
 	for (int p = 0; p < table->npartitions; p++)
 		for (int i = 0; i < table->places; i++)
 		{
@@ -661,11 +825,11 @@ limit_save(void *address, FILE *file)
 
 			if (!entry->used)
 				continue;
-			memset(&saved, 0, sizeof(saved));
 			saved.id = entry->id;
-			saved.state.arrival = entry->arrival;
-			saved.state.fraction = entry->fraction;
-			(void) fwrite(&saved, sizeof(saved), 1, file);
+			saved.arrival = entry->arrival;
+			saved.fraction = entry->fraction;
+			saved.owner = entry->owner;
+			shmem_write(file, &saved, sizeof(saved));
 		}
 }
 
@@ -677,14 +841,14 @@ store_state(RateState *state, void *arg)
 }
 
 static bool
-limit_load(void *address, FILE *file)
+limit_load(void *address, ShmemFile *file)
 {
 	LimitTable *table = address;
 	int64 now = limit_now();
 	SavedLimits header;
 	int64 shift;
 
-	if (fread(&header, sizeof(header), 1, file) != 1 || header.now < 0)
+	if (!shmem_read(file, &header, sizeof(header)) || header.now < 0)
 		return false;
 	table->key = header.key;
 	/* a wall clock that was set back does not make time longer than it was */
@@ -692,15 +856,21 @@ limit_load(void *address, FILE *file)
 	for (int64 i = 0; i < header.count; i++)
 	{
 		SavedLimit saved;
+		RateState state;
+		LimitOwner owner = {0};
+		Change c = {
+			.id = &saved.id, .owner = &owner, .now = now, .change = store_state, .arg = &state};
 
-		if (fread(&saved, sizeof(saved), 1, file) != 1)
+		if (!shmem_read(file, &saved, sizeof(saved)) || saved.owner >= NOWNERS)
 			return false;
 		/* a test may have had another idea of the time */
-		if (saved.state.arrival < header.now || saved.state.arrival - header.now > LIMIT_MAX_AHEAD)
+		if (saved.arrival < header.now || saved.arrival - header.now > LIMIT_MAX_AHEAD)
 			continue;
-		saved.state.arrival += shift;
-		if (state_end(&saved.state) > now)
-			(void) change_entry(table, &saved.id, now, store_state, &saved.state);
+		state.arrival = saved.arrival + shift;
+		state.fraction = saved.fraction;
+		owner.number = (int) saved.owner;
+		if (state_end(&state) > now)
+			(void) change_entry(table, &c);
 	}
 	return true;
 }

@@ -7,7 +7,8 @@
  * that shares the state of another's.  Its state carries information until its
  * theoretical arrival time; after that it is as good as absent, and its place
  * may be reused at once.  When the state of all places is live, the one whose time
- * comes first makes room for a new limit, and is counted as evicted.
+ * comes first makes room for a new limit, and is counted as evicted; or one of an owner
+ * that has more than a quarter of all, if there is such an owner and that one is not its.
  *
  * About 90 bytes an entry: "idempotency.throttle_entries".
  *
@@ -52,7 +53,16 @@ extern int64 limit_now(void);
 /* What identifies a limit, hashed.  There must be shared memory. */
 extern SipHash limit_id(const void *data, Size len);
 
+/* Who shares the table with others, by any bytes; looked at for a new limit only. */
+typedef struct LimitOwner
+{
+	const void *data;
+	Size len;
+	int number; /* for limit.c, where there is no data */
+} LimitOwner;
+
 /* "now": of limit_now().  True if a live limit was evicted for this one. */
-extern bool limit_change(const SipHash *id, int64 now, LimitChange change, void *arg);
+extern bool
+limit_change(const SipHash *id, const LimitOwner *owner, int64 now, LimitChange change, void *arg);
 
 #endif /* IDEM_LIMIT_H */

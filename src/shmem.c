@@ -18,10 +18,12 @@
 #include <unistd.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_control.h"
 #include "common/controldata_utils.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "port/pg_crc32c.h"
 #include "storage/dsm.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
@@ -42,6 +44,7 @@ typedef struct SharedBlock
 		int tranche;
 		Size offset;
 	} area[MAX_AREAS];
+	bool has_files; /* what was read at the start is still there, or some of it */
 } SharedBlock;
 
 static ShmemArea *areas[MAX_AREAS];
@@ -82,6 +85,7 @@ create_block(SharedBlock *new)
 {
 	Size offset = MAXALIGN(sizeof(SharedBlock));
 
+	new->has_files = false;
 	for (int i = 0; i < nareas; i++)
 	{
 		new->area[i].tranche = idem_new_lwlock_tranche(areas[i]->name);
@@ -104,7 +108,50 @@ name_tranches(void)
  */
 
 /* changes with what any area saves */
-#define FILE_MAGIC 0x1DE00001
+#define FILE_MAGIC 0x1DE00002
+
+/*
+ * Which shutdown a file is of: the control file is what it was then until the server
+ * has really started, so a start that fails in between loses nothing.  Once the server
+ * has run, it is another: no file of before is read again, even if it is still there.
+ */
+typedef struct Shutdown
+{
+	uint64 system_identifier;
+	XLogRecPtr checkpoint;
+	int64 time;
+} Shutdown;
+
+typedef struct FileHeader
+{
+	uint32 magic;
+	uint32 unused;
+	Shutdown shutdown;
+} FileHeader;
+
+/* A header, what the area saves, and a checksum of both. */
+struct ShmemFile
+{
+	FILE *file;
+	pg_crc32c crc;
+};
+
+void
+shmem_write(ShmemFile *file, const void *data, Size len)
+{
+	/* the caller asks ferror() */
+	(void) fwrite(data, 1, len, file->file);
+	COMP_CRC32C(file->crc, data, len);
+}
+
+bool
+shmem_read(ShmemFile *file, void *data, Size len)
+{
+	if (fread(data, 1, len, file->file) != len)
+		return false;
+	COMP_CRC32C(file->crc, data, len);
+	return true;
+}
 
 static char *
 file_name(const ShmemArea *area, const char *suffix)
@@ -112,24 +159,65 @@ file_name(const ShmemArea *area, const char *suffix)
 	return psprintf(PGSTAT_STAT_PERMANENT_DIRECTORY "/%s.stat%s", area->name, suffix);
 }
 
-/* An immediate shutdown may have caught somebody in the middle of a change. */
+/* False after a crash, or an immediate shutdown: somebody may have been in the middle of a change. */
 static bool
-was_shut_down(void)
+get_shutdown(Shutdown *shutdown)
 {
 	bool crc_ok;
 	ControlFileData *control = get_controlfile(DataDir, &crc_ok);
 
+	memset(shutdown, 0, sizeof(*shutdown));
+	shutdown->system_identifier = control->system_identifier;
+	shutdown->checkpoint = control->checkPoint;
+	/* pg_checksums changes that; but a standby may stop twice after one checkpoint */
+	if (control->state == DB_SHUTDOWNED_IN_RECOVERY)
+		shutdown->time = control->time;
 	return crc_ok &&
 		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
+}
+
+/* An old state of the cluster, which is to be brought forward from an archive. */
+static bool
+is_restored(void)
+{
+	return access(RECOVERY_SIGNAL_FILE, F_OK) == 0;
+}
+
+typedef enum LoadResult
+{
+	LOAD_OK,
+	LOAD_OTHER_SHUTDOWN,
+	LOAD_INVALID
+} LoadResult;
+
+static LoadResult
+load_contents(const ShmemArea *area, FILE *stream)
+{
+	ShmemFile file = {.file = stream};
+	FileHeader header;
+	Shutdown shutdown;
+	pg_crc32c crc;
+
+	INIT_CRC32C(file.crc);
+	if (!shmem_read(&file, &header, sizeof(header)) || header.magic != FILE_MAGIC)
+		return LOAD_INVALID;
+	if (!get_shutdown(&shutdown) || is_restored() ||
+		memcmp(&header.shutdown, &shutdown, sizeof(shutdown)) != 0)
+		return LOAD_OTHER_SHUTDOWN;
+	if (!area->load(area_address(block, area->number), &file))
+		return LOAD_INVALID;
+	FIN_CRC32C(file.crc);
+	if (fread(&crc, sizeof(crc), 1, stream) != 1 || !EQ_CRC32C(crc, file.crc) ||
+		fgetc(stream) != EOF)
+		return LOAD_INVALID;
+	return LOAD_OK;
 }
 
 static void
 load_area(const ShmemArea *area)
 {
-	void *address = area_address(block, area->number);
 	char *name = file_name(area, "");
 	FILE *file = AllocateFile(name, PG_BINARY_R);
-	uint32 magic;
 
 	if (file == NULL)
 	{
@@ -138,35 +226,63 @@ load_area(const ShmemArea *area)
 					(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", name)));
 		return;
 	}
-	/* the server may have run, and crashed, without us since the file was written */
-	if (was_shut_down() &&
-		(fread(&magic, sizeof(magic), 1, file) != 1 || magic != FILE_MAGIC ||
-		 !area->load(address, file) || fgetc(file) != EOF))
+	block->has_files = true;
+	switch (load_contents(area, file))
 	{
-		ereport(LOG,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("ignoring invalid data in file \"%s\"", name)));
-		area->create(address, block->area[area->number].tranche);
+		case LOAD_OK:
+			break;
+		case LOAD_OTHER_SHUTDOWN:
+			ereport(DEBUG1, (errmsg("ignoring file \"%s\" of another shutdown", name)));
+			break;
+		case LOAD_INVALID:
+			ereport(LOG,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("ignoring invalid data in file \"%s\"", name)));
+			area->create(area_address(block, area->number), block->area[area->number].tranche);
+			break;
 	}
 	FreeFile(file);
-	if (unlink(name) != 0)
-		ereport(LOG, (errcode_for_file_access(), errmsg("could not remove file \"%s\": %m", name)));
+}
+
+/*
+ * Not at once when they are read: the server may not get as far as to run.  Who asks
+ * for shared memory is a sign that it does.
+ */
+static void
+remove_files(void)
+{
+	block->has_files = false;
+	for (int i = 0; i < nareas; i++)
+	{
+		char *name;
+
+		if (areas[i]->load == NULL)
+			continue;
+		name = file_name(areas[i], "");
+		if (unlink(name) != 0 && errno != ENOENT)
+			ereport(LOG,
+					(errcode_for_file_access(), errmsg("could not remove file \"%s\": %m", name)));
+		pfree(name);
+	}
 }
 
 static void
-save_area(const ShmemArea *area)
+save_area(const ShmemArea *area, const Shutdown *shutdown)
 {
 	char *temporary = file_name(area, ".tmp");
-	FILE *file = AllocateFile(temporary, PG_BINARY_W);
-	uint32 magic = FILE_MAGIC;
-	bool failed = file == NULL;
+	ShmemFile file = {.file = AllocateFile(temporary, PG_BINARY_W)};
+	FileHeader header = {.magic = FILE_MAGIC, .shutdown = *shutdown};
+	bool failed = file.file == NULL;
 
-	if (file != NULL)
+	if (file.file != NULL)
 	{
-		(void) fwrite(&magic, sizeof(magic), 1, file);
-		area->save(area_address(block, area->number), file);
-		failed = ferror(file);
-		failed = FreeFile(file) != 0 || failed;
+		INIT_CRC32C(file.crc);
+		shmem_write(&file, &header, sizeof(header));
+		area->save(area_address(block, area->number), &file);
+		FIN_CRC32C(file.crc);
+		(void) fwrite(&file.crc, sizeof(file.crc), 1, file.file);
+		failed = ferror(file.file);
+		failed = FreeFile(file.file) != 0 || failed;
 	}
 	if (failed)
 	{
@@ -175,6 +291,7 @@ save_area(const ShmemArea *area)
 		(void) unlink(temporary);
 	}
 	else
+		/* which calls fsync as well */
 		(void) durable_rename(temporary, file_name(area, ""), LOG);
 }
 
@@ -182,11 +299,13 @@ save_area(const ShmemArea *area)
 static void
 save_areas(int code, Datum arg)
 {
-	if (code != 0 || block == NULL || !was_shut_down())
+	Shutdown shutdown;
+
+	if (code != 0 || block == NULL || !get_shutdown(&shutdown))
 		return;
 	for (int i = 0; i < nareas; i++)
 		if (areas[i]->save != NULL)
-			save_area(areas[i]);
+			save_area(areas[i], &shutdown);
 }
 
 /* ------------------------------------------------------------------------
@@ -302,7 +421,8 @@ shmem_get(const ShmemArea *area)
 {
 	if (block == NULL && !preloaded)
 		attach_block();
-
+	if (block != NULL && unlikely(block->has_files))
+		remove_files();
 	return block == NULL ? NULL : area_address(block, area->number);
 }
 

@@ -9,13 +9,23 @@
  * backend decide its size.  Else there is none, and callers say what is lost.
  *
  * Nothing in it survives a crash.  Over a clean restart of a server that preloads
- * it, what an area saves is kept in a file of the server's folder of statistics,
- * which is gone once it is read: no crash, and no backup, finds an old one.
+ * it, what an area saves is kept in a file of the server's folder of statistics.
+ * The file says which shutdown it is of, and is read after that one only, however
+ * often a start fails in between: no crash, and no backup of a running server, finds
+ * an old one.  It is removed when the server runs.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef IDEM_SHMEM_H
 #define IDEM_SHMEM_H
+
+/* A file that an area is saved in; errors are the caller's of "save". */
+typedef struct ShmemFile ShmemFile;
+
+extern void shmem_write(ShmemFile *file, const void *data, Size len);
+
+/* False: there is not so much in it. */
+extern bool shmem_read(ShmemFile *file, void *data, Size len);
 
 typedef struct ShmemArea
 {
@@ -29,11 +39,11 @@ typedef struct ShmemArea
 
 	/*
 	 * Over a clean restart; both NULL: nothing is kept.  Nobody else has access.
-	 * "load" comes after "create"; false: not what "save" wrote, and the area is
-	 * created anew.
+	 * "load" comes after "create"; false: not what "save" wrote.  Then, or where the
+	 * checksum behind is wrong, the area is created anew.
 	 */
-	void (*save)(void *address, FILE *file);
-	bool (*load)(void *address, FILE *file);
+	void (*save)(void *address, ShmemFile *file);
+	bool (*load)(void *address, ShmemFile *file);
 
 	int number; /* set by shmem_register() */
 } ShmemArea;

@@ -57,8 +57,8 @@ typedef struct StatsTable
 
 static Size stats_size(void);
 static void stats_create(void *address, int tranche);
-static void stats_save(void *address, FILE *file);
-static bool stats_load(void *address, FILE *file);
+static void stats_save(void *address, ShmemFile *file);
+static bool stats_load(void *address, ShmemFile *file);
 
 static ShmemArea area = {
 	.name = "idempotency_stat",
@@ -287,7 +287,7 @@ typedef struct SavedStats
 } SavedStats;
 
 static void
-stats_save(void *address, FILE *file)
+stats_save(void *address, ShmemFile *file)
 {
 	StatsTable *table = address;
 
@@ -302,12 +302,12 @@ stats_save(void *address, FILE *file)
 		saved.purged_at = pg_atomic_read_u64(&stats->purged_at);
 		for (int j = 0; j < STAT_NCOUNTERS; j++)
 			saved.counter[j] = pg_atomic_read_u64(&stats->counter[j]);
-		(void) fwrite(&saved, sizeof(saved), 1, file);
+		shmem_write(file, &saved, sizeof(saved));
 	}
 }
 
 static bool
-stats_load(void *address, FILE *file)
+stats_load(void *address, ShmemFile *file)
 {
 	StatsTable *table = address;
 
@@ -315,7 +315,7 @@ stats_load(void *address, FILE *file)
 	{
 		SavedStats saved;
 
-		if (fread(&saved, sizeof(saved), 1, file) != 1)
+		if (!shmem_read(file, &saved, sizeof(saved)))
 			return false;
 		table->databases[i].database = saved.database;
 		pg_atomic_write_u64(&table->databases[i].purged_at, saved.purged_at);

@@ -32,13 +32,10 @@
 #include "limit.h"
 #include "row.h"
 #include "stats.h"
+#include "ttl.h"
 
 PG_FUNCTION_INFO_V1(idem_throttle);
 PG_FUNCTION_INFO_V1(idem_throttle_set_clock);
-
-#ifndef HAVE_INT128
-#error "idempotency needs a compiler with 128-bit integers"
-#endif
 
 #define MIN_PERIOD INT64CONST(1000)
 #define MAX_PERIOD LIMIT_MAX_AHEAD
@@ -114,17 +111,6 @@ decide(RateState *state, void *arg)
  * ------------------------------------------------------------------------
  */
 
-/* As extract(epoch from ...) has it: of 30 days, and 365.25 days a year. */
-static int128
-interval_usecs(const Interval *interval)
-{
-	int128 hours = (int128) (interval->month / MONTHS_PER_YEAR) * (int) (365.25 * HOURS_PER_DAY) +
-		(int128) (interval->month % MONTHS_PER_YEAR) * DAYS_PER_MONTH * HOURS_PER_DAY +
-		(int128) interval->day * HOURS_PER_DAY;
-
-	return hours * USECS_PER_HOUR + interval->time;
-}
-
 static int64
 arg_period(FunctionCallInfo fcinfo, int n, text *key)
 {
@@ -132,7 +118,7 @@ arg_period(FunctionCallInfo fcinfo, int n, text *key)
 
 	if (PG_ARGISNULL(n))
 		error_null("period");
-	period = interval_usecs(PG_GETARG_INTERVAL_P(n));
+	period = ttl_usecs(PG_GETARG_INTERVAL_P(n));
 	if (period < MIN_PERIOD || period > MAX_PERIOD)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -170,31 +156,30 @@ check_cost(const Call *call, text *key)
 typedef struct Identity
 {
 	int64 period;
-	Oid database;
 	int max_calls;
 	int scope_len;
+	Oid database;				  /* here begins what makes the owner */
 	char text[2 * KEY_MAX_BYTES]; /* scope, then key */
 } Identity;
 
 static SipHash
-identify(const Call *call, text *key, text *scope)
+identify(Identity *identity, const Call *call, text *key, text *scope)
 {
-	Identity identity; /* not zeroed: it is large */
 	int key_len;
 	const char *key_bytes = key_utf8("throttle key", key, 1, &key_len);
 
-	identity.period = call->period;
-	identity.database = MyDatabaseId;
-	identity.max_calls = call->max_calls;
-	identity.scope_len = 0;
+	identity->period = call->period;
+	identity->database = MyDatabaseId;
+	identity->max_calls = call->max_calls;
+	identity->scope_len = 0;
 	if (scope != NULL)
 	{
-		const char *bytes = key_utf8("throttle scope", scope, 0, &identity.scope_len);
+		const char *bytes = key_utf8("throttle scope", scope, 0, &identity->scope_len);
 
-		memcpy(identity.text, bytes, identity.scope_len);
+		memcpy(identity->text, bytes, identity->scope_len);
 	}
-	memcpy(identity.text + identity.scope_len, key_bytes, key_len);
-	return limit_id(&identity, offsetof(Identity, text) + identity.scope_len + key_len);
+	memcpy(identity->text + identity->scope_len, key_bytes, key_len);
+	return limit_id(identity, offsetof(Identity, text) + identity->scope_len + key_len);
 }
 
 /* ------------------------------------------------------------------------
@@ -254,6 +239,8 @@ idem_throttle(PG_FUNCTION_ARGS)
 {
 	text *key = arg_text(fcinfo, 0);
 	text *scope = arg_text(fcinfo, 3);
+	Identity identity; /* not zeroed: it is large */
+	LimitOwner owner;
 	Call call;
 	SipHash id;
 
@@ -270,9 +257,11 @@ idem_throttle(PG_FUNCTION_ARGS)
 	if (!limit_available())
 		error_no_shared_memory("idem_throttle");
 
-	id = identify(&call, key, scope);
+	id = identify(&identity, &call, key, scope);
+	owner.data = &identity.database;
+	owner.len = offsetof(Identity, text) - offsetof(Identity, database) + identity.scope_len;
 	call.now = test_clock < 0 ? limit_now() : test_clock;
-	if (limit_change(&id, call.now, decide, &call))
+	if (limit_change(&id, &owner, call.now, decide, &call))
 		stats_count(STAT_THROTTLE_EVICTED, 1);
 	stats_count(call.allowed ? STAT_THROTTLE_ALLOWED : STAT_THROTTLE_REJECTED, 1);
 	return throttle_row(&call);

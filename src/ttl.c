@@ -7,6 +7,8 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "common/int.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -18,12 +20,17 @@
 /* from here on a ttl means "for ever" */
 #define FOREVER_YEARS 1000
 
-/*
- * No single field may be further from zero than this, unless the whole means
- * "for ever": it keeps the sum inside timestamptz (4713 BC and later)
- * whatever the signs.
- */
-#define FIELD_MAX_YEARS 2000
+/* from here on it is more likely a mistake, such as nanoseconds taken for seconds */
+#define ODD_YEARS 100
+
+#define USECS_PER_YEAR (INT64CONST(36525) * USECS_PER_DAY / 100)
+
+int128
+ttl_usecs(const Interval *i)
+{
+	return (int128) (i->month / MONTHS_PER_YEAR) * USECS_PER_YEAR +
+		((int128) (i->month % MONTHS_PER_YEAR) * DAYS_PER_MONTH + i->day) * USECS_PER_DAY + i->time;
+}
 
 static char *
 interval_display(const Interval *i)
@@ -42,42 +49,38 @@ error_interval(const Interval *i, const char *what, const IdemKey *key, const ch
 			 errhint("%s", hint)));
 }
 
-static bool
-interval_at_least(const Interval *i, int32 months)
+/* Once a statement: an interval may be looked at more than once, and for each row. */
+static void
+warn_odd(const Interval *i, const char *what, const IdemKey *key)
 {
-	Interval limit = {.month = months};
+	static TimestampTz warned_in = 0;
 
-	return DatumGetBool(
-		DirectFunctionCall2(interval_ge, IntervalPGetDatum(i), IntervalPGetDatum(&limit)));
-}
-
-static bool
-out_of_range(int64 field, int64 limit)
-{
-	return field > limit || field < -limit;
+	if (warned_in == GetCurrentStatementStartTimestamp())
+		return;
+	warned_in = GetCurrentStatementStartTimestamp();
+	ereport(WARNING,
+			(key != NULL ? errmsg("%s \"%s\" for idempotency key \"%s\" is longer than %d years",
+								  what, interval_display(i), key_display(key), ODD_YEARS)
+						 : errmsg("%s \"%s\" is longer than %d years", what, interval_display(i),
+								  ODD_YEARS),
+			 errhint("Check the unit that the client sends. For ever is '1000 years'.")));
 }
 
 TimestampTz
 ttl_after(TimestampTz from, const Interval *ttl, const char *what, const IdemKey *key)
 {
+	int128 usecs = ttl_usecs(ttl);
 	TimestampTz result;
 
-	if (interval_at_least(ttl, FOREVER_YEARS * MONTHS_PER_YEAR))
+	/* what says "for ever" on purpose says it in years, or 'infinity', which has as many months */
+	if (usecs > ODD_YEARS * USECS_PER_YEAR && ttl->month < FOREVER_YEARS * MONTHS_PER_YEAR)
+		warn_odd(ttl, what, key);
+	if (usecs <= 0)
+		error_interval(ttl, what, key, "Give an interval that is longer than nothing.");
+	if (TIMESTAMP_IS_NOEND(from) || usecs >= FOREVER_YEARS * USECS_PER_YEAR)
 		return DT_NOEND;
-
-	if (out_of_range(ttl->month, FIELD_MAX_YEARS * MONTHS_PER_YEAR) ||
-		out_of_range(ttl->day, FIELD_MAX_YEARS * INT64CONST(366)) ||
-		out_of_range(ttl->time, FIELD_MAX_YEARS * INT64CONST(366) * USECS_PER_DAY))
-		error_interval(ttl, what, key, "Give a positive interval.");
-
-	/* the usual case needs no calendar */
-	if (ttl->month == 0 && ttl->day == 0)
-		result = from + ttl->time;
-	else
-		result = DatumGetTimestampTz(DirectFunctionCall2(
-			timestamptz_pl_interval, TimestampTzGetDatum(from), IntervalPGetDatum(ttl)));
-	if (result <= from)
-		error_interval(ttl, what, key, "Adding it to the current time must lead to a later time.");
+	if (pg_add_s64_overflow(from, (int64) usecs, &result) || !IS_VALID_TIMESTAMP(result))
+		return DT_NOEND;
 	return result;
 }
 
@@ -94,9 +97,9 @@ ttl_default(Interval *out)
 TimestampTz
 ttl_wait_until(TimestampTz from, const Interval *wait, const IdemKey *key)
 {
-	if (!interval_at_least(wait, 0))
+	int128 usecs = ttl_usecs(wait);
+
+	if (usecs < 0)
 		error_interval(wait, "wait", key, "Give an interval of zero or more.");
-	if (wait->month == 0 && wait->day == 0 && wait->time == 0)
-		return from;
-	return ttl_after(from, wait, "wait", key);
+	return usecs == 0 ? from : ttl_after(from, wait, "wait", key);
 }

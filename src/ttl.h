@@ -12,11 +12,22 @@
 
 #include "key.h"
 
+#ifndef HAVE_INT128
+#error "idempotency needs a compiler with 128-bit integers"
+#endif
+
+/*
+ * How long an interval is, in microseconds, for everything here that takes one: as
+ * extract(epoch from ...) has it, with days of 24 hours, months of 30 days, and years
+ * of 365.25.  So it depends neither on the date nor on TimeZone.
+ */
+extern int128 ttl_usecs(const Interval *interval);
+
 /*
  * from + ttl.  'infinity' for 1000 years or more, and for 'infinity' where
- * the server's interval has it.  22023, naming "what" and the key (unless NULL), unless the
- * result is later than "from": '1 mon -29 days' is a positive interval and
- * still goes backwards from a day in February.
+ * the server's interval has it.  22023, naming "what" and the key (unless NULL), unless it
+ * is longer than nothing.  A warning for more than 100 years that are not said to be
+ * for ever.
  */
 extern TimestampTz
 ttl_after(TimestampTz from, const Interval *ttl, const char *what, const IdemKey *key);

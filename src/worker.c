@@ -555,6 +555,8 @@ idem_launcher_main(Datum arg)
 	round =
 		AllocSetContextCreate(TopMemoryContext, "idempotency purge round", ALLOCSET_SMALL_SIZES);
 	MemoryContextSwitchTo(round);
+	/* the server runs: what it has read at its start may go, though nobody calls us */
+	(void) shmem_get(&area);
 
 	for (;;)
 	{

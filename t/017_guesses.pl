@@ -17,10 +17,12 @@ use Test::More;
 
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $entries = 16;
+# of which a purpose can have half
+my $size = 2 * $entries;
 my $node = new_node('preloaded', conf => <<"CONF");
 shared_preload_libraries = 'idempotency'
 idempotency.purge_interval = 0
-idempotency.guess_entries = $entries
+idempotency.guess_entries = $size
 restart_after_crash = on
 max_connections = 70
 CONF
@@ -39,7 +41,8 @@ $node->safe_psql('postgres', $functions);
 sub empty
 {
 	$node->safe_psql('postgres', 'TRUNCATE idem_codes, c');
-	$node->restart;
+	crash($node);
+	return;
 }
 
 #
@@ -91,14 +94,39 @@ COMMIT;
 SELECT wrong('c');
 SELECT wrong('c');
 SQL
-# a right guess that was rolled back can be made again, and has cost one
-says($node, <<'SQL', "verified\nverified\nused", 'the right guess rolled back');
-CALL issue('d');
+# a right guess that was rolled back can be made again, and has cost none
+says($node, <<'SQL', "verified\nverified\nverified\nverified\nused", 'the right guess rolled back');
+CALL issue('d', 2);
 BEGIN; SELECT correct('d'); ROLLBACK;
+BEGIN; SELECT correct('d'); SELECT 1 / 0; COMMIT;
+BEGIN; SAVEPOINT s; SELECT correct('d'); RELEASE s; ROLLBACK;
 SELECT correct('d');
 SELECT correct('d');
 SQL
-says($node, "CALL issue('e', 1); BEGIN; SELECT correct('e'); ROLLBACK; SELECT correct('e');", "verified\nlocked 0", 'the right guess rolled back, when it was the last');
+says($node, "CALL issue('e', 1); BEGIN; SELECT correct('e'); ROLLBACK; SELECT correct('e');", "verified\nverified", 'the right guess rolled back, when it was the last');
+# and buys none: three are wrong, whatever is rolled back around them
+says($node, <<'SQL', join("\n", ('verified') x 2, 'wrong 2', 'verified', 'wrong 1', 'verified', 'verified', 'wrong 0', 'locked 0', 'locked 0'), 'right and wrong ones rolled back');
+CALL issue('right', 3);
+BEGIN;
+SAVEPOINT s; SELECT correct('right'); ROLLBACK TO s;
+SAVEPOINT t; SELECT correct('right'); ROLLBACK TO t;
+SAVEPOINT u; SELECT wrong('right'); ROLLBACK TO u;
+SAVEPOINT v; SELECT correct('right'); ROLLBACK TO v;
+ROLLBACK;
+BEGIN; SELECT wrong('right'); SELECT correct('right'); ROLLBACK;
+BEGIN; SAVEPOINT s; SELECT correct('right'); ROLLBACK TO s; SELECT wrong('right'); COMMIT;
+SELECT correct('right');
+BEGIN; SELECT wrong('right'); ROLLBACK;
+SQL
+# the new code goes on with the count of wrong ones
+says($node, <<'SQL', "wrong 2\nverified\nwrong 1\nverified\nwrong 0\nlocked 0", 'a right one rolled back together with a new code');
+CALL issue('both', 3);
+SELECT wrong('both');
+BEGIN; SELECT correct('both'); CALL issue('both', 3); ROLLBACK;
+BEGIN; CALL issue('both', 3); SELECT wrong('both'); SAVEPOINT s; SELECT correct('both'); ROLLBACK TO s; COMMIT;
+SELECT wrong('both');
+SELECT correct('both');
+SQL
 
 # A statement that is cancelled, a client that goes away, a backend that is killed.
 $node->safe_psql('postgres', "CALL issue('f')");
@@ -233,6 +261,21 @@ SQL
 sql_is($node, 'postgres', 'SELECT attempts, count(*) FROM idem_codes GROUP BY 1', "1|$many", 'nor when a new code is issued, or the first one rolled back');
 says($node, "SELECT wrong('many 1')", 'wrong 3', 'the table is not full');
 
+# nor by right guesses that are rolled back
+$node->safe_psql('postgres', <<"SQL");
+TRUNCATE idem_codes, c;
+DO \$\$
+BEGIN
+	FOR i IN 1 .. $many LOOP
+		CALL issue('many ' || i);
+		COMMIT;
+		PERFORM correct('many ' || i);
+		ROLLBACK;
+	END LOOP;
+END \$\$;
+SQL
+says($node, "SELECT correct('many $many'); SELECT wrong('many 1')", "verified\nwrong 4", 'nor by right ones that are rolled back');
+
 #
 # And denies when it is full
 #
@@ -241,7 +284,23 @@ my $log_start = -s $node->logfile;
 $node->safe_psql('postgres', join '', map { "CALL issue('full $_'); BEGIN; SELECT wrong('full $_'); ROLLBACK;" } 1 .. $entries);
 my (undef, $out, $err) = $node->psql('postgres', "CALL issue('new'); SELECT wrong('new'); SELECT correct('new')");
 is($out, "locked 0\nlocked 0", 'full: a guess is refused, right or wrong');
-like($err, qr/WARNING:  a guess at a code was refused.*guess_entries/s, 'with a warning');
+like($err, qr/WARNING:  a guess at a code was refused.*hold $entries of $size entries of the table of guesses, of which $entries are free.*guess_entries/s, 'with a warning');
+# what is free is for other purposes, of which each leaves as much as it takes; and for other databases
+sub other_purpose
+{
+	my ($name, $n) = @_;
+
+	return join '', map { "SELECT idem_code_issue('$name', '$_', '1 hour') IS NULL; BEGIN; SELECT 'wrong' FROM idem_code_verify('$name', '$_', 'x') WHERE state = 'wrong'; ROLLBACK;" } 1 .. $n;
+}
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+$node->safe_psql('other', "CREATE EXTENSION idempotency; $functions");
+is(() = $node->safe_psql('postgres', other_purpose('login', $entries)) =~ /wrong/g, $entries / 2, 'another purpose has half of what is free');
+is(() = $node->safe_psql('other', other_purpose('otp', $entries)) =~ /wrong/g, $entries / 4, 'the same one in another database half of the rest');
+is(() = $node->safe_psql('postgres', other_purpose('fourth', 1)) =~ /wrong/g, 1, 'and there is one for another');
+# they keep nothing when they have been settled
+$node->safe_psql('other', "SELECT idem_code_verify('otp', subject, 'x') FROM idem_codes");
+$node->safe_psql('postgres', "SELECT idem_code_verify(purpose, subject, 'x') FROM idem_codes WHERE purpose <> 'otp'");
+says($node, "SELECT wrong('new')", 'locked 0', 'which leaves the first one as it was');
 like(slurp_file($node->logfile, $log_start), qr/WARNING:  a guess at a code was refused/, 'in the log as well');
 sql_is($node, 'postgres', "SELECT attempts, used_at FROM idem_codes WHERE subject = 'new'", '0|', 'and not counted');
 says($node, "SELECT wrong('full 1')", 'wrong 3', 'who has an entry can guess');
@@ -288,6 +347,18 @@ $node->safe_psql('postgres', "CALL issue('copied', 1)");
 $node->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres');
 says($node, "BEGIN; SELECT wrong('copied'); ROLLBACK; SELECT correct('copied')", "wrong 0\nlocked 0", 'the original');
 sql_is($node, 'copy', "SELECT correct('copied')", 'verified', 'the copy');
+
+# A code that lives longer than a day is counted until then.
+empty();
+$node->safe_psql('postgres', "CALL issue('month', 1, '1 mon'); BEGIN; SELECT wrong('month'); ROLLBACK;");
+$node->stop;
+my $bytes = slurp_file($node->data_dir . '/pg_stat/idempotency_guess.stat');
+# 32 of every file, the key, and how many; then series, database, count, and until when
+my ($count, undef, $until) = unpack 'x48 q x20 L q', $bytes;
+$node->start;
+is($count, 1, 'one rolled-back guess is kept over a restart');
+is($until, $node->safe_psql('postgres', "SELECT extract(epoch FROM expires_at - '2000-01-01 00:00:00+00') * 1000000 FROM idem_codes WHERE subject = 'month'") =~ s/\..*//r, 'until its code expires, in a month');
+says($node, "SELECT correct('month')", 'locked 0', 'and counts');
 
 #
 # A crash: committed guesses stay
@@ -342,6 +413,8 @@ is($evaluated, 7, 'rolled back: 7 evaluated');
 is($evaluated, 7, 'both, and savepoints: 7 evaluated');
 ($evaluated) = storm($node, 'reissue', 7, "\\set r random(0, 3)\n\\if :r = 0\nCALL issue('storm', 7);\n\\endif\nBEGIN;\n$evaluate\\if :r < 2\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n");
 is($evaluated, 7, 'with new codes in between: 7 evaluated');
+($evaluated) = storm($node, 'right_rolled_back', 7, "\\set r random(0, 1)\nBEGIN;\nSAVEPOINT s;\n\\if :r = 0\nSELECT state FROM c, idem_code_verify('otp', 'storm', code) WHERE subject = 'storm';\n\\set s random(0, 1)\n\\if :s = 0\nROLLBACK TO s;\n$evaluate\\endif\n\\else\n$evaluate\\endif\nROLLBACK;\n");
+cmp_ok($evaluated, '<=', 7, "right ones in between, all rolled back: $evaluated evaluated");
 ($evaluated) = storm($node, 'serializable', 7, "BEGIN ISOLATION LEVEL SERIALIZABLE;\n${evaluate}COMMIT;\n");
 cmp_ok($evaluated, '<=', 7, "SERIALIZABLE: $evaluated evaluated");
 ($evaluated, $verified) = storm($node, 'right', 7, "\\set r random(0, 9)\n\\if :r = 0\n$right\\else\n$evaluate\\endif\n");
@@ -376,7 +449,7 @@ for my $what ([ 'first', 10, 60 ], [ 'last', 10, 60 ], [ 'both', 100, 200 ])
 # Not preloaded
 #
 $node->stop;
-my $bare = new_node('bare', conf => "idempotency.guess_entries = $entries\nmax_connections = 70\n");
+my $bare = new_node('bare', conf => "idempotency.guess_entries = $size\nmax_connections = 70\n");
 my $version = $bare->safe_psql('postgres', 'SHOW server_version_num');
 $bare->safe_psql('postgres', "SET client_min_messages = error; $functions");
 (undef, $out, $err) = $bare->psql('postgres', <<'SQL');
@@ -413,7 +486,7 @@ else
 # nobody but who sets up the server can choose the size
 like((failure($bare, 'postgres', "LOAD 'idempotency'; SET idempotency.guess_entries = 100000"))[0], qr/^55P02$/, 'the size is not for sessions to choose');
 (undef, $out) = $bare->psql('postgres', "SET idempotency.guess_entries = 100000; LOAD 'idempotency'; SHOW idempotency.guess_entries", on_error_stop => 0);
-is($out, $entries, 'not before the library is loaded either');
+is($out, $size, 'not before the library is loaded either');
 # committed ones count everywhere
 says($bare, "CALL issue('k', 2); SELECT wrong('k'); CALL issue('k', 2); SELECT wrong('k'); SELECT correct('k');", "wrong 1\nwrong 0\nlocked 0", 'committed guesses count');
 ($evaluated) = storm($bare, 'bare', 7, $evaluate);

@@ -593,6 +593,40 @@ for my $entries (1000, 5000)
 }
 
 #
+# What a flood of one scope, or two, leaves to the others: what they have, up to a
+# quarter of the table each
+#
+sub flood
+{
+	my ($scope, $from, $to, $period) = @_;
+
+	return $node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series($from, $to) i, idem_throttle('x' || i, '$period', 1 + 0 * i, '$scope')");
+}
+
+for my $entries (1000, 5000)
+{
+	my $quarter = $entries / 4;
+	my $half = $quarter / 2;
+	my $many = 5 * $entries;
+
+	restart(entries => $entries, empty => 1);
+	is(flood('ada', 1, $half, '1 hour'), $half, "$entries entries, some of which one scope has");
+	counted($node);
+	is(flood('eve', 1, $many, '10 years'), $many, 'another one has many, which end later');
+	counts($node, "$many|0|" . ($many + $half - $entries), 'for which as many have to go');
+	is(flood('ada', 1, $half, '1 hour'), 0, 'but none of the first one');
+	is(flood('ada', $half + 1, $quarter, '1 hour'), $quarter - $half, 'which has more of them');
+	restart();
+	is(flood('mallory', 1, $many, '10 years'), $many, 'after a restart a third one has many');
+	is(flood('ada', 1, $quarter, '1 hour'), 0, 'and the first one still has its own');
+	is($node->safe_psql('other', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, $half) i, idem_throttle('x' || i, '1 min', 1 + 0 * i, 'eve')"), $half, 'another database has its own, under the same scope');
+	is($node->safe_psql('other', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, $half) i, idem_throttle('x' || i, '1 min', 1 + 0 * i, 'eve')"), 0, 'and keeps them');
+	is(flood('ada', 1, $quarter, '1 hour'), 0, 'as does the first one');
+	# and more, which are as good as the others' then
+	is(flood('ada', $quarter + 1, 2 * $quarter, '1 hour'), $quarter, 'more than a quarter is not refused');
+}
+
+#
 # At once
 #
 
@@ -655,7 +689,7 @@ restart(entries => 50000, empty => 1);
 storm($node, 'filled', 4, "SELECT count(*) FROM generate_series(1, 500) i, idem_throttle('f' || random(), '1 hour', 1 + 0 * i);\n");
 counts($node, '100000|0|50000', '50 sessions fill a table of 50000, and again');
 $node->stop;
-is(-s $file, 44 + 32 * 50000, 'there are 50000');
+is(-s $file, 76 + 32 * 50000, 'there are 50000');
 $node->start;
 
 #
@@ -727,10 +761,10 @@ says($node, "SELECT answer($limit)", $_, 'before the restart') for 't 2', 't 1',
 my $free_at = free_at($node, $limit);
 ok(!-e $file, 'no file while the server runs');
 $node->stop;
-# 28 + 16: the magic number, the key, when, and how many; then 32 each
-is(-s $file, 44 + 32, 'a file while it does not');
+# 32 + 40: the magic number and which shutdown, the key, when, and how many; then 32 each, and a checksum
+is(-s $file, 76 + 32, 'a file while it does not');
 $node->start;
-ok(!-e $file, 'which is gone when it does');
+ok(eventually(sub { !-e $file }), 'which is gone when it does');
 says($node, "SELECT answer($limit)", 'f 0', 'kept over a restart');
 about(free_at($node, $limit), $free_at, 'and the time in between has counted');
 sql_is($node, 'other', "SELECT answer($limit)", 't 2', 'for its database only');
@@ -744,7 +778,7 @@ sub tamper
 
 	$node->stop;
 	my $bytes = slurp_file($file);
-	my ($magic, $key, $saved_at, $now, $count, $entries) = unpack 'L a16 q q q a*', $bytes;
+	my ($magic, $shutdown, $key, $saved_at, $now, $count, $entries, $crc) = unpack 'L a28 a16 q q q a' . (length($bytes) - 76) . ' a4', $bytes;
 
 	$magic ^= $change{magic} // 0;
 	$saved_at += $change{saved_at} // 0;
@@ -754,7 +788,8 @@ sub tamper
 		$now += $change{now};
 		$entries = join '', map { my ($id, $arrival, @rest) = unpack 'a16 q L L'; pack 'a16 q L L', $id, $arrival + $change{now}, @rest } unpack '(a32)*', $entries;
 	}
-	$bytes = pack('L a16 q q q a*', $magic, $key, $saved_at, $now, $count, $entries) . ($change{behind} // '');
+	$bytes = seal(pack('L a28 a16 q q q a*', $magic, $shutdown, $key, $saved_at, $now, $count, $entries)) . ($change{behind} // '');
+	vec($bytes, 8 * $change{flip}, 1) ^= 1 if $change{flip};
 	$bytes = substr $bytes, 0, $change{length} if defined $change{length};
 	my $log_start = -s $node->logfile;
 	open my $out, '>:raw', $file or die "$file: $!";
@@ -779,7 +814,7 @@ ok($later > $free_at - 1000 && $later < $free_at - 1000 + 60, 'a wall clock that
 tamper(saved_at => -3_600_000_000);
 says($node, "SELECT answer($limit)", 't 2', 'what has expired while the server was down');
 $node->stop;
-is(-s $file, 44 + 32, 'and was not there any more');
+is(-s $file, 76 + 32, 'and was not there any more');
 $node->start;
 
 # Thirds of a microsecond are kept, and no limit of a clock that only a test has.
@@ -787,10 +822,10 @@ restart(entries => 1000, empty => 1);
 $t = later();
 says($node, "SELECT answer('third', '1 hour 1 us', 3); SELECT at($t, 'test', '1 hour')", "t 2\n(t,0,0,3600000000)", 'a third of 3600000001 us, and a test');
 $node->stop;
-is(-s $file, 44 + 2 * 32, 'two limits');
+is(-s $file, 76 + 2 * 32, 'two limits');
 $node->start;
 $node->stop;
-is(join(' ', map { unpack 'x24 L', $_ } unpack 'x44 (a32)*', slurp_file($file)), 1, 'one limit, with its third');
+is(join(' ', map { unpack 'x24 L', $_ } unpack 'x72 (a32)*', substr slurp_file($file), 0, -4), 1, 'one limit, with its third');
 $node->start;
 
 # Into tables of other sizes, from 1 partition to 8, and back; the latest stay.
@@ -816,9 +851,14 @@ counts($node, '10|0|10', 'take the places of ten');
 for my $wrong (
 	[ 'another version', magic => 1 ],
 	[ 'an empty file', length => 0 ],
-	[ 'half a header', length => 30 ],
-	[ 'no entries', length => 44 ],
-	[ 'one and a half', length => 44 + 48 ],
+	[ 'half of which shutdown', length => 20 ],
+	[ 'half a header', length => 60 ],
+	[ 'no entries', length => 72 ],
+	[ 'one and a half', length => 72 + 48 ],
+	[ 'no checksum', length => 72 + 96 ],
+	[ 'half a checksum', length => 72 + 98 ],
+	[ 'a bit of an entry', flip => 72 + 40 ],
+	[ 'a bit of the checksum', flip => 72 + 97 ],
 	[ 'less than it says', count => 1 ],
 	[ 'more than it says', count => -1 ],
 	[ 'something behind', behind => "\0" ],)
@@ -829,7 +869,7 @@ for my $wrong (
 	$node->safe_psql('postgres', "SELECT answer('a', '1 hour'), answer('b', '1 hour'), answer('c', '1 hour')");
 	is(tamper(%change), 'ignored', "$what: said so in the log");
 	says($node, join('', map { "SELECT answer('$_', '1 hour');" } qw(a b c a)), "t 0\nt 0\nt 0\nf 0", "$what: the table is empty");
-	ok(!-e $file, "$what: the file is gone");
+	ok(eventually(sub { !-e $file }), "$what: the file is gone");
 }
 
 #

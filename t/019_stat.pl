@@ -614,7 +614,6 @@ my $rows_before = $node->safe_psql('postgres', $kept);
 like($rows_before, qr/^flight\|.*^gauges\|.*^postgres\|/ms, 'several databases');
 $node->stop;
 ok(-s $file, 'stopped: a file keeps them');
-my $saved = slurp_file($file);
 $node->start;
 is($node->safe_psql('postgres', $kept), $rows_before, 'started: they are what they were');
 ok(!-e $file, 'and the file is gone');
@@ -652,22 +651,27 @@ from_zero('an immediate stop: from 0');
 # The file is damaged, or of another database cluster
 #
 
-# The place in the log where the start begins.
+# The place in the log where the start begins; with what is made of the file.
 sub start_with
 {
 	my ($name, $contents) = @_;
 
 	$before = clock();
 	$node->stop;
+	my $bytes = $contents->(slurp_file($file));
 	unlink $file;
-	append_to_file($file, $contents);
+	append_to_file($file, $bytes);
 	my $log_start = -s $node->logfile;
 	$node->start;
-	ok(!-e $file, "$name: the server starts, and the file is gone");
+	ok(eventually(sub { !-e $file }), "$name: the server starts, and the file is gone");
 	return $log_start;
 }
 
-for my $damage ([ 'garbage', 'garbage' x 100 ], [ 'cut', substr($saved, 0, -1) ], [ 'longer', $saved . 'x' ], [ 'empty', '' ])
+for my $damage (
+	[ 'garbage', sub { 'garbage' x 100 } ],
+	[ 'cut', sub { substr($_[0], 0, -1) } ],
+	[ 'longer', sub { $_[0] . 'x' } ],
+	[ 'empty', sub { '' } ])
 {
 	my ($name, $contents) = @$damage;
 
@@ -678,30 +682,24 @@ for my $damage ([ 'garbage', 'garbage' x 100 ], [ 'cut', substr($saved, 0, -1) ]
 	moves($name, "SELECT idem_claim('$name')", 'claimed 1');
 }
 
-# All places are taken: the file has a magic number, then records that begin with the database.
+# All places are taken: the file has a header, then records that begin with the database, and a checksum.
 my $nplaces = 500;
-my $record = (length($saved) - 4) / $nplaces;
 sub full_of
 {
-	my ($oid) = @_;
-	my $contents = substr($saved, 0, 4);
+	my ($oid, $contents) = @_;
+	my $record = (length($contents) - 36) / $nplaces;
 
-	for my $i (0 .. $nplaces - 1)
-	{
-		my $one = substr($saved, 4 + $i * $record, $record);
-		substr($one, 0, 4) = pack('L', $oid->($i));
-		$contents .= $one;
-	}
-	return $contents;
+	substr($contents, 32 + $_ * $record, 4) = pack('L', $oid->($_)) for 0 .. $nplaces - 1;
+	return seal(substr($contents, 0, -4));
 }
-start_with('full of dropped databases', full_of(sub { 4_000_000_000 + $_[0] }));
+start_with('full of dropped databases', sub { full_of(sub { 4_000_000_000 + $_[0] }, @_) });
 from_zero('full of dropped databases: one gives way');
 $last{postgres} = counters('postgres');
 moves('full of dropped databases', "SELECT idem_claim('full')", 'claimed 1');
-start_with('full', full_of(sub { 1 }));
+start_with('full', sub { full_of(sub { 1 }, @_) });
 my ($ret, $out, $err) = $node->psql('postgres', "SELECT idem_claim('full'), idem_claim('full 2'); SELECT idem_stat_reset(); SELECT claimed IS NULL, live_keys > 0, stats_reset IS NULL FROM idem_stat WHERE datname = 'postgres'");
 is("$ret $out$err", "0 f|t\n\nt|t|t", 'full of databases that exist: nothing is counted, nothing fails');
-start_with('nothing of that', $saved);
+start_with('nothing of that', sub { '' });
 
 #
 # For whom it is

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash crash_by fill_procedure);
+our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash crash_by fill_procedure seal);
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -128,6 +128,20 @@ sub eventually
 		usleep(10_000);
 	}
 	return 0;
+}
+
+# What a file over a restart must end with: CRC-32C of the rest.
+sub seal
+{
+	my ($bytes) = @_;
+	my $crc = 0xFFFFFFFF;
+
+	for my $byte (unpack 'C*', $bytes)
+	{
+		$crc ^= $byte;
+		$crc = $crc & 1 ? $crc >> 1 ^ 0x82F63B78 : $crc >> 1 for 1 .. 8;
+	}
+	return $bytes . pack('L', $crc ^ 0xFFFFFFFF);
 }
 
 1;
