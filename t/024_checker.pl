@@ -375,6 +375,9 @@ is($n->{lost}, 5, 'and are counted');
 found('answer without effect, lost effect', 'but only if there was a crash', sub { off(); lose('tx-0') });
 found('', 'then another may do it again',
 	sub { off(); lose('tx-0'); attempt('3.1', 'tx', 'tx-0', state => 'started', answer => '3.1'); finished('3.1', 'tx', 'tx-0', answer => '3.1') }, lost_tail => 1);
+found('', 'before a crash that came soon', sub { off(); lose('claim-2'); push @history, { event => 'crash', t => 50e9 } }, lost_tail => 1);
+found('lost effect', 'not long before', sub { off(); lose('claim-2'); push @history, { event => 'crash', t => 70e9 } }, lost_tail => 1);
+found('lost effect', 'nor after it', sub { off(); lose('claim-2'); push @history, { event => 'crash', t => -1 }, { event => 'up', t => 0 } }, lost_tail => 1);
 found('effect without key', 'an effect without its key, never', sub { off(); no_key('tx-0') }, lost_tail => 1);
 found('key without effect', 'a key without its effect, never', sub { off(); no_effect('tx-0') }, lost_tail => 1);
 found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-0', 3) }, lost_tail => 1);

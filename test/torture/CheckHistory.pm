@@ -25,6 +25,10 @@ use warnings;
 my $last_phase = 3;
 my $code_attempts = 4;
 
+# Three times the wal_writer_delay of Cluster.pm, and as much again for writers that are slow: what was told so long
+# before a crash (nanoseconds) is on disk.
+my $oldest_loss = 60e9;
+
 # Answers by what they say of the key: this attempt has done it, or it was done before.
 my %own = map { $_ => 1 } qw(started finished claimed inserted redeemed checkpointed verified);
 my %repeat = map { $_ => 1 } qw(replayed refused duplicate used);
@@ -81,12 +85,25 @@ sub violation
 
 sub answered { return ($_[0]{outcome} // 'unknown') eq 'answered' }
 
-# An attempt under off may have lost what it was told.
+# An attempt under off may have lost what it was told, if a crash came soon.
 sub may_lose
 {
 	my ($self, $attempt) = @_;
 
-	return $self->{lost_tail} && ($attempt->{sync} // '') eq 'off';
+	return 0 unless $self->{lost_tail} && ($attempt->{sync} // '') eq 'off';
+	my $told = $attempt->{end} // return 1;
+	my ($crashes, $crashed) = (0);
+	for my $event (@{ $self->{events} })
+	{
+		if ($event->{event} eq 'crash') { $crashes++; $crashed //= $event->{t} }
+		elsif ($event->{event} eq 'up' && defined $crashed)
+		{
+			# it may have come at any time in between
+			return 1 if $event->{t} > $attempt->{start} && $crashed < $told + $oldest_loss;
+			undef $crashed;
+		}
+	}
+	return !$crashes || defined $crashed && $crashed < $told + $oldest_loss;
 }
 
 # Something that an attempt was told is not so.
