@@ -15,7 +15,7 @@ BEGIN { eval { require PostgreSQL::Test::Utils; PostgreSQL::Test::Utils->import 
 
 # ---------------------------------------------------------------- a clean history
 
-my ($clock, @history, @effects, @keys);
+my ($clock, @history, @effects, @keys, %probed);
 
 # An attempt from now to now; its client is the first number of its name.
 sub attempt
@@ -50,7 +50,7 @@ sub finished
 sub clean
 {
 	$clock = 0;
-	@history = @effects = @keys = ();
+	@history = @effects = @keys = %probed = ();
 
 	attempt('1.1', 'tx', 'tx-0', state => 'started', answer => '1.1');
 	attempt('2.1', 'tx', 'tx-0', state => 'replayed', answer => '1.1');
@@ -82,6 +82,46 @@ sub clean
 	finished('1.11', 'token', 'token-1.10');
 
 	lease_history();
+	code_history();
+	throttle_history();
+	%probed = ('tx-0' => 'replayed', 'lease-1' => 'started');
+	return;
+}
+
+sub event { push @history, { event => $_[0], t => ++$clock }; return }
+
+# Four guesses, two of them taken back, the last one right; then it is used.
+sub code_history
+{
+	attempt('6.1', 'issue', 'code-6.1', state => 'issued');
+	attempt('6.2', 'code', 'code-6.1', form => 'wrong', state => 'wrong');
+	attempt('6.3', 'code', 'code-6.1', form => 'wrong-undone', outcome => 'failed', sqlstate => 'UNDONE', state => 'wrong');
+	attempt('6.4', 'code', 'code-6.1', form => 'right-undone', outcome => 'failed', sqlstate => 'UNDONE', state => 'verified');
+	attempt('6.5', 'code', 'code-6.1', form => 'right', state => 'verified');
+	attempt('6.6', 'code', 'code-6.1', form => 'right', state => 'used');
+	finished('6.5', 'code', 'code-6.1', looked_up => undef);
+
+	# this one is locked
+	attempt('6.11', 'issue', 'code-6.11', state => 'issued');
+	attempt("6.1$_", 'code', 'code-6.11', form => 'wrong-undone', outcome => 'failed', sqlstate => 'UNDONE', state => 'wrong') for 2 .. 5;
+	attempt('6.16', 'code', 'code-6.11', form => 'right', state => 'locked');
+	push @keys, { key => 'code-6.11', finished => 0 };
+	return;
+}
+
+# A call of a limit of 2 in 100 s; times are seconds from the start of the history.
+sub throttled
+{
+	my ($second, $allowed) = @_;
+
+	push @history, { throttle => 'limit', n => 2, period => 100, start => $second * 1e9, t => $second * 1e9 + 1,
+		defined $allowed ? (allowed => $allowed) : () };
+	return;
+}
+
+sub throttle_history
+{
+	throttled(@$_) for [ 1, 1 ], [ 2, 1 ], [ 3, 0 ], [ 51, 1 ], [ 52, 0 ], [ 102, 1 ], [ 103, 0 ];
 	return;
 }
 
@@ -117,9 +157,9 @@ sub lease_history
 
 # ---------------------------------------------------------------- changing it
 
-sub start_of { my ($attempt) = @_; return (grep { $_->{attempt} eq $attempt && $_->{client} } @history)[0] }
+sub start_of { my ($attempt) = @_; return (grep { ($_->{attempt} // '') eq $attempt && $_->{client} } @history)[0] }
 
-sub end_of { my ($attempt) = @_; return (grep { $_->{attempt} eq $attempt && !$_->{client} } @history)[0] }
+sub end_of { my ($attempt) = @_; return (grep { ($_->{attempt} // '') eq $attempt && !$_->{client} } @history)[0] }
 
 sub no_effect { my ($key, $phase) = @_; @effects = grep { $_->{key} ne $key || defined $phase && $_->{phase} ne $phase } @effects; return }
 
@@ -140,6 +180,7 @@ sub found
 	clean();
 	$change->();
 	$check->add($_) for @history;
+	$check->probed($_, $probed{$_}) for sort keys %probed;
 	my @violations = $check->violations(\@effects, \@keys);
 	$kinds{ $_->[0] }++ for @violations;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
@@ -152,7 +193,8 @@ sub found
 my $n = found('', 'the clean history has none', sub { });
 is_deeply(
 	[ @$n{qw(attempts requests keys effects acknowledged repeats unknown take-overs lost)} ],
-	[ 28, 28, 10, 13, 11, 7, 3, 1, 0 ], 'and its figures are right');
+	[ 40, 40, 12, 14, 12, 8, 3, 1, 0 ], 'and its figures are right');
+is_deeply([ @$n{'guesses', 'locked out', 'throttle allowed', 'throttle refused'} ], [ 8, 1, 4, 3 ], 'those of guesses and calls as well');
 found('', 'nor with a lost tail that lost nothing', sub { }, lost_tail => 1);
 
 found('double effect', 'an effect twice by one attempt', sub { effect('1.1', 'tx', 'tx-0') });
@@ -281,6 +323,49 @@ found('', 'unless somebody may have, who does not know', sub {
 });
 found('refused for nothing', 'done by nobody', sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID006') });
 
+# ---------------------------------------------------------------- codes, calls, and what is held for ever
+
+sub wrong { my ($attempt, %more) = @_; attempt($attempt, 'code', 'code-6.11', form => 'wrong', state => 'wrong', %more); return }
+my %undone = (outcome => 'failed', sqlstate => 'UNDONE');
+
+found('too many guesses', 'one guess more than a code allows', sub { wrong('6.20') });
+found('too many guesses', 'also if it was taken back', sub { wrong('6.20', %undone) });
+found('too many guesses', 'or is not known', sub { wrong('6.20', outcome => 'unknown', sqlstate => 'HANG'); attempt('6.21', 'code', 'code-6.11', state => 'locked') });
+found('', 'but a crash forgets those that were taken back', sub { event('crash'); event('up'); wrong('6.20', %undone) });
+found('', 'and those during it may be of either life', sub { event('crash'); wrong('6.20', %undone); event('up') });
+found('too many guesses', 'though not those after it', sub { event('crash'); event('up'); wrong("6.2$_", %undone) for 0 .. 4 });
+found('too many guesses', 'nor those that were committed',
+	sub { $_->{outcome} = 'answered' for map { end_of("6.1$_") } 2 .. 5; event('crash'); event('up'); wrong('6.20', %undone) });
+found('', 'a clean restart may forget as well', sub { event('restart'); event('restart'); wrong('6.20', %undone) });
+found('too many guesses', 'unless guesses are kept', sub { event('restart'); event('restart'); wrong('6.20', %undone) }, guesses_kept => 1);
+found('too many guesses', 'a right guess at a code without attempts',
+	sub { attempt('6.20', 'code', 'code-6.11', form => 'right', state => 'verified'); key_of('code-6.11')->{finished} = 1;
+		effect('6.20', 'code', 'code-6.11') });
+found('locked for nothing', 'locked after three guesses', sub { @history = grep { ($_->{attempt} // '') ne '6.15' } @history });
+found('double effect', 'a code verified twice', sub { effect('6.6', 'code', 'code-6.1'); @{ end_of('6.6') }{qw(state)} = ('verified');
+	# one guess less, which would be another violation
+	@history = grep { ($_->{attempt} // '') ne '6.3' } @history });
+found('effect of a failed attempt', 'a right guess that was taken back, and its effect', sub {
+	@effects = grep { $_->{attempt} ne '6.5' } @effects;
+	end_of('6.5')->{outcome} = 'unknown';
+	effect('6.4', 'code', 'code-6.1');
+});
+found('effect without key', 'a code that was verified and is not used', sub { key_of('code-6.1')->{finished} = 0 });
+
+found('throttle allows too much', '2n calls of a limit in a period', sub { throttled(53, 1) });
+found('', 'not in more than a period', sub { throttled(152, 1) });
+found('', 'nor with a crash in between',
+	sub { throttled(55, 1); push @history, { event => 'crash', t => 53e9 }, { event => 'up', t => 54e9 } });
+found('throttle allows too much', 'but with a clean restart',
+	sub { throttled(55, 1); push @history, { event => 'restart', t => 53e9 }, { event => 'restart', t => 54e9 } }, guesses_kept => 0);
+found('throttle refuses for nothing', 'refused when a call had come back', sub { throttled(153, 0) });
+found('', 'unless one may have been allowed that got no answer', sub { throttled(140); throttled(153, 0) });
+found('throttle refuses for nothing', 'refused at first', sub { throttled(0, 0) });
+
+found('in progress for ever', 'a finished key that nobody gets the answer of', sub { $probed{'tx-0'} = 'in_progress' });
+found('in progress for ever', 'a key without a row that nobody can begin', sub { $probed{'tx-99'} = 'in_progress' });
+found('in progress for ever', 'a lease that does not end', sub { $probed{'lease-1'} = 'in_progress' });
+
 # ---------------------------------------------------------------- a lost tail
 
 sub off { $_->{sync} = 'off' for grep { $_->{client} } @history; return }
@@ -290,6 +375,9 @@ is($n->{lost}, 5, 'and are counted');
 found('answer without effect, lost effect', 'but only if there was a crash', sub { off(); lose('tx-0') });
 found('', 'then another may do it again',
 	sub { off(); lose('tx-0'); attempt('3.1', 'tx', 'tx-0', state => 'started', answer => '3.1'); finished('3.1', 'tx', 'tx-0', answer => '3.1') }, lost_tail => 1);
+found('', 'before a crash that came soon', sub { off(); lose('claim-2'); push @history, { event => 'crash', t => 50e9 } }, lost_tail => 1);
+found('lost effect', 'not long before', sub { off(); lose('claim-2'); push @history, { event => 'crash', t => 70e9 } }, lost_tail => 1);
+found('lost effect', 'nor after it', sub { off(); lose('claim-2'); push @history, { event => 'crash', t => -1 }, { event => 'up', t => 0 } }, lost_tail => 1);
 found('effect without key', 'an effect without its key, never', sub { off(); no_key('tx-0') }, lost_tail => 1);
 found('key without effect', 'a key without its effect, never', sub { off(); no_effect('tx-0') }, lost_tail => 1);
 found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-0', 3) }, lost_tail => 1);

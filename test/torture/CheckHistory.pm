@@ -5,21 +5,32 @@
 #   my @violations = $check->violations(\@effects, \@keys);    # each [ kind, what ]
 #   my $figures = $check->figures;    # numbers by name
 #
+# Before violations(): $check->probed($key, $state), what idem_begin says of a key when all has come to an end.
+#
 # Records are as clients.pl describes them.  An effect is a hash of key, kind, attempt, fence, phase; a
 # key one of key, finished, answer (the attempt that its result names), fence, phase, looked_up.
 #
 # lost_tail: the server has lost its newest commits, as it may with synchronous_commit off.  Then what an
 # attempt under off was told may be gone, but never one half of effect and key; and what one
 # under on was told holds, whoever's effect it is.
+#
+# Guesses that are rolled back, and limits, are forgotten when a server loses its memory.  The record of an "event",
+# "crash", is made before, that of "up" when it is there again, and "restart" when it was stopped in an orderly way. Only a library
+# that keeps guesses over a clean restart is held to it: guesses_kept.
 package CheckHistory;
 
 use strict;
 use warnings;
 
 my $last_phase = 3;
+my $code_attempts = 4;
+
+# Three times the wal_writer_delay of Cluster.pm, and as much again for writers that are slow: what was told so long
+# before a crash (nanoseconds) is on disk.
+my $oldest_loss = 60e9;
 
 # Answers by what they say of the key: this attempt has done it, or it was done before.
-my %own = map { $_ => 1 } qw(started finished claimed inserted redeemed checkpointed);
+my %own = map { $_ => 1 } qw(started finished claimed inserted redeemed checkpointed verified);
 my %repeat = map { $_ => 1 } qw(replayed refused duplicate used);
 my %on_the_way = map { $_ => 1 } qw(in_progress holding checkpointed released);
 
@@ -27,12 +38,15 @@ sub new
 {
 	my ($class, %opt) = @_;
 
-	return bless { %opt, attempts => {}, by_key => {}, violations => [], n => {} }, $class;
+	return bless { %opt, attempts => {}, by_key => {}, violations => [], n => {}, events => [], calls => {} }, $class;
 }
 
 sub add
 {
 	my ($self, $record) = @_;
+
+	if ($record->{event}) { push @{ $self->{events} }, $record; return }
+	if ($record->{throttle}) { push @{ $self->{calls}{ $record->{throttle} } }, $record; return }
 	my $attempt = $self->{attempts}{ $record->{attempt} };
 
 	if ($record->{client})
@@ -50,6 +64,15 @@ sub add
 	return;
 }
 
+# What became of a key when everybody had gone.
+sub probed
+{
+	my ($self, $key, $state) = @_;
+
+	$self->{by_key}{$key}{probed} = $state;
+	return;
+}
+
 sub keys_of { return @{ $_[0]{keys} // [ $_[0]{key} ] } }
 
 sub violation
@@ -62,12 +85,25 @@ sub violation
 
 sub answered { return ($_[0]{outcome} // 'unknown') eq 'answered' }
 
-# An attempt under off may have lost what it was told.
+# An attempt under off may have lost what it was told, if a crash came soon.
 sub may_lose
 {
 	my ($self, $attempt) = @_;
 
-	return $self->{lost_tail} && ($attempt->{sync} // '') eq 'off';
+	return 0 unless $self->{lost_tail} && ($attempt->{sync} // '') eq 'off';
+	my $told = $attempt->{end} // return 1;
+	my ($crashes, $crashed) = (0);
+	for my $event (@{ $self->{events} })
+	{
+		if ($event->{event} eq 'crash') { $crashes++; $crashed //= $event->{t} }
+		elsif ($event->{event} eq 'up' && defined $crashed)
+		{
+			# it may have come at any time in between
+			return 1 if $event->{t} > $attempt->{start} && $crashed < $told + $oldest_loss;
+			undef $crashed;
+		}
+	}
+	return !$crashes || defined $crashed && $crashed < $told + $oldest_loss;
 }
 
 # Something that an attempt was told is not so.
@@ -99,7 +135,10 @@ sub violations
 		$self->check_fences($key, $of);
 		$self->check_superseded($key, $of);
 		$self->check_refused($key, $of);
+		$self->check_guesses($key, $of);
+		$self->check_probed($key, $of);
 	}
+	$self->check_throttle($_, $self->{calls}{$_}) for sort keys %{ $self->{calls} };
 	$self->check_fences_issued;
 	$self->check_errors;
 	return @{ $self->{violations} };
@@ -155,7 +194,7 @@ sub check_key
 	}
 	if ($finished && !$final) { $self->violation('key without effect', "$key is finished") }
 	if ($finished && defined $row->{looked_up} && $row->{looked_up} ne 'finished'
-		|| $finished && !defined $row->{looked_up} && exists $row->{looked_up} && $key !~ /^token-/)
+		|| $finished && !defined $row->{looked_up} && exists $row->{looked_up} && $key !~ /^(?:token|code)-/)
 	{
 		$self->violation('effect without key', "$key: idem_lookup says " . ($row->{looked_up} // 'nothing'));
 	}
@@ -312,6 +351,106 @@ sub check_refused
 	return;
 }
 
+# The server's life that all of a stretch of time lies in: how often memory was lost before.  Undef if it
+# may have been lost meanwhile.
+sub life
+{
+	my ($self, $start, $end, $restarts_too) = @_;
+	my ($life, $down) = (0, 0);
+
+	for my $event (sort { $a->{t} <=> $b->{t} } @{ $self->{events} })
+	{
+		last if $event->{t} > $end;
+		if ($event->{event} eq 'crash') { $down = 1 }
+		elsif ($event->{event} eq 'up') { $down = 0 }
+		elsif (!$restarts_too) { next }
+		$life++;
+		return if $event->{t} >= $start;
+	}
+	return $down ? undef : $life;
+}
+
+# No more answers than a code's attempts, though they are rolled back, in one life of a server; of those before that
+# count which were committed.  And nobody is locked out before as many guesses may have been made.
+sub check_guesses
+{
+	my ($self, $key, $of) = @_;
+	my @guesses = grep { $_->{kind} eq 'code' } @{ $of->{attempts} } or return;
+	my @compared = grep { ($_->{state} // '') =~ /^(wrong|verified)$/ } @guesses;
+	my %lives;
+
+	$_->{life} = defined $_->{end} ? $self->life($_->{start}, $_->{end}, !$self->{guesses_kept}) : undef for @compared;
+	push @{ $lives{ $_->{life} } }, $_ for grep { defined $_->{life} } @compared;
+	for my $life (sort { $a <=> $b } keys %lives)
+	{
+		my @before = grep { defined $_->{life} && $_->{life} < $life && answered($_) && !$self->may_lose($_) } @compared;
+		my $n = @before + @{ $lives{$life} };
+
+		next if $n <= $code_attempts;
+		$self->violation('too many guesses', "$key: $n, by @{[ map { $_->{attempt} } @before, @{ $lives{$life} } ]}");
+	}
+	$self->{n}{guesses} += @compared;
+	for my $locked (grep { ($_->{state} // '') eq 'locked' } @guesses)
+	{
+		$self->{n}{'locked out'}++;
+		my @before = grep { $_ != $locked && $_->{start} < $locked->{end} } @guesses;
+		$self->violation('locked for nothing', "$key: $locked->{attempt} after " . @before . ' guesses') if @before < $code_attempts;
+	}
+	return;
+}
+
+# When clients, leases and prepared transactions have ended, no key is held.
+sub check_probed
+{
+	my ($self, $key, $of) = @_;
+
+	return unless ($of->{probed} // '') eq 'in_progress';
+	$self->violation('in progress for ever', $key);
+	return;
+}
+
+# Of a limit of n calls in a period, no more than 2n - 1 are allowed in any period in one life of a server, and
+# a call is refused only if another was allowed, or may have been, in the n-th part of a period before.
+sub check_throttle
+{
+	my ($self, $name, $calls) = @_;
+	my @calls = sort { $a->{start} <=> $b->{start} } @$calls;
+	my @allowed = grep { $_->{allowed} } @calls;
+	my @maybe = grep { $_->{allowed} || !defined $_->{allowed} } @calls;
+	my ($n, $period) = ($calls[0]{n}, $calls[0]{period} * 1e9);
+	my ($told, $from) = (0, 0);
+
+	$self->{n}{'throttle allowed'} += @allowed;
+	for my $i (0 .. $#allowed)
+	{
+		my $end = $allowed[$i]{start} + $period;
+		my @within;
+
+		for (my $j = $i; $j < @allowed && $allowed[$j]{start} < $end; $j++)
+		{
+			push @within, $allowed[$j] if $allowed[$j]{t} < $end;
+		}
+		next if @within < 2 * $n;
+		# there may be more in it than one life
+		my %lives;
+		$lives{ $self->life(@$_{qw(start t)}) // '' }++ for @within;
+		delete $lives{''};
+		my ($most) = sort { $b <=> $a } values %lives, 0;
+		$self->violation('throttle allows too much', "$name: $most calls within $calls[0]{period} s") if $most >= 2 * $n && !$told++;
+	}
+	for my $refused (grep { defined $_->{allowed} && !$_->{allowed} } @calls)
+	{
+		$self->{n}{'throttle refused'}++;
+		my $since = $refused->{start} - $period / $n;
+		# no call takes a minute
+		$from++ while $from < @maybe && $maybe[$from]{start} < $since - 60e9;
+		my $cause;
+		for (my $j = $from; $j < @maybe && $maybe[$j]{start} <= $refused->{t}; $j++) { $cause ||= $maybe[$j]{t} >= $since }
+		$self->violation('throttle refuses for nothing', "$name: at $refused->{start}") if !$cause && $told++ < 3;
+	}
+	return;
+}
+
 # Nor is one that was seen ever issued again, whatever became of its transaction.
 sub check_fences_issued
 {
@@ -376,7 +515,7 @@ sub figures
 	$n{effects} += $n{$_} for grep { /^effects of / } keys %n;
 	$n{"attempts $_->{kind}" . (defined $_->{form} ? " $_->{form}" : '')}++ for @attempts;
 	$n{'in progress'} = grep { ($_->{state} // '') eq 'in_progress' } @attempts;
-	$n{$_} //= 0 for qw(lost repeats acknowledged unknown take-overs), 'unknown and done';
+	$n{$_} //= 0 for qw(lost repeats acknowledged unknown take-overs guesses), 'unknown and done', 'throttle allowed', 'throttle refused';
 	return \%n;
 }
 

@@ -20,6 +20,7 @@ max_connections = 250
 max_prepared_transactions = 100
 shared_buffers = 64MB
 shared_preload_libraries = 'idempotency'
+idempotency.guess_entries = 100000
 idempotency.purge_databases = 'postgres'
 idempotency.purge_interval = '1s'
 synchronous_standby_names = 'ANY 1 (a, b)'

@@ -8,6 +8,7 @@
 package Faults;
 use strict;
 use warnings;
+use History;
 use Node;
 use Time::HiRes qw(sleep time);
 
@@ -26,12 +27,15 @@ my %kinds = (
 	'postmaster-kill' => [ 3, \&kill_postmaster ],
 	'immediate' => [ 2, \&stop_immediately ],
 	'alone' => [ 2, \&crash_alone ],
+	'restart' => [ 2, \&restart ],
+	'shrink' => [ 1, \&shrink ],
 	'standby' => [ 1, \&kill_standby ],
 	'failover' => [ 2, \&fail_over ],
 	'wal-full' => [ 1, \&fill_wal, 'disks' ],
 	'data-full' => [ 1, \&fill_data, 'disks' ]);
 
-# clients: process of clients.pl
+# clients: process of clients.pl; violation: to be called with what is wrong.  In the history, "event" is what
+# happens to the server's memory, as CheckHistory describes it.
 sub new
 {
 	my ($class, %self) = @_;
@@ -152,6 +156,61 @@ sub restart_bouncer
 	return $signal;
 }
 
+# Tables are written anew, or made shorter, while others work on them and purge them.  Prepared transactions
+# that were left over would keep it from that.
+sub shrink
+{
+	my ($self) = @_;
+	my $primary = $self->{cluster}{primary};
+	my $table = (qw(idem_keys idem_keys idem_tokens idem_codes))[ rand 4 ];
+	my $how = (qw(FULL FULL TRUNCATE))[ rand 3 ];
+
+	for my $left (@{ $primary->query(q{SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'torture %'}) // [] })
+	{
+		$primary->query((rand() < 0.5 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$left->[0]'");
+	}
+	return $primary->program('psql', qw(-X -q -v ON_ERROR_STOP=1 -U torture -d postgres -h), $primary->{socket},
+		'-c', q{SET lock_timeout = '2s'; SET synchronous_commit = local}, '-c', "VACUUM ($how) $table") && "$how $table";
+}
+
+# ---------------------------------------------------------------- an orderly stop
+
+# What shared memory counts survives it: statistics here, limits and guesses in the checker.
+sub restart
+{
+	my ($self) = @_;
+	my $primary = $self->{cluster}{primary};
+	my @counters = qw(started finished replayed throttle_allowed throttle_rejected tokens_issued codes_issued codes_refused);
+	my $counted = 'SELECT ' . join(', ', @counters) . q{, stats_reset FROM idem_stat WHERE datname = current_database()};
+	# the first guess is taken back
+	my $guess = q{SELECT attempts_left FROM idem_code_verify('probe', 'probe', 'wrong')};
+
+	my $before = $primary->query($counted) or return;
+	# a standby that is not there would be waited for
+	$self->{cluster}->await_standby or return;
+	if (!defined $self->{guesses_kept})
+	{
+		$primary->query(q{SELECT idem_code_issue('probe', 'probe', '1 day', max_attempts => 1000)});
+		$primary->query("DO \$\$ BEGIN PERFORM (idem_code_verify('probe', 'probe', 'wrong')).state; RAISE EXCEPTION 'undone'; END \$\$");
+	}
+	record(event => 'restart');
+	$primary->program('pg_ctl', qw(-s -w -t 40 -m fast stop -D), $primary->{data}) or die "an orderly stop does not end\n";
+	$primary->start or die "the server does not start after an orderly stop\n";
+	record(event => 'restart');
+	my $after = $primary->query($counted) or return;
+	for my $i (0 .. $#counters)
+	{
+		$self->{violation}->("$counters[$i] was $before->[0][$i] before a clean restart, then $after->[0][$i]")
+		  if $after->[0][$i] < $before->[0][$i];
+	}
+	$self->{violation}->("stats_reset was $before->[0][-1] before a clean restart, then $after->[0][-1]")
+	  if $after->[0][-1] ne $before->[0][-1];
+	# until it is so in all libraries: this one is held to what it does
+	my $left = $primary->value($guess);
+	$self->{guesses_kept} //= $left == 1000 - 2 ? 1 : 0 if defined $left;
+	return 'guesses ' . ($self->{guesses_kept} ? 'kept' : 'forgotten');
+}
+
 # ---------------------------------------------------------------- faults that lose memory
 
 # What was committed asynchronously is on disk soon, unless its writer is slow; and what a
@@ -169,6 +228,7 @@ sub crash
 	$self->signal_backends('pg_cancel_backend', 10) if @slow && rand() < 0.5;
 	sleep rand 0.3 if @slow;
 	$self->{crashed_at} = time;
+	record(event => 'crash');
 	my $done = $how->();
 	kill 'CONT', @slow;
 	return $done;
@@ -180,6 +240,7 @@ sub back_up
 	my ($self, $done) = @_;
 
 	$self->{cluster}->recover or die "the server does not come back\n";
+	record(event => 'up');
 	return $done;
 }
 
@@ -296,6 +357,9 @@ sub fill_wal
 sub fill_data
 {
 	my ($self) = @_;
+
+	# one of its processes may fail in a way that takes the others with it
+	record(event => 'crash');
 	my $primary = $self->{cluster}{primary};
 	my ($text, $end) = $primary->log_since(-s $primary->{log});
 

@@ -31,6 +31,7 @@
 # state is what was done or is said to have been done before:
 #   tx      started, replayed, in_progress, mismatch      call    finished, replayed, in_progress, mismatch
 #   claim   claimed, refused, in_progress                 token   redeemed, used, unknown, expired
+#   code    verified, wrong, locked, used, unknown, expired; whatever becomes of the transaction
 #   raise, skip   inserted, duplicate                     issue   issued
 #   lease   begin: holding, replayed, in_progress, mismatch; then checkpointed, finished, released
 # A batch, which has "keys", is claimed if some of them are: those in "claimed".
@@ -63,7 +64,7 @@ my $by_fault = qr/^(08|53|57|40001|40P01|55P03|25006|58030|HANG)/;
 
 # Those that are asked for: by a holder of a lease who has lost it, or has done it before, and
 # by one who forgets to finish.
-my %by_design = (ID004 => 'lease', ID005 => 'forgotten', ID006 => 'lease');
+my %by_design = (ID004 => 'lease', ID005 => 'forgotten', ID006 => 'lease', UNDONE => 'code');
 
 my $lease_phases = 3;
 
@@ -75,7 +76,8 @@ my $on_the_way = qr/^(in_progress|holding|checkpointed|released)$/;
 my ($me, $number, $drain_until);
 my @queue;    # requests to be repeated, and work of zombies, with the time "due"
 my @tokens;    # a key and a token each, as in the file "tokens"
-my $tokens_read = 0;
+my @codes;    # the same of codes
+my %bytes_read;    # of each such file
 
 sub pick
 {
@@ -288,7 +290,7 @@ sub attempt
 	$id = "$me." . ++$number;
 	$point = 'working';
 	$sync = $opt{sync} eq 'mix' ? mixed_sync($request, %more) : $opt{sync};
-	$request->{key} //= "token-$id";
+	$request->{key} //= "$request->{of}-$id";
 	record((map { $_ => $request->{$_} } grep { defined $request->{$_} } qw(kind key keys request token)),
 		%more, client => $me, attempt => $id, sync => $sync, route => $route, try => ++$request->{tries});
 	if (eval { $work->(\%end); 1 })
@@ -337,7 +339,7 @@ sub tx
 
 			begin(1);
 			@$end{qw(state answer)} = row(
-				q{SELECT state, result ->> 'attempt'
+				q{SELECT state, torture.answer(result)
 				  FROM idem_begin($1, ttl => '30 days', scope => 'torture', request => $2, wait => $3)},
 				$key, $request->{request}, $form eq 'wait' ? '200 ms' : undef);
 			if ($end->{state} eq 'started')
@@ -358,7 +360,8 @@ sub tx_finish
 {
 	my ($key, $answer) = @_;
 
-	run(q{SELECT idem_finish($1, jsonb_build_object('attempt', $2::text), scope => 'torture')}, $key, $answer);
+	# now and then of megabytes
+	run(q{SELECT idem_finish($1, torture.result($2, $3), scope => 'torture')}, $key, $answer, rand() < 0.01 ? 30000 + int rand 80000 : 0);
 	return;
 }
 
@@ -383,7 +386,7 @@ WITH c AS (SELECT * FROM idem_begin($1::text, ttl => '30 days', scope => 'tortur
 	o AS (INSERT INTO torture.effects (key, kind, attempt) SELECT $1::text, 'tx', $3 FROM c WHERE c.state = 'started'
 		RETURNING attempt),
 	f AS (SELECT idem_finish($1::text, to_jsonb(o), scope => 'torture') AS result FROM o)
-SELECT c.state, coalesce(f.result, c.result) ->> 'attempt' FROM c LEFT JOIN f ON true
+SELECT c.state, torture.answer(coalesce(f.result, c.result)) FROM c LEFT JOIN f ON true
 SQL
 	return;
 }
@@ -527,24 +530,51 @@ SQL
 		form => $form));
 }
 
-# A new token, told to all clients once it is known to be there.
+# A guess at a code, right or wrong, committed or taken back; the right one permits an effect.
+sub code
+{
+	my ($request) = @_;
+	my $form = pick(wrong => 3, 'wrong-undone' => 3, right => 2, 'right-undone' => 1);
+	my $end = attempt($request,
+		sub {
+			my ($end) = @_;
+			my ($key, $code) = @$request{qw(key token)};
+
+			# another last digit
+			substr($code, -1) =~ tr/0-9/1-90/ if $form =~ /^wrong/;
+			begin(1);
+			($end->{state}) = row(q{SELECT state FROM idem_code_verify('torture', $1, $2)}, $key, $code);
+			effect($key, 'code') if $end->{state} eq 'verified';
+			die { sqlstate => 'UNDONE', certain => 1 } if $form =~ /undone/;
+			commit();
+		},
+		form => $form);
+
+	return known($end) || ($end->{sqlstate} // '') eq 'UNDONE' && !$request->{unknown};
+}
+
+my $code_attempts = 4;
+
+# A new token or code, told to all clients once it is known to be there.
 sub issue
 {
+	my ($of) = @_;
 	my $token;
-	my $request = { kind => 'issue' };
+	my $request = { kind => 'issue', of => $of };
 	my $end = attempt($request,
 		sub {
 			my ($end) = @_;
 
 			begin();
-			($token) = row(q{SELECT idem_token_issue('torture', '30 days', subject => $1)}, "token-$id");
+			($token) = $of eq 'token' ? row(q{SELECT idem_token_issue('torture', '30 days', subject => $1)}, "token-$id")
+			  : row(q{SELECT idem_code_issue('torture', $1, '30 days', max_attempts => $2)}, "code-$id", $code_attempts);
 			$end->{state} = 'issued';
 			commit();
 		});
 
 	return if $end->{outcome} ne 'answered';
-	sysopen my $file, "$opt{history}/tokens", O_WRONLY | O_APPEND | O_CREAT or die "tokens: $!";
-	syswrite $file, "$request->{key} $token\n" or die "tokens: $!";
+	sysopen my $file, "$opt{history}/${of}s", O_WRONLY | O_APPEND | O_CREAT or die "${of}s: $!";
+	syswrite $file, "$request->{key} $token\n" or die "${of}s: $!";
 	return;
 }
 
@@ -673,8 +703,8 @@ sub zombie
 # ---------------------------------------------------------------- requests
 
 my %kinds = (tx => \&tx, claim => \&claim, call => \&call, raise => \&once, skip => \&once, token => \&token,
-	lease => \&lease, zombie => \&zombie);
-my @weights = (tx => 4, claim => 3, call => 3, raise => 2, skip => 1, token => 2, lease => 2);
+	lease => \&lease, zombie => \&zombie, code => \&code);
+my @weights = (tx => 4, claim => 3, call => 3, raise => 2, skip => 1, token => 2, lease => 2, code => 1);
 
 # A number that no other client gets, counted from 0: where a byte ends that is appended.
 sub next_number
@@ -702,6 +732,7 @@ sub key_number
 sub new_request
 {
 	my $kind = pick(@weights);
+	return code_request() if $kind eq 'code';
 	my ($n, $late) = key_number($kind);
 	my %request = (kind => $kind, late => $late, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
 
@@ -721,20 +752,32 @@ sub token_request
 {
 	my ($n, $late) = @_;
 
-	issue() if $n >= @tokens;
-	push @tokens, new_tokens();
+	issue('token') if $n >= @tokens;
+	push @tokens, issued('token');
 	return if !$dbh || !@tokens;
 	my ($key, $token) = split ' ', $n < @tokens ? $tokens[$n] : $tokens[ rand @tokens ];
 	return { kind => 'token', key => $key, token => $token, late => $late };
 }
 
-# Lines that others, or we, have added since the last look.
-sub new_tokens
+# One of the last codes; of 15 guesses one is at a new one.
+sub code_request
 {
-	open my $file, '<', "$opt{history}/tokens" or return;
-	seek $file, $tokens_read, 0;
+	issue('code') if !@codes || rand() < 1 / 15;
+	push @codes, issued('code');
+	return if !$dbh || !@codes;
+	my ($key, $code) = split ' ', $codes[ -1 - rand(@codes < 5 ? @codes : 5) ];
+	return { kind => 'code', key => $key, token => $code };
+}
+
+# Lines that others, or we, have added since the last look.
+sub issued
+{
+	my ($of) = @_;
+
+	open my $file, '<', "$opt{history}/${of}s" or return;
+	seek $file, $bytes_read{$of} // 0, 0;
 	my @lines = grep { /\n\z/ } <$file>;
-	$tokens_read += length for @lines;
+	$bytes_read{$of} += length for @lines;
 	return @lines;
 }
 

@@ -19,6 +19,7 @@ use Time::HiRes qw(sleep time);
 use lib $FindBin::RealBin;
 use Cluster;
 use Faults;
+use History;
 
 my %opt = (clients => 8, sync => 'on', seed => time, only => '');
 GetOptions(\%opt, qw(base=s bin=s seconds=i clients=i sync=s seed=i only=s disks))
@@ -97,9 +98,11 @@ sub start_clients
 	my @options = ('--routes', "$base/routes", '--history', $history, '--stop', $stop, '--seed', $opt{seed}, '--sync', $opt{sync});
 
 	mkdir $history;
+	# what the faults do to memory
+	open_history($history, 0);
 	$clients = $cluster->spawn('clients', $^X, "$FindBin::RealBin/clients.pl", @options, '--clients', $opt{clients});
 	$tangle = $cluster->spawn('tangle', $^X, "$FindBin::RealBin/tangle.pl", @options);
-	$faults = Faults->new(cluster => $cluster, clients => $clients);
+	$faults = Faults->new(cluster => $cluster, clients => $clients, violation => \&violation);
 	return;
 }
 
@@ -111,7 +114,7 @@ sub inject
 	my @cards = map { shuffle @deck } 1 .. 2 + $opt{seconds} / @deck;
 	my ($dealt, $end) = (0, $began + $opt{seconds});
 
-	while (time < $end || $dealt < @deck && time < $end + 30)
+	while (time < $end || $dealt < @deck && time < $end + max(30, $opt{seconds}))
 	{
 		my $left = max(0, $end - time);
 		sleep 0.1 + rand min(3, $left / max(1, @deck - $dealt));
@@ -208,7 +211,8 @@ sub check_history
 {
 	my @tail = $opt{sync} ne 'on' && $faults->{crashed_at} ? '--lost-tail' : ();
 	my ($rc, @lines) = output_of($^X, "$FindBin::RealBin/check.pl", '--history', $history,
-		'--dsn', "host=$cluster->{primary}{socket} port=5432 dbname=postgres user=torture", '--sync', $opt{sync}, @tail);
+		'--dsn', "host=$cluster->{primary}{socket} port=5432 dbname=postgres user=torture", '--sync', $opt{sync}, @tail,
+		$faults->{guesses_kept} ? '--guesses-kept' : ());
 	my $last = @lines ? pop @lines : '';
 
 	print @lines;

@@ -33,6 +33,20 @@ BEGIN
 	RETURN jsonb_build_object('attempt', current_setting('torture.attempt'));
 END $$;
 
+-- A result of so many checksums, and the attempt that a result names, if it is as it was made.
+CREATE FUNCTION torture.result(attempt text, sums int) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+	SELECT jsonb_build_object('attempt', attempt)
+		|| CASE WHEN sums > 0 THEN jsonb_build_object('sums', sums, 'large', (
+			SELECT string_agg(md5(attempt || n), '') FROM generate_series(1, sums) n)) ELSE '{}' END
+$$;
+CREATE FUNCTION torture.answer(result jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+	SELECT CASE WHEN NOT result ? 'large' THEN result ->> 'attempt'
+		WHEN result = torture.result(result ->> 'attempt', (result ->> 'sums')::int) THEN result ->> 'attempt'
+		ELSE 'damaged: ' || (result ->> 'attempt') END
+$$;
+
 -- For the checker.
 CREATE VIEW torture.all_effects AS
 SELECT key, kind, attempt, fence, phase FROM torture.effects
@@ -41,9 +55,11 @@ UNION ALL SELECT key, kind, attempt, fence, phase FROM torture.skipped;
 
 -- "looked_up" comes by way of the index, the rest does not need it.
 CREATE VIEW torture.all_keys AS
-SELECT k.key, k.finished_at IS NOT NULL AS finished, k.result ->> 'attempt' AS answer, k.fence, k.phase,
+SELECT k.key, k.finished_at IS NOT NULL AS finished, torture.answer(k.result) AS answer, k.fence, k.phase,
 	l.state AS looked_up
 FROM idem_keys k LEFT JOIN LATERAL idem_lookup(k.key, k.scope) l ON true
 WHERE k.scope = 'torture'
 UNION ALL
-SELECT subject, used_at IS NOT NULL, NULL, NULL, NULL, NULL FROM idem_tokens WHERE purpose = 'torture';
+SELECT subject, used_at IS NOT NULL, NULL, NULL, NULL, NULL FROM idem_tokens WHERE purpose = 'torture'
+UNION ALL
+SELECT subject, used_at IS NOT NULL, NULL, NULL, NULL, NULL FROM idem_codes WHERE purpose = 'torture';

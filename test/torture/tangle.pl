@@ -1,7 +1,9 @@
 # Sessions that get in each other's way, beside clients.pl and with a history like its:
 # two that claim the same keys in opposite orders, and one that prepares transactions and
 # walks away from them.  With --sync mix one asks for durability of what was just done
-# without.  And, without history, one whose keys are there to be purged.
+# without.  Some call the throttle as fast as they may, and write down a line a call: "throttle", its name,
+# "n" and "period" (seconds), "start" and t, and "allowed", which is missing if there was no answer.
+# And, without history, one whose keys are there to be purged.
 #
 #   tangle.pl --routes FILE --history DIR --stop FILE [--seed S] [--sync on|off|mix] [--drain SECONDS]
 use strict;
@@ -251,7 +253,32 @@ sub litterer
 	return;
 }
 
-my @sessions = (sub { crosser(0) }, sub { crosser(1) }, \&leaver, \&litterer, $opt{sync} eq 'mix' ? \&follower : ());
+# Limits, of so many calls in so many seconds.
+my %limits = (burst => [ 5, 1 ], long => [ 10, 6 ]);
+
+sub throttler
+{
+	my $dbh;
+
+	until (ended())
+	{
+		sleep 0.02 + rand 0.06;
+		my ($name) = (sort keys %limits)[ rand keys %limits ];
+		my ($n, $period) = @{ $limits{$name} };
+
+		$dbh //= eval { connect_direct() } // next;
+		my $start = int(clock() * 1e9);
+		my $allowed = eval {
+			my ($is) = $dbh->selectrow_array(q{SELECT allowed::int FROM idem_throttle($1, $2 * interval '1 s', $3)}, undef, $name, $period, $n);
+			$is;
+		};
+		$dbh = undef unless defined $allowed;
+		record(throttle => $name, n => $n, period => $period, start => $start, defined $allowed ? (allowed => $allowed) : ());
+	}
+	return;
+}
+
+my @sessions = (sub { crosser(0) }, sub { crosser(1) }, \&leaver, \&litterer, (\&throttler) x 3, $opt{sync} eq 'mix' ? \&follower : ());
 my @pids;
 for my $i (0 .. $#sessions)
 {
