@@ -15,11 +15,13 @@ SHLIB_LINK += $(filter -lcrypto,$(LIBS))
 # PostgreSQL's own headers are not clean under these parts of -Wextra.
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 
-# "make installcheck" tests against a running server, as PGXS does; with
-# TEMP_INSTANCE=folder it makes and removes a server of its own there.
+# "make installcheck" tests against a running server, as PGXS does, and leaves no database
+# behind; with TEMP_INSTANCE=folder it makes a server of its own there.
 REGRESS = install begin_finish savepoints claim bad_input drivers operate store lease call once once_partitions \
 	token code purge parallel
+# databases of their own, which any server can have, whatever its locale
 ENCODING = UTF8
+NO_LOCALE = 1
 ISOLATION = $(patsubst $(srcdir)/specs/%.spec,%,$(sort $(wildcard $(srcdir)/specs/*.spec)))
 TAP_TESTS = 1
 PROVE_TESTS = $(patsubst $(srcdir)/%,%,$(sort $(wildcard $(srcdir)/t/[0-9]*.pl)))
@@ -33,3 +35,24 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 srcdir ?= .
 include $(PGXS)
+
+# pg_regress leaves its databases on a server that is somebody's.
+ifndef TEMP_INSTANCE
+server_options = $(patsubst --user=%,--username=%,$(filter --host=% --port=% --user=%,$(1)))
+dropping = trap 'rc=$$?; trap - EXIT; PGOPTIONS=-cclient_min_messages=warning "$(bindir)/psql" -Xq -d postgres \
+	$(call server_options,$(2)) -c "DROP DATABASE IF EXISTS \"$(1)\" WITH (FORCE)"; exit $$rc' EXIT &&
+$(eval regress_installcheck = $(value pg_regress_installcheck))
+$(eval isolation_installcheck = $(value pg_isolation_regress_installcheck))
+pg_regress_installcheck = $(call dropping,$(CONTRIB_TESTDB),$(EXTRA_REGRESS_OPTS) $(REGRESS_OPTS)) $(regress_installcheck)
+pg_isolation_regress_installcheck = $(call dropping,$(ISOLATION_TESTDB),$(EXTRA_REGRESS_OPTS) $(ISOLATION_OPTS)) $(isolation_installcheck)
+endif
+
+# The TAP tests start servers of their own, which not everybody can.
+ifeq ($(enable_tap_tests)$(filter installcheck,$(MAKECMDGOALS)),yesinstallcheck)
+no_tap := $(shell if [ "$$(id -u)" = 0 ]; then echo 'a server does not run as root'; \
+	elif ! perl -MTest::More -MIPC::Run -e 1 2>/dev/null; then \
+	echo 'the Perl module IPC::Run is missing (libipc-run-perl on Debian)'; fi)
+ifneq ($(no_tap),)
+prove_installcheck = @printf '%s\n' $(PROVE_TESTS:%='skipped %: $(no_tap)')
+endif
+endif

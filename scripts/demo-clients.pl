@@ -1,9 +1,12 @@
 # The clients of scripts/demo: submit every order several times, concurrently,
 # while a killer terminates their backends; then check what the tables say.
 #
-#   demo-clients.pl ROLE ORDERS COPIES CLIENTS
+#   demo-clients.pl [--unprotected] ROLE ORDERS COPIES CLIENTS SECONDS CLOSING
 #
 # The clients are ROLE, the rest is the superuser that libpq's environment names.
+# With --unprotected the clients order without the extension, and duplicates are
+# what is expected.  After SECONDS no more requests are begun: a slow machine does
+# less.  File CLOSING gets a line that says how it ended.
 #
 # A request travels as a client of an API would have it: its key is fixed once,
 # and it is repeated with that key until there is an answer.
@@ -15,11 +18,16 @@ use IO::Handle;
 use POSIX qw(WNOHANG);
 use Time::HiRes qw(sleep time);
 
-my ($role, $orders, $copies, $clients) = @ARGV;
+my $unprotected = $ARGV[0] eq '--unprotected' && shift;
+my ($role, $orders, $copies, $clients, $most_seconds, $closing) = @ARGV;
 my $submissions = $orders * $copies;
 
-# For seeing that this demo can fail: the clients order without the extension.
-my $unprotected = $ENV{IDEM_DEMO_UNPROTECTED};
+my $began = time;
+my $deadline = $began + $most_seconds;
+
+# Backends are killed as there is progress, one for so many answers.  At a fixed rate
+# the clients of a slow machine would do nothing but connect.
+use constant ANSWERS_PER_KILL => 30;
 
 STDOUT->autoflush;
 $SIG{PIPE} = 'IGNORE';
@@ -105,10 +113,12 @@ sub client
 	my ($queue, $out) = @_;
 	my $dbh;
 
-	while (sysread($queue, my $record, 16))
+	while (time < $deadline && sysread $queue, my $record, 16)
 	{
 		my ($order, $copy) = split ' ', $record;
 		my $key = order_key($order);
+
+		syswrite $out, "request $key $copy\n";
 		my ($customer, $amount) = ('customer ' . $order % 97, sprintf '%.2f', 5 + $order % 200 + $order % 100 / 100);
 
 		while (1)
@@ -153,16 +163,16 @@ sub client
 	$dbh->disconnect if $dbh;
 }
 
-# Terminates clients' backends at random, preferably one that has written and not
-# yet committed.
+# Terminates a client's backend for each byte of the pipe, at random, preferably one
+# that has written and not yet committed.
 sub killer
 {
-	my ($out) = @_;
+	my ($orders, $out) = @_;
 	my $dbh = connect_as('', 'demo_killer');
 
-	while (kill 0, getppid)
+	while (sysread $orders, my $one, 1)
 	{
-		sleep 0.005 + rand 0.015;
+		sleep rand 0.015;
 		my ($killed) = $dbh->selectrow_array(
 			q{SELECT pg_terminate_backend(pid)
 			  FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'demo_client'
@@ -173,9 +183,10 @@ sub killer
 
 # ---------------------------------------------------------------- the run
 
-my ($queue, $feed, $events, $out);
+my ($queue, $feed, $events, $out, $kill_orders, $kill);
 pipe $queue, $feed or die;
 pipe $events, $out or die;
+pipe $kill_orders, $kill or die;
 
 sub start
 {
@@ -185,6 +196,7 @@ sub start
 	return $pid if $pid;
 	srand;
 	close $events;
+	close $kill;
 	# libpq reports a backend killed while it is being connected to on its own
 	open my $err, '>&', \*STDERR;
 	open STDERR, '>', '/dev/null';
@@ -204,11 +216,13 @@ my $feeder = start(
 $child{$feeder} = 'feeder';
 close $queue;
 close $feed;
-my $killer = start(sub { killer($out) });
+my $killer = start(sub { killer($kill_orders, $out) });
 close $out;
+close $kill_orders;
+# a killer that has more to do than it can is not waited for
+$kill->blocking(0);
 
-my (@answers, %n, %unknown);
-my $began = time;
+my (@requests, @answers, %n, %unknown);
 my $shown = $began;
 
 sub progress
@@ -247,7 +261,12 @@ while (1)
 		my ($what, @more) = split ' ', $1;
 
 		$n{$what}++;
-		push @answers, \@more if $what eq 'answer';
+		push @requests, \@more if $what eq 'request';
+		if ($what eq 'answer')
+		{
+			push @answers, \@more;
+			syswrite $kill, '.' if rand() < 1 / ANSWERS_PER_KILL;
+		}
 		if ($what eq 'cut')
 		{
 			$n{"cut $more[0]"}++;
@@ -268,16 +287,20 @@ if ($died)
 
 my $dbh = connect_as('', 'demo');
 
-# what the clients were told, beside what the database holds
-$dbh->do('CREATE TEMP TABLE answers (order_key text, copy int, state text, order_id bigint)');
-$dbh->do('COPY answers FROM STDIN');
-$dbh->pg_putcopydata(join("\t", @$_) . "\n") for @answers;
-$dbh->pg_putcopyend;
-$dbh->do('CREATE TEMP TABLE unknown (order_key text)');
-$dbh->do('COPY unknown FROM STDIN');
-$dbh->pg_putcopydata("$_\n") for keys %unknown;
-$dbh->pg_putcopyend;
-$dbh->do(q{CREATE TEMP VIEW keys AS SELECT * FROM idem_keys WHERE scope = 'shop'});
+# what the clients asked for and were told, beside what the database holds
+sub fill
+{
+	my ($table, $columns, @rows) = @_;
+
+	$dbh->do("CREATE TEMP TABLE $table ($columns)");
+	$dbh->do("COPY $table FROM STDIN");
+	$dbh->pg_putcopydata(join("\t", @$_) . "\n") for @rows;
+	$dbh->pg_putcopyend;
+	return;
+}
+fill('requests', 'order_key text, copy int', @requests);
+fill('answers', 'order_key text, copy int, state text, order_id bigint', @answers);
+fill('unknown', 'order_key text', map { [$_] } keys %unknown);
 
 sub figure { return $dbh->selectrow_array($_[0]) }
 
@@ -294,12 +317,34 @@ sub must_be
 	$wrong++ if $is != $expected;
 }
 
+sub thousands { return scalar reverse(reverse($_[0]) =~ s/(\d{3})(?=\d)/$1,/gr) }
+
+# the line that the demo ends with
+sub close_with
+{
+	open my $file, '>', $closing or die "$closing: $!\n";
+	print $file "$_[0]\n";
+	close $file or die "$closing: $!\n";
+	return;
+}
+
+if (@requests < $submissions)
+{
+	die "requests are missing\n" if $seconds < $most_seconds;
+	printf "\nThis machine is slow: after %d seconds no more requests were begun.\n", $most_seconds;
+	$submissions = @requests;
+	$orders = figure('SELECT count(DISTINCT order_key) FROM requests');
+}
+
 print "\nWhat happened\n";
 row('requests, each repeated by its client until answered', $submissions);
-row('  started: the order was placed now', figure(q{SELECT count(*) FROM answers WHERE state = 'started'}));
-row('  replayed: the stored answer', figure(q{SELECT count(*) FROM answers WHERE state = 'replayed'}));
+unless ($unprotected)
+{
+	row('  started: the order was placed now', figure(q{SELECT count(*) FROM answers WHERE state = 'started'}));
+	row('  replayed: the stored answer', figure(q{SELECT count(*) FROM answers WHERE state = 'replayed'}));
+}
 print "  repeated because\n";
-row('  in progress elsewhere', $n{in_progress} // 0);
+row('  in progress elsewhere', $n{in_progress} // 0) unless $unprotected;
 row('  serialization failure', $n{repeat}) if $n{repeat};
 row('  the backend was killed', ($n{cut} // 0) - ($n{'cut hung_up'} // 0));
 row('    in the middle of the work, begun and not committed', $n{'cut working'} // 0);
@@ -307,9 +352,34 @@ row('    during COMMIT', $n{'cut committing'} // 0);
 row('  the client hung up after sending COMMIT', $n{'cut hung_up'} // 0);
 row('    the order was there, the repeat got its answer', figure(
 	q{SELECT count(*) FROM unknown u
-	  WHERE NOT EXISTS (SELECT FROM answers a WHERE a.order_key = u.order_key AND a.state = 'started')}));
+	  WHERE NOT EXISTS (SELECT FROM answers a WHERE a.order_key = u.order_key AND a.state = 'started')}))
+  unless $unprotected;
 row('backends killed', $n{killed} // 0);
 row('seconds', sprintf '%.1f', $seconds);
+
+if ($unprotected)
+{
+	my ($placed, $duplicates) = $dbh->selectrow_array('SELECT count(*), count(*) - count(DISTINCT order_key) FROM orders');
+
+	print "\nWhat the table says\n";
+	row('orders that customers wanted', $orders);
+	row('orders', $placed);
+	row('duplicates: orders beyond the first of a key', $duplicates);
+	row('  the client was told of each', $submissions - $orders);
+	row('  nobody was told of', $placed - $submissions);
+	row('most orders of one key', figure('SELECT max(n) FROM (SELECT count(*) AS n FROM orders GROUP BY order_key) o'));
+	$dbh->disconnect;
+	unless ($duplicates)
+	{
+		print "\nNo duplicates, which is not what this was to show.\n";
+		exit 1;
+	}
+	close_with(sprintf 'without the extension, %s orders from %s submissions became %s: %s duplicates; scripts/demo does it with the extension',
+		map { thousands($_) } $orders, $submissions, $placed, $duplicates);
+	exit 0;
+}
+
+$dbh->do(q{CREATE TEMP VIEW keys AS SELECT * FROM idem_keys WHERE scope = 'shop'});
 
 print "\nWhat the tables say\n";
 must_be('orders', $orders, 'SELECT count(*) FROM orders');
@@ -330,4 +400,5 @@ must_be('keys without an order', 0,
 must_be('orders without a key', 0,
 	'SELECT count(*) FROM orders o WHERE NOT EXISTS (SELECT FROM keys k WHERE k.key = o.order_key)');
 $dbh->disconnect;
+close_with(sprintf 'demo passed: %s orders from %s submissions, 0 duplicates, 0 lost', map { thousands($_) } $orders, $submissions);
 exit($wrong ? 1 : 0);

@@ -11,6 +11,7 @@ T=           # temporary folder of this run, by make_temp
 exec {STDERR}>&2 # what is interrupted may have its own redirected
 UNDO=()      # commands for the end, last one first
 FORBIDDEN=   # are services kept from starting?
+BUILD_ENV=() # where the compiler finds headers that were only unpacked
 
 # Debian's own PostgreSQL of a release; the first is what "installed" is held against.
 declare -A SUITE=([15]=bookworm [17]=trixie [18]=forky)
@@ -192,7 +193,12 @@ ensure_packages()
 
 # ---------------------------------------------------------------- PostgreSQL
 
-pg_installed() { [[ -x /usr/lib/postgresql/$1/bin/initdb && -e /usr/lib/postgresql/$1/lib/pgxs/src/makefiles/pgxs.mk ]]; }
+# With what is needed to build for it: some releases have pgxs in the server's package, none the headers.
+pg_installed()
+{
+	[[ -x /usr/lib/postgresql/$1/bin/initdb && -e /usr/lib/postgresql/$1/lib/pgxs/src/makefiles/pgxs.mk &&
+		-e /usr/include/postgresql/$1/server/postgres.h ]]
+}
 
 # Can this machine run that version by itself?
 pg_native() { pg_installed "$1" || { ensure_apt_lists && in_apt "postgresql-server-dev-$1"; }; }
@@ -218,6 +224,32 @@ default_pg()
 
 pg_packages() { say "make gcc libc6-dev postgresql-$1 postgresql-server-dev-$1"; }
 
+# PostgreSQL to run and to build for, without what its development package brings
+# for JIT and for tests: a clang, an LLVM, a Python.  Headers and makefiles are enough,
+# and those are only unpacked, under $T.
+ensure_pg()    # version, further packages
+{
+	local n=$1 dev=("postgresql-server-dev-$1" libssl-dev) deb triplet lib
+
+	shift
+	ensure_packages make gcc libc6-dev "postgresql-$n" "$@"
+	! pg_installed "$n" || return 0
+	say "fetching headers: ${dev[*]}"
+	mkdir "$T/debs"
+	if ! (cd "$T/debs" && apt-get download -qq -o Acquire::Retries=3 "${dev[@]}") >"$T/apt.log" 2>&1; then
+		cat "$T/apt.log" >&2
+		die "could not fetch ${dev[*]}"
+	fi
+	for deb in "$T"/debs/*.deb; do dpkg-deb -x "$deb" "$T"; done
+	rm -r "$T/debs"
+	triplet=$(gcc -print-multiarch)
+	# links to libraries that the unpacked package does not have itself
+	for lib in "$T/usr/lib/$triplet"/*.so; do
+		[[ -e $lib ]] || ln -sf "/usr/lib/$triplet/$(readlink "$lib")" "$lib"
+	done
+	BUILD_ENV=(CPATH="$T/usr/include:$T/usr/include/$triplet" LIBRARY_PATH="$T/usr/lib/$triplet")
+}
+
 # A copy of PostgreSQL under $T.  PostgreSQL finds its files relative to its
 # binaries, so installing into the copy touches nothing of the system's.
 # Copies, because a link would be resolved to the original place.
@@ -228,7 +260,7 @@ private_pg()
 	mkdir -p "$T/usr/lib/postgresql/$n" "$T/usr/share/postgresql" "$T/usr/include"
 	tar cf - -C "/usr/lib/postgresql/$n" --exclude=./lib/bitcode . | tar xf - -C "$T/usr/lib/postgresql/$n"
 	cp -a "/usr/share/postgresql/$n" "$T/usr/share/postgresql/"
-	ln -s /usr/include/postgresql "$T/usr/include/postgresql"
+	[[ -e $T/usr/include/postgresql ]] || ln -s /usr/include/postgresql "$T/usr/include/postgresql"
 	give_user "$T/usr"
 	PGBIN=$T/usr/lib/postgresql/$n/bin
 }
@@ -254,14 +286,14 @@ make_in()
 	local in=$1
 
 	shift
-	as_user timeout --kill-after=10 20m make -s -C "$in" PG_CONFIG="$PGBIN/pg_config" with_llvm=no "$@"
+	as_user "${BUILD_ENV[@]}" timeout --kill-after=10 20m make -s -C "$in" PG_CONFIG="$PGBIN/pg_config" with_llvm=no "$@"
 }
 
 # The extension, built from the sources as they are, in the copy.
 private_extension()
 {
 	copy_source "$T/src"
-	waited make_in "$T/src" all install >"$T/build.log" 2>&1 || { cat "$T/build.log"; die "the build failed"; }
+	waited make_in "$T/src" -j"$(nproc)" all install >"$T/build.log" 2>&1 || { cat "$T/build.log"; die "the build failed"; }
 }
 
 # A server on a unix socket in $T/s; its superuser is $1, further options follow.
@@ -270,7 +302,7 @@ private_server()
 	local user=$1
 
 	shift
-	waited as_user "$PGBIN/initdb" -D "$T/s/data" -U "$user" -A trust -E UTF8 --locale=C >"$T/initdb.log" 2>&1 ||
+	waited as_user "$PGBIN/initdb" -N -D "$T/s/data" -U "$user" -A trust -E UTF8 --locale=C >"$T/initdb.log" 2>&1 ||
 		{ cat "$T/initdb.log"; die "initdb failed"; }
 	waited as_user "$PGBIN/pg_ctl" -s -w -D "$T/s/data" -l "$T/s/log" \
 		-o "-c listen_addresses='' -c unix_socket_directories='$T/s' $*" start ||

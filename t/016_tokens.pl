@@ -524,6 +524,25 @@ sql_is($standby, 'postgres', "SELECT r.state FROM one, idem_token_peek('standby'
 $standby->stop;
 
 #
+# Of a prepared transaction: who comes while it is undecided waits for what becomes of it
+#
+for ([ 'COMMIT', 'used' ], [ 'ROLLBACK', 'redeemed' ])
+{
+	my ($end, $expected) = @$_;
+
+	$plain->safe_psql('postgres',
+		"TRUNCATE one; INSERT INTO one SELECT idem_token_issue('prepared', '1 day'); BEGIN; SELECT r.state FROM one, idem_token_redeem('prepared', token) r; PREPARE TRANSACTION 'redeem'");
+	my $second = $plain->background_psql('postgres');
+	$second->query_until(qr/sent/,
+		"SET application_name = 'second';\n\\echo sent\nCREATE TABLE was AS SELECT r.state FROM one, idem_token_redeem('prepared', token) r;\n");
+	ok($plain->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'second' AND wait_event_type = 'Lock'"),
+		'a redeem waits for a prepared transaction');
+	$plain->safe_psql('postgres', "$end PREPARED 'redeem'");
+	$second->quit;
+	sql_is($plain, 'postgres', 'SELECT * FROM was; DROP TABLE was', $expected, "$end PREPARED: the one that waited");
+}
+
+#
 # The long ones
 #
 my $remembering = in_background($memory);
