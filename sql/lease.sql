@@ -64,7 +64,7 @@ END $$;
 BEGIN;
 SELECT :columns FROM idem_begin('pay', lease => '1 hour', request => '{"amount": 1}');
 SELECT count(*) FROM idem_keys WHERE key = 'pay';
--- not committed, so not told to others
+-- not committed, and shown to its own transaction only
 SELECT count(*) FROM idem_lookup('pay');
 -- one claim, one begin, and a lease is never waited for
 SELECT :columns FROM idem_begin('pay');

@@ -617,10 +617,13 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		xmin = HeapTupleHeaderGetXmin(slot_header(slot));
 		own = TransactionIdIsCurrentTransactionId(xmin);
 		row->life = slot_life(slot);
-		found = !own && row->life != STORE_EXPIRED;
+		/* our changes of a leased claim are shown: what they are about was committed before */
+		found = row->life != STORE_EXPIRED &&
+			(!own || row->life != STORE_FINISHED || get_fence(slot) != NO_FENCE);
 		if (found)
 		{
-			position = durable_position(xmin, slot_buffer(slot));
+			if (!own)
+				position = durable_position(xmin, slot_buffer(slot));
 			read_row(slot, row, true);
 		}
 		break;
@@ -628,7 +631,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	/* before the wait for a standby: scan and slot pin pages, and VACUUM may want them */
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
-	if (found)
+	if (found && !own)
 		durable_row(position);
 	store_close(&store);
 	return found;

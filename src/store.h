@@ -177,8 +177,8 @@ extern bool store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewa
 extern int64 store_new_fence(int64 last);
 
 /*
- * The committed row, as the active snapshot sees it; false if there is none
- * or it has expired.  For read-only callers: takes part in no claim.
+ * The row, as the active snapshot sees it; false if there is none or it has
+ * expired, or if our own transaction claim has written it.  For read-only callers: takes part in no claim.
  */
 extern bool store_lookup(const IdemKey *key, StoreRow *row);
 

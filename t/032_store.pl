@@ -198,6 +198,55 @@ $finisher->query('COMMIT');
 sql_is($node, 'postgres', "SELECT state, result FROM idem_lookup('replaced')", 'finished|1', 'the finish goes on');
 $_->quit for $batch, $finisher;
 
+#
+# A look-up under a transaction that has itself changed the leased claim
+#
+sql_is($node, 'postgres', <<'SQL', "in_progress\nin_progress|a\nin_progress|a\nfinished|1", 'look-ups of an own leased claim');
+BEGIN;
+SELECT FROM idem_begin('own', lease => '1 hour');
+SELECT state FROM idem_lookup('own');
+DO $$ BEGIN PERFORM idem_checkpoint('own', 'a'); END $$;
+SELECT state, phase FROM idem_lookup('own');
+COMMIT;
+BEGIN;
+DO $$ BEGIN PERFORM idem_extend('own', '1 hour', fence => (SELECT fence FROM idem_keys WHERE key = 'own')); END $$;
+SELECT state, phase FROM idem_lookup('own');
+DO $$ BEGIN PERFORM idem_finish('own', '1', fence => (SELECT fence FROM idem_keys WHERE key = 'own')); END $$;
+SELECT state, result FROM idem_lookup('own');
+COMMIT;
+SQL
+sql_is($node, 'postgres', <<'SQL', "abandoned\n0", 'of one that it has released, and of an own claim without a lease');
+BEGIN;
+DO $$ BEGIN PERFORM idem_begin('own 2', lease => '1 hour'), idem_release('own 2'); END $$;
+SELECT state FROM idem_lookup('own 2');
+DO $$ BEGIN PERFORM idem_claim('own 3'); END $$;
+SELECT count(*) FROM idem_lookup('own 3');
+COMMIT;
+SQL
+
+#
+# A restored database after which the original went on: who holds a fence of the original is refused, if the
+# sequence was set forward as the reference says.
+#
+my $take_over = <<'SQL';
+UPDATE idem_keys SET lease_until = now() WHERE key = 'restored' AND finished_at IS NULL;
+SELECT fence FROM idem_begin('restored', lease => '1 hour');
+SQL
+my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump.sql';
+$node->safe_psql('postgres', 'CREATE DATABASE original; CREATE DATABASE copy');
+my $first = $node->safe_psql('original', "CREATE EXTENSION idempotency; SELECT fence FROM idem_begin('restored', lease => '1 hour')");
+$node->command_ok([ 'pg_dump', '-f', $dump, '-d', $node->connstr('original') ], 'pg_dump with an open lease');
+my $zombie = $node->safe_psql('original', $take_over);
+$node->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('copy'), '-f', $dump ], 'restore');
+$node->safe_psql('copy', "SELECT setval('idem_fence', nextval('idem_fence') + 1000000)");
+my $new = $node->safe_psql('copy', $take_over);
+cmp_ok($new, '>', $zombie, 'the fence of a take-over is new, and above those of the original');
+for my $fence ($first, $zombie)
+{
+	sql_fails($node, 'copy', "SELECT idem_finish('restored', '1', fence => $fence)", 'ID004', "restored: fence $fence of the original is refused");
+}
+sql_is($node, 'copy', "SELECT idem_finish('restored', '1', fence => $new)", '1', 'restored: the new holder finishes');
+
 $node->stop('fast');
 
 done_testing();
