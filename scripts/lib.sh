@@ -33,16 +33,26 @@ own_processes()
 	} | cut -d/ -f3 | sort -un || true
 }
 
+# A server is ended by INT, since at TERM it waits for its clients; the rest by TERM: what
+# runs in the background has INT ignored.
+signal_for()    # process, signal
+{
+	if [[ $2 == TERM && $(readlink "/proc/$1/exe") == */postgres ]]; then say INT; else say "$2"; fi
+}
+
 end_processes()
 {
-	local signal pids i
+	local signal pids pid i
 
-	# INT ends a postmaster, TERM the rest; QUIT and KILL for what hangs
-	for signal in INT TERM QUIT KILL; do
-		for ((i = 0; i < 30; i++)); do
+	# KILL for what hangs
+	for signal in TERM QUIT KILL; do
+		for ((i = 0; i < 50; i++)); do
 			mapfile -t pids < <(own_processes)
 			((${#pids[@]})) || return 0
-			((i)) || kill -"$signal" "${pids[@]}" 2>/dev/null || true
+			for pid in "${pids[@]}"; do
+				# again and again, for what has been started meanwhile
+				((i % 3)) || kill -"$(signal_for "$pid" "$signal")" "$pid" 2>/dev/null || true
+			done
 			sleep 0.1
 		done
 	done
@@ -170,7 +180,13 @@ ensure_packages()
 	((${#missing[@]})) || return 0
 	if ! is_root; then
 		say "These Debian packages are missing; install them, or run $ME as root, which does it:" >&2
-		say "  apt-get update && apt-get install -y --no-install-recommends ${missing[*]}" >&2
+		say "  apt-get update" >&2
+		if [[ " ${missing[*]} " =~ \ postgresql-[0-9]+\  ]]; then
+			# that package makes a server of its own, and starts it
+			say "  mkdir -p /etc/postgresql-common/createcluster.d"
+			say "  echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/no-main.conf"
+		fi >&2
+		say "  apt-get install -y --no-install-recommends ${missing[*]}" >&2
 		die "packages are missing, nothing was done"
 	fi
 	exec {lock}</etc/apt
