@@ -30,7 +30,7 @@ TAP_TESTS = 1
 PROVE_TESTS = $(patsubst %,t/%.pl,001_dump 002_extension 003_guard 004_durable 005_roles \
 	006_pgbouncer 007_standby 008_storm 009_plain 010_docs 011_lease 012_payment 013_sync_standby \
 	014_call 015_once 016_tokens 017_guesses 018_throttle 019_stat 020_purge \
-	021_worker 022_cron 023_steady 024_checker 025_fuzz 026_sqlsmith 027_logical 028_upgrade)
+	021_worker 022_cron 023_steady 024_checker 025_fuzz 026_sqlsmith 027_logical 028_upgrade 031_other_modules)
 
 ifdef TEMP_INSTANCE
 REGRESS_OPTS += --temp-instance=$(TEMP_INSTANCE) --temp-config=$(srcdir)/test/temp.conf

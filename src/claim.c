@@ -360,6 +360,7 @@ idem_begin(PG_FUNCTION_ARGS)
 	BeginState state;
 	int64 fence = NO_FENCE;
 
+	refuse_in_parallel("idem_begin");
 	get_request(fcinfo, &request);
 	request.lease = arg_interval(fcinfo, 4);
 	if (request.lease != NULL)
@@ -420,6 +421,7 @@ idem_finish(PG_FUNCTION_ARGS)
 	Datum result = (Datum) 0;
 	bool has_result;
 
+	refuse_in_parallel("idem_finish");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
 	has_result = arg_stored_jsonb(fcinfo, 1, &key, "result", &result);
 	mine = pending_find(&key);
@@ -450,6 +452,7 @@ idem_release(PG_FUNCTION_ARGS)
 	IdemKey key;
 	PendingClaim *mine;
 
+	refuse_in_parallel("idem_release");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), true);
 	mine = pending_find(&key);
 	if (lease_meant(mine, !PG_ARGISNULL(2)))
@@ -598,6 +601,7 @@ idem_claim(PG_FUNCTION_ARGS)
 {
 	ClaimRequest request;
 
+	refuse_in_parallel("idem_claim");
 	get_request(fcinfo, &request);
 	PG_RETURN_BOOL(claim_once(&request, true));
 }
@@ -630,6 +634,13 @@ by_position(const void *a, const void *b)
 	return x->position < y->position ? -1 : 1;
 }
 
+/* which element it is that cannot be a key */
+static void
+element_context(void *arg)
+{
+	errcontext("element %d of the idempotency keys", *(int *) arg);
+}
+
 /* All keys of the array, checked before any is claimed. */
 static BatchKey *
 get_batch(ArrayType *array, text *scope, int *nkeys)
@@ -637,6 +648,8 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	BatchKey *batch;
 	Datum *elems;
 	bool *isnull;
+	int element;
+	ErrorContextCallback context = {.callback = element_context, .arg = &element};
 
 	if (ARR_NDIM(array) > 1)
 		ereport(ERROR,
@@ -646,15 +659,24 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elems, &isnull, nkeys);
 
 	batch = MemoryContextAllocHuge(CurrentMemoryContext, Max(*nkeys, 1) * sizeof(BatchKey));
+	context.previous = error_context_stack;
+	error_context_stack = &context;
 	for (int i = 0; i < *nkeys; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
+		element = i + 1;
 		if (isnull[i])
-			error_null(psprintf("element %d of the idempotency keys", i + 1));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("element %d of the idempotency keys must not be null", element),
+				 errhint(
+					 "Pass only what can be a key, as in array_agg(id) FILTER (WHERE id <> '').")));
 		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
 		batch[i].position = i;
 		batch[i].claimed = false;
 	}
+	error_context_stack = context.previous;
 	return batch;
 }
 
@@ -674,6 +696,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	int nkeys;
 	MemoryContext per_key;
 
+	refuse_in_parallel("idem_claim_many");
 	/* one column is not a row type to the server */
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	if (PG_ARGISNULL(0))
@@ -780,6 +803,7 @@ idem_forget(PG_FUNCTION_ARGS)
 {
 	IdemKey key;
 
+	refuse_in_parallel("idem_forget");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), false);
 	if (XactReadOnly)
 		error_read_only(&key, "forget");
@@ -793,6 +817,7 @@ idem_forget(PG_FUNCTION_ARGS)
 Datum
 idem_forget_scope(PG_FUNCTION_ARGS)
 {
+	refuse_in_parallel("idem_forget_scope");
 	if (PG_ARGISNULL(0))
 		error_null("idempotency scope");
 	PreventCommandIfReadOnly("idem_forget_scope()");

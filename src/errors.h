@@ -11,6 +11,9 @@
 #ifndef IDEM_ERRORS_H
 #define IDEM_ERRORS_H
 
+#include "access/parallel.h"
+#include "access/xact.h"
+
 #include "key.h"
 
 #define ERRCODE_IDEM_REQUEST_MISMATCH MAKE_SQLSTATE('I', 'D', '0', '0', '2')
@@ -23,6 +26,36 @@
 #define error_null(what_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", (what_))))
+
+/*
+ * 25000.  The functions are PARALLEL UNSAFE; what calls them may be marked otherwise,
+ * and a worker has neither the transaction's claims nor its guard.
+ */
+#define refuse_in_parallel_if(condition_, function_, safe_) \
+	do \
+	{ \
+		if (condition_) \
+			ereport(ERROR, \
+					(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
+					 errmsg("cannot call %s() during a parallel operation", (function_)), \
+					 errhint("Mark the function that calls it PARALLEL %s.", (safe_)))); \
+	} while (0)
+
+#define refuse_in_parallel(function_) \
+	refuse_in_parallel_if(IsInParallelMode() || IsParallelWorker(), function_, "UNSAFE")
+
+/* of a function that is PARALLEL RESTRICTED, which the leader may call */
+#define refuse_in_worker(function_) \
+	refuse_in_parallel_if(IsParallelWorker(), function_, "RESTRICTED or UNSAFE")
+
+/* 25000: whether the claim is finished could not be checked any more */
+#define error_too_late(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
+			 errmsg("cannot claim idempotency key \"%s\" while its transaction commits", \
+					key_display(key_)), \
+			 errhint("Claim the key before the transaction commits, or load this library before " \
+					 "the one that claims in a commit callback.")))
 
 /* 25006 */
 #define error_read_only(key_, verb_) \
@@ -55,8 +88,12 @@
 		ERROR, \
 		(errcode(ERRCODE_OUT_OF_MEMORY), \
 		 errmsg("lock table is full, cannot claim idempotency key \"%s\"", key_display(key_)), \
-		 errhint("Claim large batches with idem_claim_many, which needs no lock per new key, or " \
-				 "increase \"max_locks_per_transaction\".")))
+		 errdetail( \
+			 "Each claim that is not committed holds a lock; while the table is full, other " \
+			 "sessions cannot lock anything either."), \
+		 errhint( \
+			 "Claim fewer keys in a transaction, or increase \"max_locks_per_transaction\". " \
+			 "idem_claim_many needs no lock per new key, but its keys replay a NULL result.")))
 
 /* 54000 */
 #define error_too_large(key_, what_, size_, limit_) \

@@ -256,6 +256,7 @@ idem_throttle(PG_FUNCTION_ARGS)
 	Call call;
 	SipHash id;
 
+	refuse_in_worker("idem_throttle");
 	if (key == NULL)
 		error_null("throttle key");
 	key_require_scope("throttle key", key, scope);
