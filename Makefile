@@ -18,7 +18,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-f
 # "make installcheck" tests against a running server, as PGXS does, and leaves no database
 # behind; with TEMP_INSTANCE=folder it makes a server of its own there.
 REGRESS = install begin_finish savepoints claim bad_input drivers operate store lease call once once_partitions \
-	token code purge parallel
+	token code purge
 # databases of their own, which any server can have, whatever its locale
 ENCODING = UTF8
 NO_LOCALE = 1

@@ -175,7 +175,7 @@ CREATE FUNCTION idem_begin(
 	OUT finished_at timestamptz,
 	OUT expires_at timestamptz)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_begin(text, interval, text, jsonb, interval, interval) IS
 'claim a key: started, replayed, in_progress or mismatch';
 
@@ -185,7 +185,7 @@ CREATE FUNCTION idem_finish(
 	scope text DEFAULT NULL,
 	fence bigint DEFAULT NULL)
 RETURNS jsonb
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_finish(text, jsonb, text, bigint) IS
 'store the result of a claimed key, to commit with the work; returns the result';
 
@@ -194,7 +194,7 @@ CREATE FUNCTION idem_release(
 	scope text DEFAULT NULL,
 	fence bigint DEFAULT NULL)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_release(text, text, bigint) IS
 'give up a claim, so that the key can be claimed again';
 
@@ -204,7 +204,7 @@ CREATE FUNCTION idem_extend(
 	scope text DEFAULT NULL,
 	fence bigint DEFAULT NULL)
 RETURNS timestamptz
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_extend(text, interval, text, bigint) IS
 'renew the lease of a leased claim; returns its new end';
 
@@ -216,7 +216,7 @@ CREATE FUNCTION idem_checkpoint(
 	fence bigint DEFAULT NULL,
 	lease interval DEFAULT NULL)
 RETURNS timestamptz
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_checkpoint(text, text, jsonb, text, bigint, interval) IS
 'record a recovery point of a leased claim, to commit with the work; returns the end of the lease';
 
@@ -226,7 +226,7 @@ CREATE FUNCTION idem_claim(
 	scope text DEFAULT NULL,
 	request jsonb DEFAULT NULL)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_claim(text, interval, text, jsonb) IS
 'claim and finish a key at once: true the first time, false after';
 
@@ -235,7 +235,7 @@ CREATE FUNCTION idem_claim_many(
 	ttl interval DEFAULT NULL,
 	scope text DEFAULT NULL)
 RETURNS TABLE (key text)
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_claim_many(text[], interval, text) IS
 'claim and finish a batch of keys; returns those that were new';
 
@@ -250,7 +250,7 @@ CREATE FUNCTION idem_call(
 	OUT result jsonb,
 	OUT retry_after double precision)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_call(text, text, jsonb, interval, text, interval) IS
 'run a function once under a key and store its result: finished, replayed, in_progress or mismatch';
 
@@ -266,7 +266,7 @@ CREATE FUNCTION idem_token_issue(
 	payload jsonb DEFAULT NULL,
 	subject text DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_token_issue(text, interval, jsonb, text) IS
 'make a token that can be redeemed once; only its hash is stored';
 
@@ -277,7 +277,7 @@ CREATE FUNCTION idem_token_redeem(
 	OUT subject text,
 	OUT payload jsonb)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_token_redeem(text, text) IS
 'use a token: redeemed, used, expired or unknown';
 
@@ -294,13 +294,13 @@ COMMENT ON FUNCTION idem_token_peek(text, text) IS
 
 CREATE FUNCTION idem_token_revoke(purpose text, token text)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_token_revoke(text, text) IS
 'make a valid token unknown';
 
 CREATE FUNCTION idem_token_revoke_all(purpose text, subject text)
 RETURNS bigint
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_token_revoke_all(text, text) IS
 'make all valid tokens of a subject unknown; returns how many';
 
@@ -311,7 +311,7 @@ CREATE FUNCTION idem_code_issue(
 	digits integer DEFAULT NULL,
 	max_attempts integer DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_code_issue(text, text, interval, integer, integer) IS
 'make a code of some digits that can be verified once, in place of the subject''s last one';
 
@@ -322,7 +322,7 @@ CREATE FUNCTION idem_code_verify(
 	OUT state text,
 	OUT attempts_left integer)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_code_verify(text, text, text) IS
 'guess at a code: verified, used, wrong, locked, expired or unknown';
 
@@ -337,7 +337,7 @@ CREATE FUNCTION idem_throttle(
 	OUT retry_after double precision,
 	OUT reset_after double precision)
 RETURNS record
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 1000;
 COMMENT ON FUNCTION idem_throttle(text, interval, integer, text, integer) IS
 'count a call against a limit of max_calls in a period, in shared memory: allowed or not';
 
@@ -358,13 +358,13 @@ COMMENT ON FUNCTION idem_lookup(text, text) IS
 
 CREATE FUNCTION idem_forget(key text, scope text DEFAULT NULL)
 RETURNS boolean
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_forget(text, text) IS
 'erase a key, so that its request can run again';
 
 CREATE FUNCTION idem_forget_scope(scope text)
 RETURNS bigint
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_forget_scope(text) IS
 'erase all keys of a scope; returns how many';
 

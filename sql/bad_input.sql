@@ -248,6 +248,7 @@ SELECT idem_begin('k', '-12 mon 361 days');
 SELECT idem_begin('k', wait => '-1 second');
 SELECT idem_begin('k', lease => '0');
 SELECT * FROM idem_claim_many('{a,NULL}');
+SELECT * FROM idem_claim_many('{a,b,""}');
 SELECT * FROM idem_claim_many('{{a},{b}}');
 BEGIN;
 SELECT state FROM idem_begin('k');

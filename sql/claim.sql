@@ -153,6 +153,10 @@ SELECT array_agg(key) AS new
 FROM idem_claim_many((SELECT array_agg('n' || i ORDER BY i % 7, i) FROM generate_series(19998, 20002) i));
 SELECT count(*) FROM idem_keys WHERE key LIKE 'n%';
 
+-- in a WHERE: only what the other conditions leave, in whatever order they are written
+SELECT count(*) FROM generate_series(1, 100) i WHERE idem_claim(i::text, scope => 'cost') AND i % 10 = 0;
+SELECT count(*) FROM idem_keys WHERE scope = 'cost';
+
 DROP TABLE inbox;
 DELETE FROM idem_keys;
 

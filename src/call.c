@@ -194,6 +194,7 @@ idem_call(PG_FUNCTION_ARGS)
 	Function *function;
 	Datum row = (Datum) 0;
 
+	refuse_in_parallel("idem_call");
 	claim_request(&request, arg_text(fcinfo, 0), arg_text(fcinfo, 4), arg_interval(fcinfo, 3));
 	wait_until = claim_wait_until(&request, arg_interval(fcinfo, 5));
 	context.function = arg_text(fcinfo, 1);

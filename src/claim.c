@@ -75,7 +75,6 @@ claim_request(ClaimRequest *request, text *key, text *scope, const Interval *ttl
 void
 claim_request_ttl(ClaimRequest *request, const Interval *ttl)
 {
-	check_not_parallel("claim idempotency keys");
 	request->now = GetCurrentTimestamp();
 	if (ttl == NULL)
 		ttl_default(&request->ttl);
@@ -362,6 +361,7 @@ idem_begin(PG_FUNCTION_ARGS)
 	BeginState state;
 	int64 fence = NO_FENCE;
 
+	refuse_in_parallel("idem_begin");
 	get_request(fcinfo, &request);
 	request.lease = arg_interval(fcinfo, 4);
 	if (request.lease != NULL)
@@ -422,6 +422,7 @@ idem_finish(PG_FUNCTION_ARGS)
 	Datum result = (Datum) 0;
 	bool has_result;
 
+	refuse_in_parallel("idem_finish");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
 	has_result = arg_stored_jsonb(fcinfo, 1, &key, "result", &result);
 	mine = pending_find(&key);
@@ -452,6 +453,7 @@ idem_release(PG_FUNCTION_ARGS)
 	IdemKey key;
 	PendingClaim *mine;
 
+	refuse_in_parallel("idem_release");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), true);
 	mine = pending_find(&key);
 	if (lease_meant(mine, !PG_ARGISNULL(2)))
@@ -635,6 +637,7 @@ idem_claim(PG_FUNCTION_ARGS)
 {
 	ClaimRequest request;
 
+	refuse_in_parallel("idem_claim");
 	get_request(fcinfo, &request);
 	PG_RETURN_BOOL(claim_once(&request, true));
 }
@@ -700,7 +703,12 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (isnull[i])
-			error_null(psprintf("element %d of the idempotency keys", i + 1));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("element %d of the idempotency keys must not be null", i + 1),
+				 errhint(
+					 "Pass only what can be a key, as in array_agg(id) FILTER (WHERE id <> '').")));
 		check_element(DatumGetTextPP(elems[i]), i + 1);
 		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
 		batch[i].position = i;
@@ -725,6 +733,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	int nkeys;
 	MemoryContext per_key;
 
+	refuse_in_parallel("idem_claim_many");
 	/* one column is not a row type to the server */
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	if (PG_ARGISNULL(0))
@@ -831,6 +840,7 @@ idem_forget(PG_FUNCTION_ARGS)
 {
 	IdemKey key;
 
+	refuse_in_parallel("idem_forget");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), false);
 	if (XactReadOnly)
 		error_read_only(&key, "forget");
@@ -844,6 +854,7 @@ idem_forget(PG_FUNCTION_ARGS)
 Datum
 idem_forget_scope(PG_FUNCTION_ARGS)
 {
+	refuse_in_parallel("idem_forget_scope");
 	if (PG_ARGISNULL(0))
 		error_null("idempotency scope");
 	PreventCommandIfReadOnly("idem_forget_scope()");

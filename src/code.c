@@ -339,6 +339,7 @@ idem_code_issue(PG_FUNCTION_ARGS)
 	text *code;
 	int digits;
 
+	refuse_in_parallel("idem_code_issue");
 	arg_owner(fcinfo, &owner);
 	if (PG_ARGISNULL(2))
 		error_null("ttl");
@@ -500,6 +501,7 @@ idem_code_verify(PG_FUNCTION_ARGS)
 	OwnSql sql;
 	Verdict verdict;
 
+	refuse_in_parallel("idem_code_verify");
 	arg_owner(fcinfo, &owner);
 	if (PG_ARGISNULL(2))
 		error_null("code");

@@ -116,6 +116,15 @@ idem_restrict_search_path(void)
 #endif
 }
 
+/* 18: an executor run is no longer told whether it is the only one. */
+#if PG_VERSION_NUM >= 180000
+#define IDEM_EXECUTE_ONCE_PARAMETER
+#define IDEM_EXECUTE_ONCE
+#else
+#define IDEM_EXECUTE_ONCE_PARAMETER , bool execute_once
+#define IDEM_EXECUTE_ONCE , execute_once
+#endif
+
 /* 18: the mark stands before the declaration. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn __attribute__((noreturn))

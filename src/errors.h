@@ -11,6 +11,7 @@
 #ifndef IDEM_ERRORS_H
 #define IDEM_ERRORS_H
 
+#include "access/parallel.h"
 #include "access/xact.h"
 
 #include "key.h"
@@ -25,6 +26,36 @@
 #define error_null(what_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", (what_))))
+
+/*
+ * 25000.  The functions are PARALLEL UNSAFE; what calls them may be marked otherwise,
+ * and a worker has neither the transaction's claims nor its guard.
+ */
+#define refuse_in_parallel_if(condition_, function_, safe_) \
+	do \
+	{ \
+		if (condition_) \
+			ereport(ERROR, \
+					(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
+					 errmsg("cannot call %s() during a parallel operation", (function_)), \
+					 errhint("Mark the function that calls it PARALLEL %s.", (safe_)))); \
+	} while (0)
+
+#define refuse_in_parallel(function_) \
+	refuse_in_parallel_if(IsInParallelMode() || IsParallelWorker(), function_, "UNSAFE")
+
+/* of a function that is PARALLEL RESTRICTED, which the leader may call */
+#define refuse_in_worker(function_) \
+	refuse_in_parallel_if(IsParallelWorker(), function_, "RESTRICTED or UNSAFE")
+
+/* 25000: whether the claim is finished could not be checked any more */
+#define error_too_late(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
+			 errmsg("cannot claim idempotency key \"%s\" while its transaction commits", \
+					key_display(key_)), \
+			 errhint("Claim the key before the transaction commits, or load this library before " \
+					 "the one that claims in a commit callback.")))
 
 /* 25006 */
 #define error_read_only(key_, verb_) \
@@ -41,24 +72,6 @@
 			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
 			 errmsg("cannot %s a token or code in a read-only transaction", (verb_)), \
 			 errhint("Run this on the primary in a read-write transaction.")))
-
-/* 25000 */
-#define error_parallel(what_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
-			 errmsg("cannot %s during a parallel operation", (what_)), \
-			 errhint("A function that calls this one must be PARALLEL UNSAFE.")))
-
-/*
- * A worker's claims would escape the commit guard, which runs in the leader, and the server
- * allows no writes.
- */
-#define check_not_parallel(what_) \
-	do \
-	{ \
-		if (IsInParallelMode()) \
-			error_parallel(what_); \
-	} while (0)
 
 /* 40001 */
 #define error_serialization(key_) \

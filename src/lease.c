@@ -180,6 +180,7 @@ idem_extend(PG_FUNCTION_ARGS)
 	StoreRenewal renewal = {0};
 	int64 fence;
 
+	refuse_in_parallel("idem_extend");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
 	if (PG_ARGISNULL(1))
 		error_null("lease");
@@ -210,6 +211,7 @@ idem_checkpoint(PG_FUNCTION_ARGS)
 	int64 fence;
 	int len;
 
+	refuse_in_parallel("idem_checkpoint");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 3), true);
 	if (renewal.phase == NULL)
 		error_null("phase");

@@ -58,7 +58,6 @@ acquire(const IdemKey *key, bool dont_wait)
 	LockAcquireResult result;
 	LOCKTAG tag;
 
-	check_not_parallel("lock idempotency keys");
 	key_locktag(&tag, key);
 	PG_TRY();
 	{

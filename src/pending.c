@@ -17,18 +17,20 @@
  * before ours may do what cannot be undone: postgres_fdw commits its remote
  * transactions in its own.  It registers at its first connection of a
  * session, which may well come after our begin, even in the same statement.
- * So the guard registers with the transaction's first claim and moves to the
- * front again whenever an executor run or a utility command ends while claims
- * are pending: whatever connects, connects inside one of those, and COMMIT
- * itself is a utility command.
+ * So the guard registers with the transaction's first claim, and once more, in
+ * front, whenever a command ends while claims are pending: whatever connects,
+ * connects inside one of those, and COMMIT itself is a utility command.  What
+ * runs inside of an executor run cannot be followed by a commit, so only the
+ * end of the outermost one counts.
  *
- * The list of callbacks may be under iteration when a claim is begun, by SQL
- * that another extension runs in its own callback, and the server does not
- * stand the removal of the item it would visit next.  Hence the first claim
- * only adds an item, which is in front of any iteration, and only that item
- * is ever removed.  xact_callback, registered at load, does not move: it
- * guards a claim that was begun as late as that, and being behind, it can
- * remove the other.
+ * Another extension may run SQL in its own callback, so a command may end while
+ * the server walks the list, and since version 16 it does not stand the removal
+ * of the item that it would visit next.  Hence items are added, which is in
+ * front of any walk, and the old ones stay.  They go when the transaction has
+ * ended, or earlier, when there are many and no commit is under way for certain.
+ * xact_callback, registered at load, is behind all of them: so it can remove them,
+ * and it guards a claim that was begun in a callback between.  A claim that is
+ * begun in a callback behind that is refused.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,11 +38,14 @@
 
 #include "access/xact.h"
 #include "executor/executor.h"
+#include "executor/spi.h"
+#include "tcop/pquery.h"
 #include "tcop/utility.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "errors.h"
 #include "pending.h"
 #include "stats.h"
@@ -56,28 +61,62 @@ find_bucket(const IdemKey *key)
 	return &claims_by_key[key->digest.data[0]];
 }
 
-/* guard_callback is registered: this transaction has, or had, claims */
-static bool guarding = false;
+/*
+ * guard_callback is registered with that many arguments, which count from 1: this
+ * transaction has, or had, claims.
+ */
+static uintptr_t guards = 0;
 
-/* callbacks are running: see the head of this file */
+#define MANY_GUARDS 64
+
+/* COMMIT or PREPARE TRANSACTION has run: callbacks come next */
+static bool ending = false;
+
+/* the first guard has run, and the last one */
 static bool committing = false;
+static bool guard_is_over = false;
 
+/* executor runs on the stack */
+static int running = 0;
+
+static ExecutorRun_hook_type prev_executor_run = NULL;
+static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ExecutorEnd_hook_type prev_executor_end = NULL;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
 static void guard_callback(XactEvent event, void *arg);
 
 static void
+remove_guards(void)
+{
+	/* the newest is the first that the server finds */
+	for (; guards > 0; guards--)
+		UnregisterXactCallback(guard_callback, (void *) guards);
+}
+
+/*
+ * Inside of a transaction block that has not been told to end, no callback is
+ * called.  Outside of one there is a commit in a procedure, which gives up the
+ * snapshot of the procedure's statements before.
+ */
+static bool
+certainly_not_ending(void)
+{
+	if (ending || committing)
+		return false;
+	if (IsTransactionBlock())
+		return true;
+	return SPI_inside_nonatomic_context() && ActivePortal != NULL &&
+		ActivePortal->portalSnapshot != NULL;
+}
+
+static void
 guard_to_front(void)
 {
-	if (guarding)
-	{
-		if (committing)
-			return;
-		UnregisterXactCallback(guard_callback, NULL);
-	}
-	RegisterXactCallback(guard_callback, NULL);
-	guarding = true;
+	if (guards >= MANY_GUARDS && certainly_not_ending())
+		remove_guards();
+	RegisterXactCallback(guard_callback, (void *) (guards + 1));
+	guards++;
 }
 
 static PendingClaim *
@@ -92,7 +131,8 @@ add_claim(const IdemKey *key)
 	claim->begun_in = GetCurrentSubTransactionId();
 	slist_push_head(&claims, &claim->node);
 	dlist_push_head(find_bucket(key), &claim->by_key);
-	guard_to_front();
+	if (guards == 0)
+		guard_to_front();
 	return claim;
 }
 
@@ -128,7 +168,6 @@ find_claim(const IdemKey *key, int states, int64 fence)
 PendingClaim *
 pending_find(const IdemKey *key)
 {
-	check_not_parallel("use claims of idempotency keys");
 	return find_claim(key, STATE(PENDING_OPEN) | STATE(PENDING_LEASED) | STATE(PENDING_FINISHED),
 					  NO_FENCE);
 }
@@ -144,8 +183,11 @@ PendingClaim *
 pending_begin(const IdemKey *key, const Interval *ttl, TimestampTz begun_at,
 			  const uint8 *fingerprint, StoreLife seen, int64 seen_fence)
 {
-	PendingClaim *claim = add_claim(key);
+	PendingClaim *claim;
 
+	if (guard_is_over)
+		error_too_late(key);
+	claim = add_claim(key);
 	claim->state = PENDING_OPEN;
 	claim->ttl = *ttl;
 	claim->begun_at = begun_at;
@@ -342,6 +384,8 @@ guard_callback(XactEvent event, void *arg)
 {
 	if (event != XACT_EVENT_PRE_COMMIT && event != XACT_EVENT_PRE_PREPARE)
 		return;
+	if (committing)
+		return;
 	committing = true;
 	guard();
 }
@@ -354,7 +398,9 @@ xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
-			guard_callback(event, arg);
+			committing = true;
+			guard();
+			guard_is_over = true;
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
@@ -363,10 +409,8 @@ xact_callback(XactEvent event, void *arg)
 			if (!slist_is_empty(&claims))
 				memset(claims_by_key, 0, sizeof(claims_by_key));
 			slist_init(&claims);
-			if (guarding)
-				UnregisterXactCallback(guard_callback, NULL);
-			guarding = false;
-			committing = false;
+			remove_guards();
+			ending = committing = guard_is_over = false;
 			break;
 		default:
 			break;
@@ -461,14 +505,66 @@ subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId pare
 }
 
 static void
+command_has_ended(void)
+{
+	if (guards > 0 && running == 0 && !committing)
+		guard_to_front();
+}
+
+static void
+executor_run(QueryDesc *query, ScanDirection direction, uint64 count IDEM_EXECUTE_ONCE_PARAMETER)
+{
+	running++;
+	PG_TRY();
+	{
+		if (prev_executor_run)
+			prev_executor_run(query, direction, count IDEM_EXECUTE_ONCE);
+		else
+			standard_ExecutorRun(query, direction, count IDEM_EXECUTE_ONCE);
+	}
+	PG_FINALLY();
+	{
+		running--;
+	}
+	PG_END_TRY();
+}
+
+/* AFTER triggers run here. */
+static void
+executor_finish(QueryDesc *query)
+{
+	running++;
+	PG_TRY();
+	{
+		if (prev_executor_finish)
+			prev_executor_finish(query);
+		else
+			standard_ExecutorFinish(query);
+	}
+	PG_FINALLY();
+	{
+		running--;
+	}
+	PG_END_TRY();
+}
+
+static void
 executor_end(QueryDesc *query)
 {
 	if (prev_executor_end)
 		prev_executor_end(query);
 	else
 		standard_ExecutorEnd(query);
-	if (guarding)
-		guard_to_front();
+	command_has_ended();
+}
+
+static bool
+is_end(Node *statement)
+{
+	TransactionStmt *stmt = (TransactionStmt *) statement;
+
+	return IsA(statement, TransactionStmt) &&
+		(stmt->kind == TRANS_STMT_COMMIT || stmt->kind == TRANS_STMT_PREPARE);
 }
 
 static void
@@ -476,13 +572,16 @@ process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
 				DestReceiver *dest, QueryCompletion *qc)
 {
+	bool end = is_end(pstmt->utilityStmt);
+
 	if (prev_process_utility)
 		prev_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
 	else
 		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest,
 								qc);
-	if (guarding)
-		guard_to_front();
+	if (end)
+		ending = true;
+	command_has_ended();
 }
 
 void
@@ -491,6 +590,10 @@ pending_init(void)
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 
+	prev_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = executor_run;
+	prev_executor_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = executor_finish;
 	prev_executor_end = ExecutorEnd_hook;
 	ExecutorEnd_hook = executor_end;
 	prev_process_utility = ProcessUtility_hook;

@@ -28,7 +28,6 @@
 #include "utils/reltrigger.h"
 
 #include "compat.h"
-#include "errors.h"
 #include "relation.h"
 
 #define MAX_PARAMS 16
@@ -193,8 +192,6 @@ owner_leave(const OwnerContext *saved)
 void
 own_sql_start(OwnSql *sql, const char *relation, LOCKMODE lockmode)
 {
-	if (lockmode > AccessShareLock)
-		check_not_parallel("change tokens, codes or keys");
 	sql->caller = CurrentMemoryContext;
 	sql->rel = table_open(relation_find(relation), lockmode);
 	relation_check_plain(sql->rel);

@@ -18,7 +18,6 @@
  */
 #include "postgres.h"
 
-#include "access/parallel.h"
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
@@ -244,9 +243,7 @@ idem_throttle(PG_FUNCTION_ARGS)
 	Call call;
 	SipHash id;
 
-	/* a worker's counts would not reach idem_stat; the leader may call it beside workers */
-	if (IsParallelWorker())
-		error_parallel("throttle");
+	refuse_in_worker("idem_throttle");
 	if (key == NULL)
 		error_null("throttle key");
 	key_require_scope("throttle key", key, scope);

@@ -289,6 +289,7 @@ idem_token_issue(PG_FUNCTION_ARGS)
 	Datum payload = (Datum) 0;
 	int len;
 
+	refuse_in_parallel("idem_token_issue");
 	if (PG_ARGISNULL(1))
 		error_null("ttl");
 	expires_at = ttl_after(now, PG_GETARG_INTERVAL_P(1), "ttl", NULL);
@@ -349,6 +350,7 @@ idem_token_redeem(PG_FUNCTION_ARGS)
 	TokenDigest digest;
 	Token token = {TOKEN_UNKNOWN};
 
+	refuse_in_parallel("idem_token_redeem");
 	check_writable("redeem");
 	if (arg_token(fcinfo, &digest))
 		redeem(&digest, &token);
@@ -386,6 +388,7 @@ idem_token_revoke(PG_FUNCTION_ARGS)
 	OwnSql sql;
 	bool revoked = false;
 
+	refuse_in_parallel("idem_token_revoke");
 	check_writable("revoke");
 	if (!arg_token(fcinfo, &digest))
 		PG_RETURN_BOOL(false);
@@ -411,6 +414,7 @@ idem_token_revoke_all(PG_FUNCTION_ARGS)
 	uint64 revoked;
 	int len;
 
+	refuse_in_parallel("idem_token_revoke_all");
 	if (subject == NULL)
 		error_null("subject");
 	(void) key_utf8("subject", subject, 1, &len);

@@ -1104,6 +1104,7 @@ idem_once(PG_FUNCTION_ARGS)
 	Guard *guard = fcinfo->flinfo->fn_extra;
 	HeapTuple result = NULL;
 
+	refuse_in_parallel("idem_once");
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
