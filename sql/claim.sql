@@ -183,3 +183,5 @@ SELECT count(*) FROM idem_keys WHERE scope = 'batch';
 -- the way to go on
 SELECT * FROM idem_claim_many(ARRAY(SELECT id FROM unnest(ARRAY['good', '', NULL, 'better']) id
 	WHERE octet_length(id) BETWEEN 1 AND 1024), scope => 'batch');
+
+DELETE FROM idem_keys;
