@@ -704,7 +704,7 @@ sub zombie
 
 my %kinds = (tx => \&tx, claim => \&claim, call => \&call, raise => \&once, skip => \&once, token => \&token,
 	lease => \&lease, zombie => \&zombie, code => \&code);
-my @weights = (tx => 4, claim => 3, call => 3, raise => 2, skip => 1, token => 2, lease => 2, code => 1);
+my @weights = (tx => 4, claim => 3, call => 3, raise => 2, skip => 1, token => 2, lease => 2, code => 3);
 
 # A number that no other client gets, counted from 0: where a byte ends that is appended.
 sub next_number
