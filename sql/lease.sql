@@ -892,3 +892,14 @@ SELECT n_tup_upd - :upd AS updates, n_tup_hot_upd - :hot AS hot FROM pg_stat_use
 DROP TABLE lease_effects, lease_calls, lease_fences, lease_hot;
 DROP PROCEDURE lapse, expire, leave, try, zombies, outlast, outlast_lease;
 RESET timezone;
+
+-- a batch over more abandoned leases than the lock table has room for keeps no lock
+INSERT INTO idem_keys (digest, scope, key, created_at, expires_at, lease_until, fence, ttl, attempt)
+SELECT idem_digest('left ' || i, 'batch'), 'batch', 'left ' || i, clock_timestamp() - interval '2 min', clock_timestamp() + interval '1 hour',
+	clock_timestamp() - interval '1 min', i, interval '1 hour', 1
+FROM generate_series(1, 20000) i;
+BEGIN;
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'left ' || i FROM generate_series(1, 20000) i), scope => 'batch');
+SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+ROLLBACK;
+SELECT idem_forget_scope('batch');

@@ -569,12 +569,9 @@ try_claim(const ClaimRequest *request, bool lock)
 
 				/*
 				 * From now on the row itself holds the key, so that a transaction may
-				 * claim more keys than the lock table has room for.  A leased row is
-				 * changed under its lock only, which then stays.
+				 * claim more keys than the lock table has room for.
 				 */
-				if (lock && row.life == STORE_ABANDONED)
-					lock_show(key);
-				else if (lock)
+				if (lock)
 					lock_release(key);
 				return true;
 			}

@@ -414,7 +414,7 @@ next_version(IndexScanDesc scan, TupleTableSlot *slot, Entries *entries)
  * goes on after it, and without a successor its deleter is a purge.
  *
  * A version that another transaction is replacing still answers, wherever its
- * successor was met.
+ * successor was met.  An abandoned one has no answer: who replaces it holds the key.
  *
  * A version that was taken back holds the key only if there is none that can
  * answer: it is nothing, but whoever wrote the key beside it would wait for its
@@ -437,6 +437,8 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *f
 	scan = begin_scan(store, key, &dirty);
 	while (next_version(scan, slot, entries))
 	{
+		StoreLife life;
+
 		if (TransactionIdIsValid(dirty.xmin))
 		{
 			StoreHolder holder = {.xid = dirty.xmin, .token = dirty.speculativeToken};
@@ -450,12 +452,21 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *f
 			continue;
 		}
 
+		life = slot_life(slot);
+
+		/* somebody is taking it over, and may have given the key's lock back */
+		if (life == STORE_ABANDONED && TransactionIdIsValid(dirty.xmax))
+		{
+			held = (StoreHolder){.xid = dirty.xmax};
+			continue;
+		}
+
 		found->tid = slot->tts_tid;
 		found->xmin = HeapTupleHeaderGetXmin(slot_header(slot));
 		found->own = TransactionIdIsCurrentTransactionId(found->xmin);
 		found->fence = get_fence(slot);
 		found->attempt = get_attempt(slot);
-		found->life = slot_life(slot);
+		found->life = life;
 		if (found->life != STORE_EXPIRED)
 			break;
 	}

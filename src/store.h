@@ -30,7 +30,9 @@
  *		   +--------------------------purge-------------------------+
  *
  * A leased row is only ever changed under the key's lock (lock.h), which the
- * caller takes: so its states do not change between a look and a write.
+ * caller takes: so its states do not change between a look and a write.  The lock may
+ * be given back after the write: an abandoned row that an uncommitted transaction has
+ * changed is held.
  *
  * Look-ups see the newest state, whatever the transaction's snapshot, and
  * take no SIREAD locks.  Where the isolation level promises a snapshot, they
