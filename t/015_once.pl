@@ -62,7 +62,7 @@ sub rows_file
 }
 my ($many, $some) = (rows_file(100_000), rows_file(20_000));
 $node->safe_psql('postgres', "CALL make_all('load')");
-sql_fails($node, 'postgres', "DO 'BEGIN PERFORM idem_claim(i::text) FROM generate_series(1, 20000) i; END'", '53200',
+sql_fails($node, 'postgres', "DO 'BEGIN PERFORM state FROM generate_series(1, 20000) i, idem_begin(i::text); END'", '53200',
 	'the lock table is small enough to notice');
 sql_is($node, 'postgres', "COPY load_$_ FROM '$many'; SELECT count(*) FROM load_$_", 100_000, "$_: many rows by one COPY")
   for qw(raise skip);
