@@ -1,6 +1,9 @@
 -- Bad input: a clear error with its SQLSTATE, nothing written, the session usable.
 SET client_encoding = 'UTF8';
 SET timezone = 'UTC';
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
 LOAD 'idempotency';
 
 CREATE TABLE calls (

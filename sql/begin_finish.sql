@@ -1,4 +1,7 @@
 -- Transaction claims in one session: begin, finish, release, expiry.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
 SET client_encoding = 'UTF8';
 -- how a caller may see a row of idem_begin, without its times
 \set columns 'state, result, retry_after > 0 AS retry, fence, attempt, phase, progress, created_at IS NOT NULL AS created, finished_at IS NOT NULL AS finished, expires_at IS NOT NULL AS expires'

@@ -327,8 +327,7 @@ EXCEPTION WHEN OTHERS THEN
 	RETURN SQLSTATE;
 END $$;
 SELECT expected, got, function, args
-FROM refused r, replay(function, args) got
-WHERE got IS DISTINCT FROM CASE expected WHEN '42883' THEN 'mismatch' ELSE expected END ORDER BY id;
+FROM refused r, replay(function, args) got WHERE got IS DISTINCT FROM expected ORDER BY id;
 SELECT expected, count(*) > 0 AS seen FROM refused GROUP BY expected ORDER BY expected COLLATE "C";
 SELECT effects();
 

@@ -1,5 +1,8 @@
 -- idem_claim and idem_claim_many: write a row once.
 SET client_encoding = 'UTF8';
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
 \set VERBOSITY sqlstate
 CREATE TABLE inbox (message text);
 

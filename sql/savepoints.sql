@@ -1,4 +1,7 @@
 -- Claims follow savepoints, PL/pgSQL's EXCEPTION blocks, procedures, cursors and triggers.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
 \set VERBOSITY sqlstate
 \set SHOW_CONTEXT never
 
