@@ -667,6 +667,12 @@ by_position(const void *a, const void *b)
 	return x->position < y->position ? -1 : 1;
 }
 
+#define error_element(number_, errcode_, what_) \
+	ereport(ERROR, \
+			(errcode(errcode_), \
+			 errmsg("element %d of the idempotency keys must not be %s", (number_), (what_)), \
+			 errhint("Pass only what can be a key: ARRAY(SELECT id FROM ... WHERE id <> '').")))
+
 /*
  * So that the one bad element of a batch is found.  Only where the length may be wrong, in
  * UTF-8 as well: key_make() checks it in any case.
@@ -676,7 +682,9 @@ check_element(text *element, int number)
 {
 	int len = VARSIZE_ANY_EXHDR(element);
 
-	if (len == 0 || len > KEY_MAX_BYTES / MAX_CONVERSION_GROWTH)
+	if (len == 0)
+		error_element(number, ERRCODE_INVALID_PARAMETER_VALUE, "empty");
+	if (len > KEY_MAX_BYTES / MAX_CONVERSION_GROWTH)
 		(void) key_utf8(psprintf("element %d of the idempotency keys", number), element, 1, &len);
 }
 
@@ -700,12 +708,7 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (isnull[i])
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("element %d of the idempotency keys must not be null", i + 1),
-				 errhint(
-					 "Pass only what can be a key, as in array_agg(id) FILTER (WHERE id <> '').")));
+			error_element(i + 1, ERRCODE_NULL_VALUE_NOT_ALLOWED, "null");
 		check_element(DatumGetTextPP(elems[i]), i + 1);
 		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
 		batch[i].position = i;

@@ -34,6 +34,7 @@
 #include "compat.h"
 #include "errors.h"
 #include "grant.h"
+#include "relation.h"
 
 PG_FUNCTION_INFO_V1(idem_grant);
 PG_FUNCTION_INFO_V1(idem_revoke);
@@ -160,6 +161,16 @@ named_job(const char *message)
 	return NULL;
 }
 
+/* So that it can be called wherever the extension is, whatever the search_path. */
+static const char *
+grant_name(void)
+{
+	Oid schema = relation_extension_schema();
+
+	return OidIsValid(schema) ? quote_qualified_identifier(get_namespace_name(schema), "idem_grant")
+							  : "idem_grant";
+}
+
 /* In PG_CATCH, with the memory context of before: throw the error on, with the hint if it fits. */
 pg_noreturn static void
 rethrow_with_hint(MemoryContext context)
@@ -176,7 +187,7 @@ rethrow_with_hint(MemoryContext context)
 		PG_RE_THROW();
 	FlushErrorState();
 	edata->hint = psprintf(
-		"The owner of the extension can allow it: SELECT idem_grant(%s, ARRAY['%s']);",
+		"The owner of the extension can allow it: SELECT %s(%s, ARRAY['%s']);", grant_name(),
 		quote_literal_cstr(quote_identifier(GetUserNameFromId(GetUserId(), false))), job->name);
 	ReThrowError(edata);
 }

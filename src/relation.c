@@ -52,6 +52,14 @@ extension_schema(Oid extension)
 	return schema;
 }
 
+Oid
+relation_extension_schema(void)
+{
+	Oid extension = get_extension_oid(EXTENSION_NAME, true);
+
+	return OidIsValid(extension) ? extension_schema(extension) : InvalidOid;
+}
+
 /* By membership in the extension: a relation of that name alone proves nothing. */
 Oid
 relation_find(const char *name)

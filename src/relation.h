@@ -19,6 +19,9 @@
 
 #define EXTENSION_NAME "idempotency"
 
+/* The schema of the extension; InvalidOid if it is not there. */
+extern Oid relation_extension_schema(void);
+
 /* By membership in the extension; 42P01 if there is none. */
 extern Oid relation_find(const char *name);
 

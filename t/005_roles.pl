@@ -387,10 +387,10 @@ my %hints = (
 	operate => ['CALL idem.idem_purge()']);
 for my $job (sort keys %hints)
 {
-	is(hint_of($_, 'stranger'), "${allow}SELECT idem_grant('stranger', ARRAY['$job']);", "$job: the hint") for @{ $hints{$job} };
+	is(hint_of($_, 'stranger'), "${allow}SELECT idem.idem_grant('stranger', ARRAY['$job']);", "$job: the hint") for @{ $hints{$job} };
 }
-is(hint_of("SELECT idem.idem_claim('a')", "O'Hara"), $allow . q{SELECT idem_grant('"O''Hara"', ARRAY['claims']);}, 'the role is quoted');
-$node->safe_psql('postgres', q{SET search_path = idem; SELECT idem_grant('"O''Hara"', ARRAY['claims'])});
+is(hint_of("SELECT idem.idem_claim('a')", "O'Hara"), $allow . q{SELECT idem.idem_grant('"O''Hara"', ARRAY['claims']);}, 'the role is quoted');
+$node->safe_psql('postgres', q{SELECT idem.idem_grant('"O''Hara"', ARRAY['claims'])});
 is($node->safe_psql('postgres', "SELECT idem.idem_claim('hinted')", extra_params => [ '-U', "O'Hara" ]), 't', 'which does it');
 is(hint_of('SELECT FROM idem.idem_keys', 'stranger'), '', 'a table: no hint');
 is(hint_of("SELECT pg_read_file('idem_claim')", 'stranger'), '', "another's function: no hint");
