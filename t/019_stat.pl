@@ -280,7 +280,7 @@ sub wait_for_waiters
 {
 	my ($db, $n) = @_;
 
-	$node->poll_query_until($db, "SELECT count(*) = $n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+	$node->poll_query_until($db, "SELECT count(*) = $n FROM pg_locks WHERE locktype IN ('advisory', 'transactionid') AND NOT granted")
 	  or die "there are not $n waiters";
 }
 
@@ -496,7 +496,7 @@ waiting($third, "SELECT state FROM idem_begin('order', scope => 'shop', wait => 
 wait_for_waiters('flight', 2);
 waiting($first, "SELECT idem_claim('order', scope => 'shop')");
 wait_for_waiters('flight', 3);
-$boss->query_safe("BEGIN; SELECT idem_claim('order')");
+$boss->query_safe("BEGIN; SELECT idem_begin('order')");
 my $boss_pid = $boss->query_safe('SELECT pg_backend_pid()');
 flight_is($all, "$clerk_pid|clerk|order|shop|transaction||{$second_pid,$third_pid,$first_pid}\n$boss_pid|$superuser|order||transaction||{}", 'who waits for it; another scope is another key');
 $boss->query_safe('ROLLBACK');
@@ -551,12 +551,12 @@ flight_is("key = repeat('\x{c3}\x{a4}', 47), scope = 's' || repeat('\x{c3}\x{a4}
 $clerk->query_safe('ROLLBACK');
 
 # A batch, and an application's own locks, which look alike but for their space.
-$clerk->query_safe("BEGIN; SELECT idem_claim_many('{b1, b2}'); SELECT idem_begin('mine')");
+$clerk->query_safe("BEGIN; SELECT idem_claim_many('{b1, b2}'); SELECT idem_claim('c'); SELECT idem_begin('mine')");
 my ($classid, $objid) = split /\|/, $node->safe_psql('flight', "SELECT classid::bigint::bit(32)::int, objid::bigint::bit(32)::int FROM pg_locks WHERE locktype = 'advisory' AND pid = $clerk_pid");
 $boss->query_safe("SELECT pg_advisory_lock(1), pg_advisory_lock($classid, $objid)");
 waiting($first, "SELECT pg_advisory_lock($classid, $objid), pg_advisory_unlock_all()");
 wait_for_waiters('flight', 1);
-flight_is($all, "$clerk_pid|clerk|mine||transaction||{}", "neither a batch nor an application's own locks");
+flight_is($all, "$clerk_pid|clerk|mine||transaction||{}", "neither a batch, nor a row that is written, nor an application's own locks");
 $boss->query_safe('SELECT pg_advisory_unlock_all()');
 $first->query_safe('SELECT 1');
 flight_is($all, "$clerk_pid|clerk|mine||transaction||{}", 'nothing of other databases');
@@ -596,7 +596,7 @@ flight_is($all, '', 'a released lease');
 
 # prepared transactions, also after a restart
 $before = clock();
-$clerk->query_safe("BEGIN; SELECT idem_claim('p'); PREPARE TRANSACTION 'p'");
+$clerk->query_safe("BEGIN; SELECT idem_begin('p'); SELECT idem_finish('p'); PREPARE TRANSACTION 'p'");
 $after = clock();
 waiting($first, "SELECT idem_claim('p')");
 wait_for_waiters('flight', 1);

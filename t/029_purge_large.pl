@@ -80,8 +80,10 @@ $node->stop;
 my $file = $node->data_dir . '/pg_stat/idempotency_stat.stat';
 my $places = 500;
 my $saved = slurp_file($file);
-my $size = (length($saved) - 4) / $places;
-substr($saved, 4 + $_ * $size, 4) = pack('L', 1) for 0 .. $places - 1;
+# a header, then records that begin with the database, and a checksum
+my $size = (length($saved) - 36) / $places;
+substr($saved, 32 + $_ * $size, 4) = pack('L', 1) for 0 .. $places - 1;
+$saved = seal(substr($saved, 0, -4));
 open my $out, '>:raw', $file or die;
 print $out $saved;
 close $out;
