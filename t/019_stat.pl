@@ -724,7 +724,7 @@ $clerk->query_safe("SELECT state FROM generate_series(1, 4) i, idem.idem_begin('
 sql_is($node, 'own', "SELECT pid, role, since < clock_timestamp() FROM idem.idem_in_flight WHERE key IS NULL", "$clerk_pid|clerk|t", 'and since when where that is not noted', @as_monitor);
 sql_is($node, 'own', "SELECT started, live_keys, oldest_claim_age > '0' FROM idem.idem_stat WHERE datname = 'own'", '0|0|t', 'pg_monitor sees counters and gauges', @as_monitor);
 $clerk->query_safe('ROLLBACK');
-sql_is($node, 'own', "SELECT started FROM idem.idem_stat WHERE datname = 'own'", '1', 'pg_monitor sees what has ended', @as_monitor);
+sql_is($node, 'own', "SELECT started FROM idem.idem_stat WHERE datname = 'own'", '5', 'pg_monitor sees what has ended', @as_monitor);
 for my $sql ('SELECT FROM idem.idem_keys', 'SELECT FROM idem.idem_transaction_claims', 'SELECT idem.idem_stat_reset()', "SELECT idem.idem_claim('m')")
 {
 	sql_fails($node, 'own', $sql, '42501', "pg_monitor may not: $sql", @as_monitor);
