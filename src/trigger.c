@@ -468,38 +468,42 @@ check_table(TriggerData *trigdata)
 }
 
 static void
-hash_list(Sha256 *sha, const KeyList *list)
+hash_list(uint8 hash[PG_SHA256_DIGEST_LENGTH], const KeyList *list)
 {
+	Sha256 *sha = sha256_start();
 	ListCell *lc;
 
 	sha256_framed(sha, VARDATA_ANY(list->scope), VARSIZE_ANY_EXHDR(list->scope));
 	foreach(lc, list->columns)
 		sha256_framed(sha, lfirst(lc), strlen(lfirst(lc)));
+	sha256_finish(sha, hash);
 }
 
 /*
- * The same for the triggers of all partitions, another for one of other keys: of a
- * guard, and of each of its lists.
+ * The same for the triggers of all partitions, another for one of other keys: of each
+ * of a guard's lists, and of the guard, whose identity is made of theirs.
  */
 static void
 set_identities(Guard *guard)
 {
-	Sha256 *all = sha256_start();
 	uint8 hash[PG_SHA256_DIGEST_LENGTH];
+	Sha256 *all;
 
 	for (int i = 0; i < guard->nlists; i++)
 	{
 		KeyList *list = &guard->lists[i];
-		Sha256 *sha = sha256_start();
 
-		hash_list(all, list);
-		hash_list(sha, list);
-		sha256_finish(sha, hash);
+		hash_list(hash, list);
 		list->moved.root = guard->moved.root;
 		memcpy(list->moved.identity.data, hash, UUID_LEN);
 		list->moved.make_key = other_row_key;
 		list->moved.arg = list;
 	}
+
+	/* one hash at a time */
+	all = sha256_start();
+	for (int i = 0; i < guard->nlists; i++)
+		sha256_bytes(all, guard->lists[i].moved.identity.data, UUID_LEN);
 	sha256_finish(all, hash);
 	memcpy(guard->moved.identity.data, hash, UUID_LEN);
 }
