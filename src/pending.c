@@ -572,7 +572,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
 				DestReceiver *dest, QueryCompletion *qc)
 {
-	bool end = is_end(pstmt->utilityStmt);
+	/* the end of an aborted block calls no callback that could take this back */
+	bool end = is_end(pstmt->utilityStmt) && !IsAbortedTransactionBlockState();
 
 	if (prev_process_utility)
 		prev_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
