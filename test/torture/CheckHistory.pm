@@ -376,7 +376,8 @@ sub check_guesses
 {
 	my ($self, $key, $of) = @_;
 	my @guesses = grep { $_->{kind} eq 'code' } @{ $of->{attempts} } or return;
-	my @compared = grep { ($_->{state} // '') =~ /^(wrong|verified)$/ } @guesses;
+	# a right guess that was rolled back does not count
+	my @compared = grep { ($_->{state} // '') eq 'wrong' || ($_->{state} // '') eq 'verified' && answered($_) } @guesses;
 	my %lives;
 
 	$_->{life} = defined $_->{end} ? $self->life($_->{start}, $_->{end}, !$self->{guesses_kept}) : undef for @compared;
