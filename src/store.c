@@ -494,7 +494,8 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *f
  * replaced when we came to look at it, and the new one, of an update that is not HOT,
  * got its index entry after we had read the page of the index.  But then the next scan
  * meets an entry that the last one did not.  So a key is absent if no entry was met,
- * or none that the last scan had not found dead already.
+ * or none that the last scan had not found dead already.  Likewise a holder may have
+ * ended between the look at its version and that at the one before.
  */
 static void
 find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
@@ -507,8 +508,9 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 		CHECK_FOR_INTERRUPTS();
 		before = entries;
 		scan_versions(store, key, slot, found, &entries);
-	} while (found->life == STORE_ABSENT && entries.count > 0 &&
-			 (entries.count != before.count || entries.hash != before.hash));
+	} while ((found->life == STORE_ABSENT && entries.count > 0 &&
+			  (entries.count != before.count || entries.hash != before.hash)) ||
+			 (found->life == STORE_HELD && !TransactionIdIsInProgress(found->holder.xid)));
 }
 
 /* Copy what callers need; the slot's page may go afterwards. */
