@@ -769,6 +769,7 @@ CREATE FUNCTION with_secret(a text DEFAULT secret()) RETURNS text LANGUAGE sql A
 CREATE FUNCTION with_secret_sql(a text DEFAULT secret_sql()) RETURNS text LANGUAGE sql AS 'SELECT a';
 CREATE SCHEMA call_closed;
 CREATE FUNCTION call_closed.inside() RETURNS text LANGUAGE sql AS $$ SELECT 'inside' $$;
+SELECT result FROM idem_call('closed answer', 'call_closed.inside');
 \set VERBOSITY terse
 SET ROLE regress_call_1;
 SELECT result FROM idem_call('whoami 1', 'whoami');
@@ -779,6 +780,12 @@ SELECT result FROM idem_call('mine one 1', 'mine_one');
 SELECT result FROM idem_call('secret 1', 'with_secret');
 SELECT result FROM idem_call('secret sql 1', 'with_secret_sql');
 SELECT idem_call('closed', 'call_closed.inside');
+-- what is there, and cannot be looked for, was not dropped
+SET search_path = call_closed, call_test, public;
+SELECT idem_call('closed answer', 'inside');
+SELECT idem_call('closed answer', 'inside()');
+SELECT idem_call('closed answer', 'call_closed.inside');
+SET search_path = call_test, public;
 SET ROLE regress_call_2;
 SELECT result FROM idem_call('whoami 2', 'whoami');
 SELECT result FROM idem_call('definer 2', 'definer');

@@ -517,6 +517,21 @@ types_identity(List *types)
 }
 
 /*
+ * Would a function there be found?  If it would not, for want of USAGE, nothing says
+ * that it was dropped.
+ */
+static bool
+is_searched(const char *schema)
+{
+	Oid oid;
+
+	if (strncmp(schema, "pg_temp", strlen("pg_temp")) == 0)
+		return false;
+	oid = get_namespace_oid(schema, true);
+	return !OidIsValid(oid) || idem_schema_aclcheck(oid, GetUserId()) == ACLCHECK_OK;
+}
+
+/*
  * The schemas of the search_path, by name: one of them may have been dropped as
  * well.  Functions are not looked for in pg_temp.
  */
@@ -524,14 +539,21 @@ static List *
 searched_schemas(void)
 {
 	List *schemas;
+	List *searched = NIL;
 	ListCell *lc;
 
 	if (!SplitIdentifierString(pstrdup(namespace_search_path), ',', &schemas))
 		return NIL;
 	foreach(lc, schemas)
-		if (strcmp(lfirst(lc), "$user") == 0)
-			lfirst(lc) = GetUserNameFromId(GetUserId(), false);
-	return lappend(schemas, "pg_catalog");
+	{
+		char *schema = lfirst(lc);
+
+		if (strcmp(schema, "$user") == 0)
+			schema = GetUserNameFromId(GetUserId(), false);
+		if (is_searched(schema))
+			searched = lappend(searched, schema);
+	}
+	return lappend(searched, "pg_catalog");
 }
 
 List *

@@ -654,6 +654,21 @@ claim_in_subtransaction(const ListRequest *requests, int n)
 }
 
 /*
+ * An abandoned claim may have come up after the look-up, while another key was waited
+ * for: only a rollback brings it back.
+ */
+static void
+take_back(const IdemKey *key)
+{
+	StoreRow row;
+
+	store_probe(key, &row);
+	if (row.attempt > 1)
+		error_serialization(key);
+	(void) store_forget(key);
+}
+
+/*
  * BEFORE: claim all of these keys, or none if one is taken, which is returned.
  * In between, somebody else may take one, whether it was looked up or not.
  */
@@ -679,7 +694,7 @@ claim_keys(Guard *guard, text **keys)
 	{
 		claimed = claim_in_order(requests, n);
 		for (int i = 0; claimed < n && i < claimed; i++)
-			(void) store_forget(&requests[i].request.key);
+			take_back(&requests[i].request.key);
 	}
 	return claimed < n ? &requests[claimed] : NULL;
 }
