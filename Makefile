@@ -41,8 +41,9 @@ ifndef TEMP_INSTANCE
 server_options = $(patsubst --user=%,--username=%,$(filter --host=% --port=% --user=%,$(1)))
 dropping = trap 'rc=$$?; trap - EXIT; PGOPTIONS=-cclient_min_messages=warning "$(bindir)/psql" -Xq -d postgres \
 	$(call server_options,$(2)) -c "DROP DATABASE IF EXISTS \"$(1)\" WITH (FORCE)"; exit $$rc' EXIT &&
-$(eval regress_installcheck = $(value pg_regress_installcheck))
-$(eval isolation_installcheck = $(value pg_isolation_regress_installcheck))
+# expanded at once: theirs has a "#", which another reading as makefile text would take for a comment
+regress_installcheck := $(pg_regress_installcheck)
+isolation_installcheck := $(pg_isolation_regress_installcheck)
 pg_regress_installcheck = $(call dropping,$(CONTRIB_TESTDB),$(EXTRA_REGRESS_OPTS) $(REGRESS_OPTS)) $(regress_installcheck)
 pg_isolation_regress_installcheck = $(call dropping,$(ISOLATION_TESTDB),$(EXTRA_REGRESS_OPTS) $(ISOLATION_OPTS)) $(isolation_installcheck)
 endif
