@@ -156,17 +156,13 @@ SELECT array_agg(key) AS new
 FROM idem_claim_many((SELECT array_agg('n' || i ORDER BY i % 7, i) FROM generate_series(19998, 20002) i));
 SELECT count(*) FROM idem_keys WHERE key LIKE 'n%';
 
--- in a WHERE: only what the other conditions leave, in whatever order they are written
-SELECT count(*) FROM generate_series(1, 100) i WHERE idem_claim(i::text, scope => 'cost') AND i % 10 = 0;
-SELECT count(*) FROM idem_keys WHERE scope = 'cost';
-
 DROP TABLE inbox;
 DELETE FROM idem_keys;
 
 -- a condition that claims comes last, wherever it stands
-CREATE TABLE jobs (id integer, status text);
+CREATE TABLE jobs (id text, status text);
 INSERT INTO jobs SELECT i, CASE WHEN i % 10 = 0 THEN 'new' ELSE 'done' END FROM generate_series(1, 1000) i;
-SELECT count(*) FROM jobs WHERE idem_claim(id::text, scope => 'jobs') AND status = 'new';
+SELECT count(*) FROM jobs WHERE idem_claim(id, scope => 'jobs') AND lower(btrim(status)) = 'new';
 SELECT count(*) FROM idem_keys WHERE scope = 'jobs';
 DROP TABLE jobs;
 
