@@ -55,17 +55,33 @@ lease_error_not_begun(const IdemKey *key)
 	error_not_begun(key, &row);
 }
 
+/* What this transaction has finished may have expired, or been erased, since. */
+static bool
+is_finished(const StoreRow *row, const PendingClaim *mine)
+{
+	return row->life == STORE_FINISHED ||
+		(row->life == STORE_EXPIRED && row->own && mine != NULL && mine->state == PENDING_FINISHED);
+}
+
 void
 lease_error_nothing_open(const IdemKey *key, const PendingClaim *mine)
 {
 	StoreRow row;
 
-	if (mine != NULL && mine->state == PENDING_FINISHED)
-		error_finished(key);
 	store_probe(key, &row);
-	if (row.life == STORE_FINISHED)
+	if (is_finished(&row, mine))
 		error_finished(key);
 	error_not_begun(key, &row);
+}
+
+void
+lease_check_finished(const IdemKey *key, const PendingClaim *mine)
+{
+	StoreRow row;
+
+	store_probe(key, &row);
+	if (!is_finished(&row, mine))
+		error_not_begun(key, &row);
 }
 
 /*

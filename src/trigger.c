@@ -555,13 +555,6 @@ make_request(Guard *guard, KeyList *list, text *key, ClaimRequest *request)
 	claim_request(request, key, list->scope, guard->has_ttl ? &guard->ttl : NULL);
 }
 
-/* Claim the key of a row; false if it is a repeated one. */
-static bool
-claim_key(const ClaimRequest *request)
-{
-	return claim_once(request, false);
-}
-
 /* A row's keys, one for each list; NULL: none. */
 static text **
 row_keys(Guard *guard, Relation rel, HeapTuple row)
@@ -578,6 +571,7 @@ typedef struct ListRequest
 {
 	ClaimRequest request;
 	KeyList *list;
+	TimestampTz expires_at; /* as it was claimed */
 } ListRequest;
 
 static int
@@ -608,18 +602,19 @@ list_requests(Guard *guard, text **keys, int *n)
 
 /* How many, until one is found taken */
 static int
-claim_in_order(const ListRequest *requests, int n)
+claim_in_order(ListRequest *requests, int n)
 {
 	int claimed = 0;
 
-	while (claimed < n && claim_key(&requests[claimed].request))
+	while (claimed < n &&
+		   claim_write(&requests[claimed].request, false, &requests[claimed].expires_at))
 		claimed++;
 	return claimed;
 }
 
 /* With a take-over among them, which only a rollback takes back. */
 static int
-claim_in_subtransaction(const ListRequest *requests, int n)
+claim_in_subtransaction(ListRequest *requests, int n)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -696,7 +691,11 @@ claim_keys(Guard *guard, text **keys)
 		for (int i = 0; claimed < n && i < claimed; i++)
 			take_back(&requests[i].request.key);
 	}
-	return claimed < n ? &requests[claimed] : NULL;
+	if (claimed < n)
+		return &requests[claimed];
+	for (int i = 0; i < n; i++)
+		claim_stays(&requests[i].request, requests[i].expires_at);
+	return NULL;
 }
 
 static bool
@@ -783,7 +782,8 @@ raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
 	{
 		ClaimRequest *request = &requests[i].request;
 
-		if (!claim_key(request) && !was_moved(trigdata, requests[i].list, &request->key, row))
+		if (!claim_once(request, false) &&
+			!was_moved(trigdata, requests[i].list, &request->key, row))
 			error_duplicate(trigdata, guard, requests[i].list, row);
 	}
 }
