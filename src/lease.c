@@ -84,6 +84,15 @@ lease_check_finished(const IdemKey *key, const PendingClaim *mine)
 		error_not_begun(key, &row);
 }
 
+/* Fences rise.  The current one may be none, after a release. */
+pg_noreturn static void
+error_wrong_fence(const IdemKey *key, int64 fence, int64 current)
+{
+	if (fence <= 0 || (current != NO_FENCE && fence > current))
+		error_not_its_fence(key, fence);
+	error_superseded(key, fence);
+}
+
 /*
  * Take the lock and find the row that the fence is for.  Raises unless it is
  * leased or abandoned under this fence.  Returns the fence.
@@ -124,7 +133,7 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 
 	/* a transaction claim of our own has taken over, though it has no row yet */
 	if (row->fence != fence || (mine != NULL && mine->state == PENDING_OPEN))
-		error_superseded(key, fence);
+		error_wrong_fence(key, fence, row->fence);
 	lock_show(key);
 	return fence;
 }
