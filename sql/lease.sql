@@ -905,6 +905,7 @@ ROLLBACK;
 SELECT idem_forget_scope('batch');
 
 -- a fence that cannot have been superseded
+SELECT last_value AS last_fence FROM idem_fence \gset
 SELECT setval('idem_fence', 1000000);
 SELECT state, fence FROM idem_begin('foreign', lease => '1 hour');
 SELECT idem_extend('foreign', '1 hour', fence => 1);
@@ -913,3 +914,4 @@ SELECT idem_release('foreign', fence => 0);
 SELECT idem_release('foreign', fence => 1000001);
 SELECT idem_finish('foreign', fence => 1000001);
 SELECT idem_forget('foreign');
+SELECT setval('idem_fence', :last_fence) IS NULL;

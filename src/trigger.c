@@ -196,8 +196,8 @@ get_ttl(TriggerData *trigdata, Guard *guard)
 		error = CopyErrorData();
 		FlushErrorState();
 		error_argument(trigdata, "ttl", value,
-					   error->detail != NULL ? error->detail
-											 : psprintf("As an interval: %s.", error->message));
+					   error->hint != NULL ? error->hint
+										   : psprintf("As an interval: %s.", error->message));
 	}
 	PG_END_TRY();
 }
