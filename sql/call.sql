@@ -826,6 +826,33 @@ DELETE FROM ran;
 \set VERBOSITY default
 
 --
+-- One whose parameters have other names now: its answers are still there, for who asks the same
+--
+\set VERBOSITY terse
+CREATE FUNCTION renamed(a integer) RETURNS integer LANGUAGE sql AS 'SELECT a';
+SELECT state, result FROM idem_call('renamed', 'renamed', '{"a": 1}');
+SELECT state, result FROM idem_call('renamed typed', 'renamed(integer)', '{"a": 2}');
+DROP FUNCTION renamed;
+CREATE FUNCTION renamed(amount integer) RETURNS integer LANGUAGE sql AS 'SELECT amount + 100';
+SELECT state, result FROM idem_call('renamed', 'renamed', '{"a": 1}');
+SELECT state, result FROM idem_call('renamed typed', 'renamed(integer)', '{"a": 2}');
+SELECT state, result FROM idem_call('renamed', 'renamed', '{"a": 2}');
+SELECT state, result FROM idem_call('renamed', 'renamed', '{"amount": 1}');
+SELECT state, result FROM idem_call('renamed anew', 'renamed', '{"a": 1}');
+SELECT state, result FROM idem_call('renamed anew', 'renamed', '{"amount": 1}');
+REVOKE ALL ON FUNCTION renamed FROM PUBLIC;
+CREATE ROLE regress_call_renamed;
+SELECT idem_grant('regress_call_renamed', '{call}');
+GRANT USAGE ON SCHEMA call_test TO regress_call_renamed;
+SET ROLE regress_call_renamed;
+SELECT state, result FROM idem_call('renamed', 'renamed', '{"a": 1}');
+RESET ROLE;
+DROP OWNED BY regress_call_renamed;
+DROP ROLE regress_call_renamed;
+DROP FUNCTION renamed;
+\set VERBOSITY default
+
+--
 -- A function that was dropped since: its answers are still there
 --
 CREATE SCHEMA call_v1;

@@ -903,3 +903,15 @@ SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'left ' || i FROM generate_ser
 SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
 ROLLBACK;
 SELECT idem_forget_scope('batch');
+
+-- a fence that cannot have been superseded
+SELECT last_value AS last_fence FROM idem_fence \gset
+SELECT setval('idem_fence', 1000000);
+SELECT state, fence FROM idem_begin('foreign', lease => '1 hour');
+SELECT idem_extend('foreign', '1 hour', fence => 1);
+SELECT idem_extend('foreign', '1 hour', fence => 1000002);
+SELECT idem_release('foreign', fence => 0);
+SELECT idem_release('foreign', fence => 1000001);
+SELECT idem_finish('foreign', fence => 1000001);
+SELECT idem_forget('foreign');
+SELECT setval('idem_fence', :last_fence) IS NULL;

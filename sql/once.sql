@@ -559,6 +559,34 @@ INSERT INTO guarded VALUES ('b');
 RESET ROLE;
 SELECT * FROM guarded ORDER BY k;
 
+-- an argument that is refused says why, a value that can be no key where it is
+CREATE TABLE arguments (k text, b text);
+CREATE PROCEDURE refused(columns text, ttl text DEFAULT '', mode text DEFAULT 'raise', scope text DEFAULT '', value text DEFAULT '1') LANGUAGE plpgsql AS $$
+DECLARE
+	message text;
+	detail text;
+	hint text;
+BEGIN
+	EXECUTE format('CREATE TRIGGER t AFTER INSERT ON arguments FOR EACH ROW EXECUTE FUNCTION public.idem_once(%L, %L, %L, %L)', columns, ttl, mode, scope);
+	INSERT INTO arguments VALUES (value, 1);
+EXCEPTION WHEN invalid_parameter_value THEN
+	GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+	RAISE NOTICE E'%\n%\n%', message, detail, left(hint, 50);
+END $$;
+\set VERBOSITY terse
+CALL refused('k,');
+CALL refused('k; k');
+CALL refused('k; b', scope => 'a; a');
+CALL refused('k; b', scope => 'a; b; c');
+CALL refused('k', 'soon');
+CALL refused('k', '-1 day');
+CALL refused('k', mode => 'ignore');
+CALL refused('k', value => '');
+CALL refused('b; k', value => '');
+\set VERBOSITY sqlstate
+DROP TABLE arguments;
+DROP PROCEDURE refused;
+
 -- the extension does not go while a trigger needs it
 DROP EXTENSION idempotency;
 

@@ -8,7 +8,8 @@
  * key's state, and nobody gets the answer of a function that they may not
  * execute.
  *
- * A function that was dropped since still has its answers.  Which one the caller
+ * A function that was dropped since, or whose parameters have other names now, still has
+ * its answers.  Which one the caller
  * means is then told by the stored fingerprint: it must be that of a call with
  * these arguments of a function of that name, in a schema where it would have
  * been looked for.
@@ -133,11 +134,14 @@ dropped_fingerprint(ClaimRequest *request, List *identities, Jsonb *args, const 
 	request->has_fingerprint = true;
 }
 
-/* Its answer, if there is one or there will be; NULL: there is none. */
+/*
+ * The answer of what cannot be called any more and is one of these, if there is one or there
+ * will be; NULL: there is none.
+ */
 static Datum
-replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, Jsonb *args)
+replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, List *identities,
+			   Jsonb *args)
 {
-	List *identities = function_identities(function);
 	StoreRow row = {0};
 	int64 fence;
 	BeginState state;
@@ -208,9 +212,13 @@ idem_call(PG_FUNCTION_ARGS)
 	error_context_stack = &context.callback;
 
 	function = function_find_if_any(context.function, args);
-	if (function == NULL)
+	if (function == NULL || !function_takes(function, args))
 	{
-		row = replay_dropped(&request, wait_until, context.function, args);
+		List *identities = function == NULL ? function_identities(context.function)
+											: list_make1(function_identity(function));
+
+		function = NULL;
+		row = replay_dropped(&request, wait_until, context.function, identities, args);
 		if (row == (Datum) 0)
 			function = function_find(context.function, args);
 	}

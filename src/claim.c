@@ -466,7 +466,10 @@ idem_release(PG_FUNCTION_ARGS)
 	if (mine == NULL)
 		lease_error_not_begun(&key);
 	if (mine->state == PENDING_FINISHED)
+	{
+		lease_check_finished(&key, mine);
 		PG_RETURN_BOOL(false);
+	}
 
 	if (pending_has_written(mine))
 		ereport(
@@ -487,7 +490,7 @@ idem_release(PG_FUNCTION_ARGS)
  */
 
 static StoreWrite
-claim_write(const ClaimRequest *request)
+make_write(const ClaimRequest *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -519,7 +522,7 @@ check_same_request(const ClaimRequest *request, const StoreRow *row)
  * fill the lock table; there the begin's finish finds the row (40001).
  */
 static bool
-try_claim(const ClaimRequest *request, bool lock)
+try_claim(const ClaimRequest *request, bool lock, TimestampTz *expires_at)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
@@ -561,11 +564,11 @@ try_claim(const ClaimRequest *request, bool lock)
 
 		if (row.life == STORE_ABSENT || row.life == STORE_EXPIRED || row.life == STORE_ABANDONED)
 		{
-			StoreWrite write = claim_write(request);
+			StoreWrite write = make_write(request);
 
 			if (store_claim(key, &write, &row, lock))
 			{
-				pending_written(key, write.expires_at);
+				*expires_at = write.expires_at;
 
 				/*
 				 * From now on the row itself holds the key, so that a transaction may
@@ -591,12 +594,31 @@ try_claim(const ClaimRequest *request, bool lock)
 }
 
 bool
+claim_write(const ClaimRequest *request, bool lock, TimestampTz *expires_at)
+{
+	bool written = try_claim(request, lock, expires_at);
+
+	if (!written)
+		stats_count(STAT_DUPLICATES, 1);
+	return written;
+}
+
+void
+claim_stays(const ClaimRequest *request, TimestampTz expires_at)
+{
+	pending_written(&request->key, expires_at);
+	stats_count(STAT_CLAIMED, 1);
+}
+
+bool
 claim_once(const ClaimRequest *request, bool lock)
 {
-	bool claimed = try_claim(request, lock);
+	TimestampTz expires_at;
 
-	stats_count(claimed ? STAT_CLAIMED : STAT_DUPLICATES, 1);
-	return claimed;
+	if (!claim_write(request, lock, &expires_at))
+		return false;
+	claim_stays(request, expires_at);
+	return true;
 }
 
 bool

@@ -74,6 +74,13 @@ extern void claim_finish(const ClaimRequest *request, bool has_result, Datum res
 extern bool claim_once(const ClaimRequest *request, bool lock);
 
 /*
+ * The same in two steps, for who may have to take the row back: the row, with when it
+ * expires; and that it stays, before anything can commit.
+ */
+extern bool claim_write(const ClaimRequest *request, bool lock, TimestampTz *expires_at);
+extern void claim_stays(const ClaimRequest *request, TimestampTz expires_at);
+
+/*
  * Would claim_once() find the key taken?  Waits for concurrent holders as that
  * does, and writes nothing.  "abandoned": a claim would take over a lease.
  */

@@ -256,6 +256,13 @@ set_params(OwnParam *params, const Owner *owner, const CodeRow *row, TimestampTz
 	params[12] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->expires_at));
 }
 
+/* What the row counts; who guessed right has lost nothing by it. */
+static int
+wrong_guesses(const CodeRow *row)
+{
+	return row->used && row->attempts > 0 ? row->attempts - 1 : row->attempts;
+}
+
 /*
  * Go on with the series of the row that is there, or begin one.  A code of a
  * locked series will never be looked at, so it does not prolong that.
@@ -275,12 +282,8 @@ set_series(CodeRow *row, const CodeRow *old)
 
 	row->series = old->series;
 	row->expires_at = Max(old->counted_until, row->valid_until);
-	row->attempts = guess_take_over(&old->series, old->attempts, row->expires_at);
-	if (row->attempts > 0)
-		guess_in_row(&row->series, row->attempts, false);
-	/* who guessed right has lost nothing by it */
-	if (old->used && row->attempts > 0)
-		row->attempts--;
+	row->attempts = guess_take_over(&old->series, wrong_guesses(old), row->expires_at);
+	guess_in_row(&row->series, row->attempts);
 	row->counted_until = row->attempts >= row->max_attempts ? old->counted_until : row->expires_at;
 }
 
@@ -478,7 +481,9 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 	if (number <= 0)
 		return (Verdict){"locked", true, 0};
 	/* before the update, which may fail */
-	guess_in_row(&row->series, number, right);
+	if (right)
+		guess_give_back(&row->series);
+	guess_in_row(&row->series, right ? number - 1 : number);
 	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
 	params[1] = PARAM(INT4OID, Int32GetDatum(number));
 	params[2] = (OwnParam){TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()), right};

@@ -178,6 +178,17 @@
 			 errdetail("The claim was taken over or released since."), \
 			 errhint("Roll back and stop this work.")))
 
+/* ID004, a fence that cannot have been superseded */
+#define error_not_its_fence(key_, fence_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_SUPERSEDED), \
+			 errmsg("fence %lld is not one of idempotency key \"%s\"", (long long) (fence_), \
+					key_display(key_)), \
+			 errdetail("It was issued for another key, or by a begin that was rolled back, or " \
+					   "never."), \
+			 errhint("Roll back, and pass the fence that idem_begin returned for this key and " \
+					 "scope.")))
+
 /* ID005, the commit guard */
 #define error_unfinished(key_, others_) \
 	ereport( \

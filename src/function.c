@@ -640,7 +640,24 @@ error_unknown(const Callee *callee, Jsonb *args)
 	elog(ERROR, "arguments of function %s do not fit", callee_display(callee));
 }
 
-/* Raises unless args name all that is needed and nothing else. */
+/* Do args name all that is needed and nothing else? */
+bool
+function_takes(const Function *function, Jsonb *args)
+{
+	const Callee *callee = function->callee;
+	int known = 0;
+
+	for (int i = 0; i < callee->nparams; i++)
+	{
+		if (has_argument(&callee->params[i], args))
+			known++;
+		else if (callee->params[i].default_value == NULL)
+			return false;
+	}
+	return args == NULL || known == (int) JsonContainerSize(&args->root);
+}
+
+/* Raises unless they do. */
 static void
 check_arguments(const Callee *callee, Jsonb *args)
 {
@@ -694,6 +711,7 @@ function_find(text *name, Jsonb *args)
 		(void) DirectFunctionCall1(regprocedurein, CStringGetDatum(str));
 	if (function == NULL)
 		error_undefined(key_text_display(name));
+	check_arguments(function->callee, args);
 	return function;
 }
 
@@ -726,7 +744,6 @@ function_find_if_any(text *name, Jsonb *args)
 	function->name = name;
 	function->callee = get_callee(oid);
 	function->changes = function->callee->changes;
-	check_arguments(function->callee, args);
 	return function;
 }
 

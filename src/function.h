@@ -27,8 +27,12 @@ typedef struct Function Function;
  */
 extern Function *function_find(text *name, Jsonb *args);
 
-/* The same; NULL if there is no function of that name, or of those types. */
+/*
+ * The same; NULL if there is no function of that name, or of those types.  The names of
+ * its parameters are another question.
+ */
 extern Function *function_find_if_any(text *name, Jsonb *args);
+extern bool function_takes(const Function *function, Jsonb *args);
 
 /*
  * Of a function that does not exist: what function_identity() would have told of

@@ -14,8 +14,8 @@
  * the entries back after its commit, where nothing may fail.  An entry that has
  * been counted up by somebody else since stays.  After PREPARE all stay.
  *
- * A right guess that is rolled back is taken off the count again: by one, and once,
- * wherever the count has come to.  So what is left are the wrong guesses; they are
+ * A right guess is taken off the count again as soon as it is known to be one, whatever
+ * becomes of its transaction.  So what is left are the wrong guesses; they are
  * as many as without it, and who guessed right knows the code anyway.
  *
  *-------------------------------------------------------------------------
@@ -82,7 +82,6 @@ typedef struct RowCount
 	pg_uuid_t series;
 	int count;
 	bool is_new;
-	bool right; /* the guess that it counts last */
 	SubTransactionId sub;
 } RowCount;
 
@@ -359,6 +358,28 @@ guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int i
 	return result;
 }
 
+/* Nobody has counted on since: the caller holds a lock on the row. */
+void
+guess_give_back(const pg_uuid_t *series)
+{
+	GuessTable *table = shmem_get(&area);
+	GuessKey key = guess_key(series);
+	int *link;
+
+	if (table == NULL)
+		return;
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	link = find_link(table, &key);
+	if (*link != NO_ENTRY)
+	{
+		GuessEntry *entry = &entries(table)[*link];
+
+		if (--entry->count <= entry->in_row)
+			free_entry(table, link);
+	}
+	LWLockRelease(&table->lock);
+}
+
 int
 guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until)
 {
@@ -397,15 +418,10 @@ add_row(const pg_uuid_t *series)
 }
 
 void
-guess_in_row(const pg_uuid_t *series, int count, bool right)
+guess_in_row(const pg_uuid_t *series, int count)
 {
-	RowCount *row;
-
-	if (shmem_get(&area) == NULL)
-		return;
-	row = add_row(series);
-	row->count = count;
-	row->right = right;
+	if (shmem_get(&area) != NULL && count > 0)
+		add_row(series)->count = count;
 }
 
 void
@@ -417,8 +433,7 @@ guess_new_series(const pg_uuid_t *series)
 
 /*
  * After a commit: what the row counts need not be counted here, unless somebody has
- * counted on.  After a rollback: nobody can guess at codes that do not exist, and a
- * right guess was none.
+ * counted on.  After a rollback: nobody can guess at codes that do not exist.
  */
 static void
 end_row(const RowCount *row, bool committed)
@@ -428,19 +443,12 @@ end_row(const RowCount *row, bool committed)
 	GuessEntry *entry;
 	int *link;
 
-	if (committed ? row->count == 0 : !row->is_new && !row->right)
+	if (committed ? row->count == 0 : !row->is_new)
 		return;
 	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
 	link = find_link(table, &key);
 	entry = *link == NO_ENTRY ? NULL : &entries(table)[*link];
-	if (entry == NULL)
-		;
-	else if (committed)
-	{
-		if (entry->count <= row->count)
-			free_entry(table, link);
-	}
-	else if (row->is_new || --entry->count <= entry->in_row)
+	if (entry != NULL && (!committed || entry->count <= row->count))
 		free_entry(table, link);
 	LWLockRelease(&table->lock);
 }

@@ -42,11 +42,11 @@ extern void guess_new_series(const pg_uuid_t *series);
 extern int guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row,
 					   int limit, TimestampTz until);
 
-/*
- * The row counts that many from now on, if the transaction commits.  "right": the
- * last of them was the code itself, and does not count if it does not.
- */
-extern void guess_in_row(const pg_uuid_t *series, int count, bool right);
+/* The guess that was counted just now was the code itself, and none. */
+extern void guess_give_back(const pg_uuid_t *series);
+
+/* The row counts that many from now on, without a right guess, if the transaction commits. */
+extern void guess_in_row(const pg_uuid_t *series, int count);
 
 /* How many guesses are counted, in the row or here; they count until then. */
 extern int guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until);

@@ -55,17 +55,42 @@ lease_error_not_begun(const IdemKey *key)
 	error_not_begun(key, &row);
 }
 
+/* What this transaction has finished may have expired, or been erased, since. */
+static bool
+is_finished(const StoreRow *row, const PendingClaim *mine)
+{
+	return row->life == STORE_FINISHED ||
+		(row->life == STORE_EXPIRED && row->own && mine != NULL && mine->state == PENDING_FINISHED);
+}
+
 void
 lease_error_nothing_open(const IdemKey *key, const PendingClaim *mine)
 {
 	StoreRow row;
 
-	if (mine != NULL && mine->state == PENDING_FINISHED)
-		error_finished(key);
 	store_probe(key, &row);
-	if (row.life == STORE_FINISHED)
+	if (is_finished(&row, mine))
 		error_finished(key);
 	error_not_begun(key, &row);
+}
+
+void
+lease_check_finished(const IdemKey *key, const PendingClaim *mine)
+{
+	StoreRow row;
+
+	store_probe(key, &row);
+	if (!is_finished(&row, mine))
+		error_not_begun(key, &row);
+}
+
+/* Fences rise.  The current one may be none, after a release. */
+pg_noreturn static void
+error_wrong_fence(const IdemKey *key, int64 fence, int64 current)
+{
+	if (fence <= 0 || (current != NO_FENCE && fence > current))
+		error_not_its_fence(key, fence);
+	error_superseded(key, fence);
 }
 
 /*
@@ -108,7 +133,7 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 
 	/* a transaction claim of our own has taken over, though it has no row yet */
 	if (row->fence != fence || (mine != NULL && mine->state == PENDING_OPEN))
-		error_superseded(key, fence);
+		error_wrong_fence(key, fence, row->fence);
 	lock_show(key);
 	return fence;
 }

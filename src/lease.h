@@ -38,6 +38,9 @@ extern void lease_release(const IdemKey *key, int64 fence, PendingClaim *mine);
 /* There is no open claim and no fence was given: ID006 or ID003, as fits best. */
 pg_noreturn extern void lease_error_nothing_open(const IdemKey *key, const PendingClaim *mine);
 
+/* ID003 unless the claim that this transaction has finished is still there. */
+extern void lease_check_finished(const IdemKey *key, const PendingClaim *mine);
+
 /* The same where "finished already" is no answer: ID003. */
 pg_noreturn extern void lease_error_not_begun(const IdemKey *key);
 

@@ -69,6 +69,12 @@ static uintptr_t guards = 0;
 
 #define MANY_GUARDS 64
 
+/* of this transaction, those that were written without a begin */
+static int nwritten = 0;
+
+/* beyond them, one entry has to do for several */
+#define MANY_WRITTEN 64
+
 /* COMMIT or PREPARE TRANSACTION has run: callbacks come next */
 static bool ending = false;
 
@@ -139,6 +145,8 @@ add_claim(const IdemKey *key)
 static void
 free_claim(PendingClaim *claim)
 {
+	if (claim->state == PENDING_WRITTEN)
+		nwritten--;
 	dlist_delete(&claim->by_key);
 	pfree(claim->key.key);
 	pfree(claim->key.scope);
@@ -258,7 +266,7 @@ pending_release(PendingClaim *claim)
 }
 
 /*
- * Keep one of two neighbours that only say when a row expires and that the
+ * Of many, keep one of two neighbours that only say when a row expires and that the
  * same rollbacks undo: the first to expire.
  */
 static void
@@ -267,6 +275,8 @@ merge_written(void)
 	PendingClaim *newest;
 	PendingClaim *older;
 
+	if (nwritten <= MANY_WRITTEN)
+		return;
 	if (slist_is_empty(&claims) || !slist_has_next(&claims, slist_head_node(&claims)))
 		return;
 	newest = slist_head_element(PendingClaim, node, &claims);
@@ -280,10 +290,14 @@ merge_written(void)
 	{
 		slist_pop_head_node(&claims);
 		slist_push_head(&claims, &newest->node);
+		newest->merged = true;
 		free_claim(older);
 	}
 	else
+	{
+		older->merged = true;
 		free_claim(newest);
+	}
 }
 
 void
@@ -295,6 +309,7 @@ pending_written(const IdemKey *key, TimestampTz expires_at)
 		return;
 	claim = add_claim(key);
 	claim->state = PENDING_WRITTEN;
+	nwritten++;
 	claim->expires_at = expires_at;
 	merge_written();
 }
@@ -318,22 +333,25 @@ pending_has_written(const PendingClaim *claim)
  */
 
 /*
- * Has the key of an entry run out?  The row of a leased claim can be changed
- * again, or back by a rollback to a savepoint; its entry has the earliest moment
- * of all, and the row itself the last word.  Other rows do not change.
+ * Has the key of an entry run out?  A row can be erased again, that of a leased claim be
+ * changed, and a rollback to a savepoint undoes either.  So the entry has the earliest
+ * moment of all, and the row itself the last word, unless others have no entry of
+ * their own.  A row that was made anew, though not leased, tells by its age whether the
+ * first one had been erased before it ran out.
  */
 static bool
 has_expired(PendingClaim *claim, TimestampTz now)
 {
+	bool leased = (STATE(claim->state) & ANY_LEASED) != 0;
 	bool expired;
 
 	if (claim->state == PENDING_RELEASED || claim->expires_at > now)
 		return false;
-	if (claim->state != PENDING_LEASED && claim->state != PENDING_CHANGED)
+	if (claim->merged)
 		return true;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	expired = store_has_expired(&claim->key);
+	expired = store_has_expired(&claim->key, leased ? DT_NOEND : claim->expires_at);
 	PopActiveSnapshot();
 	return expired;
 }
@@ -409,6 +427,7 @@ xact_callback(XactEvent event, void *arg)
 			if (!slist_is_empty(&claims))
 				memset(claims_by_key, 0, sizeof(claims_by_key));
 			slist_init(&claims);
+			nwritten = 0;
 			remove_guards();
 			ending = committing = guard_is_over = false;
 			break;

@@ -53,6 +53,7 @@ typedef struct PendingClaim
 	int64 fence;	/* of the abandoned row that begin saw; leased: of this claim */
 
 	TimestampTz expires_at; /* unless open: when the row expires, at the earliest */
+	bool merged;			/* written: stands for others as well, which expire no earlier */
 	bool begun_with_xid;
 	CommandId begun_cid; /* to see whether anything was written since */
 
@@ -94,7 +95,8 @@ extern void pending_release(PendingClaim *claim);
 
 /*
  * A row was written without a begin; the guard sees to it that it does not
- * expire before the commit.  Of many, only the first to expire is kept.
+ * expire before the commit, if it is still there.  Of very many, only the first to
+ * expire is kept, and whether it is there does not matter then.
  */
 extern void pending_written(const IdemKey *key, TimestampTz expires_at);
 

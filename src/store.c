@@ -1331,15 +1331,22 @@ find_version_only(Store *store, const IdemKey *key, Version *found)
 }
 
 bool
-store_has_expired(const IdemKey *key)
+store_has_expired(const IdemKey *key, TimestampTz at)
 {
 	Store store;
+	TupleTableSlot *slot;
 	Version found;
+	bool expired;
 
 	store_open(&store, RowExclusiveLock);
-	find_version_only(&store, key, &found);
+	slot = table_slot_create(store.heap, NULL);
+	find_version(&store, key, slot, &found);
+	expired = found.life == STORE_EXPIRED;
+	if (found.life == STORE_LEASED || found.life == STORE_ABANDONED || found.life == STORE_FINISHED)
+		expired = get_timestamp(slot, COL_CREATED_AT) >= at;
+	ExecDropSingleTupleTableSlot(slot);
 	store_close(&store);
-	return found.life == STORE_EXPIRED;
+	return expired;
 }
 
 bool

@@ -184,8 +184,8 @@ extern int64 store_new_fence(int64 last);
  */
 extern bool store_lookup(const IdemKey *key, StoreRow *row);
 
-/* Has the key's newest row, if there is one, expired? */
-extern bool store_has_expired(const IdemKey *key);
+/* Has the key's newest row, if there is one, expired, or taken the place of one that did so "at"? */
+extern bool store_has_expired(const IdemKey *key, TimestampTz at);
 
 /*
  * Erase a row, committed or our own, in whatever state.  Waits for uncommitted

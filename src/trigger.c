@@ -141,12 +141,13 @@ static dlist_head guards = DLIST_STATIC_INIT(guards);
 			 errhint("Create it as AFTER ... FOR EACH ROW, or with 'skip' as BEFORE ... FOR EACH " \
 					 "ROW.")))
 
-#define error_argument(trigdata, what, value) \
+#define error_argument(trigdata, what, value, why) \
 	ereport( \
 		ERROR, \
 		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
 		 errmsg(ON_TABLE " has the invalid %s \"%s\"", trigger_and_table(trigdata), (what), \
 				(value)), \
+		 errdetail("%s", (why)), \
 		 errhint("Its arguments are columns, ttl, 'raise' or 'skip', and scope; several lists " \
 				 "of columns are separated by semicolons, and so are their scopes.")))
 
@@ -187,11 +188,16 @@ get_ttl(TriggerData *trigdata, Guard *guard)
 	}
 	PG_CATCH();
 	{
+		ErrorData *error;
+
 		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
 		FlushErrorState();
-		error_argument(trigdata, "ttl", value);
+		error_argument(trigdata, "ttl", value,
+					   error->hint != NULL ? error->hint
+										   : psprintf("As an interval: %s.", error->message));
 	}
 	PG_END_TRY();
 }
@@ -203,7 +209,7 @@ get_mode(TriggerData *trigdata, Guard *guard)
 
 	guard->skip = value != NULL && strcmp(value, "skip") == 0;
 	if (value != NULL && !guard->skip && strcmp(value, "raise") != 0)
-		error_argument(trigdata, "mode", value);
+		error_argument(trigdata, "mode", value, "It is neither 'raise' nor 'skip'.");
 
 	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 		error_fired(trigdata, "for each row");
@@ -284,10 +290,10 @@ list_scope(text *scope, List *columns)
 	return cstring_to_text_with_len(s.data, s.len);
 }
 
-/* False, and what is wrong, if the argument for columns or scope is invalid. */
+/* False, and what is wrong and why, if the argument for columns or scope is invalid. */
 static bool
 parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, int *nlists,
-			const char **wrong)
+			const char **wrong, const char **why)
 {
 	List *parts = split_parts(columns, true);
 	List *scopes = NIL;
@@ -299,6 +305,7 @@ parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, 
 	foreach(lc, parts)
 	{
 		*wrong = "list of columns";
+		*why = "Columns are written as in SQL and separated by commas.";
 		if (!SplitIdentifierString(lfirst(lc), ',', &(*lists)[foreach_current_index(lc)].columns) ||
 			(*lists)[foreach_current_index(lc)].columns == NIL)
 			return false;
@@ -309,6 +316,8 @@ parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, 
 	{
 		*wrong = "list of scopes";
 		scopes = split_parts(scope, false);
+		*why =
+			psprintf("Of columns there are %d lists, of scopes %d.", *nlists, list_length(scopes));
 		if (list_length(scopes) != *nlists)
 			return false;
 		common = default_scope(table);
@@ -322,6 +331,8 @@ parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, 
 			list->scope = cstring_to_text(own);
 		else
 			list->scope = *nlists > 1 ? list_scope(common, list->columns) : common;
+		*why =
+			"Two lists of columns would have the same scope, and their keys be taken for each other.";
 		*wrong = scopes != NIL ? "list of scopes" : "list of columns";
 		for (int j = 0; j < i; j++)
 			if (key_same_text((*lists)[j].scope, list->scope))
@@ -363,13 +374,15 @@ get_lists(TriggerData *trigdata, Guard *guard)
 	const char *columns = get_argument(trigdata, ARG_COLUMNS);
 	const char *scope = get_argument(trigdata, ARG_SCOPE);
 	const char *wrong;
+	const char *why;
 
 	if (!parse_lists(columns == NULL ? "" : columns, scope, guard_table(guard), &guard->lists,
-					 &guard->nlists, &wrong))
+					 &guard->nlists, &wrong, &why))
 		error_argument(trigdata, wrong,
 					   strcmp(wrong, "list of scopes") == 0 ? scope
 						   : columns == NULL				? ""
-															: columns);
+															: columns,
+					   why);
 	for (int i = 0; i < guard->nlists; i++)
 		get_columns(trigdata, &guard->lists[i], guard->skip);
 }
@@ -390,11 +403,12 @@ static void
 check_other_trigger(TriggerData *trigdata, Guard *guard, TriggerData *other)
 {
 	const char *wrong;
+	const char *why;
 	KeyList *lists;
 	int nlists;
 
 	if (!parse_lists(other->tg_trigger->tgargs[ARG_COLUMNS], get_argument(other, ARG_SCOPE),
-					 guard_table(guard), &lists, &nlists, &wrong))
+					 guard_table(guard), &lists, &nlists, &wrong, &why))
 		return;
 	for (int i = 0; i < nlists; i++)
 		for (int j = 0; j < guard->nlists; j++)
@@ -529,7 +543,8 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 		!TRIGGER_FOR_DELETE(trigdata->tg_trigger->tgtype))
 		error_fired(trigdata, "by DELETE as well, as it is deferrable and on a partition");
 	if (trigdata->tg_trigger->tgnargs > MAX_ARGS)
-		error_argument(trigdata, "argument", trigdata->tg_trigger->tgargs[MAX_ARGS]);
+		error_argument(trigdata, "argument", trigdata->tg_trigger->tgargs[MAX_ARGS],
+					   psprintf("There are %d arguments at most.", MAX_ARGS));
 	get_mode(trigdata, guard);
 	check_table(trigdata);
 	get_ttl(trigdata, guard);
@@ -552,14 +567,15 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 static void
 make_request(Guard *guard, KeyList *list, text *key, ClaimRequest *request)
 {
+	/* of several columns, none is */
+	if (VARSIZE_ANY_EXHDR(key) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("column \"%s\" of table \"%s\" must not be empty",
+						(char *) linitial(list->columns), get_rel_name(guard->relid)),
+				 errdetail("Its value is the row's idempotency key."),
+				 errhint("Rows that need no key have NULL there.")));
 	claim_request(request, key, list->scope, guard->has_ttl ? &guard->ttl : NULL);
-}
-
-/* Claim the key of a row; false if it is a repeated one. */
-static bool
-claim_key(const ClaimRequest *request)
-{
-	return claim_once(request, false);
 }
 
 /* A row's keys, one for each list; NULL: none. */
@@ -578,6 +594,7 @@ typedef struct ListRequest
 {
 	ClaimRequest request;
 	KeyList *list;
+	TimestampTz expires_at; /* as it was claimed */
 } ListRequest;
 
 static int
@@ -608,18 +625,19 @@ list_requests(Guard *guard, text **keys, int *n)
 
 /* How many, until one is found taken */
 static int
-claim_in_order(const ListRequest *requests, int n)
+claim_in_order(ListRequest *requests, int n)
 {
 	int claimed = 0;
 
-	while (claimed < n && claim_key(&requests[claimed].request))
+	while (claimed < n &&
+		   claim_write(&requests[claimed].request, false, &requests[claimed].expires_at))
 		claimed++;
 	return claimed;
 }
 
 /* With a take-over among them, which only a rollback takes back. */
 static int
-claim_in_subtransaction(const ListRequest *requests, int n)
+claim_in_subtransaction(ListRequest *requests, int n)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -696,7 +714,11 @@ claim_keys(Guard *guard, text **keys)
 		for (int i = 0; claimed < n && i < claimed; i++)
 			take_back(&requests[i].request.key);
 	}
-	return claimed < n ? &requests[claimed] : NULL;
+	if (claimed < n)
+		return &requests[claimed];
+	for (int i = 0; i < n; i++)
+		claim_stays(&requests[i].request, requests[i].expires_at);
+	return NULL;
 }
 
 static bool
@@ -783,7 +805,8 @@ raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
 	{
 		ClaimRequest *request = &requests[i].request;
 
-		if (!claim_key(request) && !was_moved(trigdata, requests[i].list, &request->key, row))
+		if (!claim_once(request, false) &&
+			!was_moved(trigdata, requests[i].list, &request->key, row))
 			error_duplicate(trigdata, guard, requests[i].list, row);
 	}
 }

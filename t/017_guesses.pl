@@ -166,6 +166,22 @@ CALL issue('i', 1);
 SELECT wrong('i');
 SELECT wrong('i');
 SQL
+# nor does it make up for a wrong one of a new code that was rolled back
+says($node, <<'SQL', "verified\nwrong 2\nwrong 1\nverified\nwrong 0\nlocked 0", 'a right guess, and a new code that is rolled back');
+CALL issue('j', 3);
+SELECT correct('j');
+BEGIN; CALL issue('j', 3); SELECT wrong('j'); ROLLBACK;
+CALL issue('j', 3);
+SELECT wrong('j');
+SELECT correct('j');
+BEGIN; CALL issue('j', 3); SELECT wrong('j'); ROLLBACK;
+CALL issue('j', 3);
+SELECT correct('j');
+SQL
+says($node, <<'SQL', "verified\nverified\nwrong 0\nlocked 0", 'a right guess and a new code in one transaction');
+CALL issue('k', 1);
+BEGIN; SELECT correct('k'); CALL issue('k', 1); SELECT correct('k'); CALL issue('k', 1); SELECT wrong('k'); SELECT correct('k'); COMMIT;
+SQL
 
 #
 # Prepared transactions
@@ -178,6 +194,18 @@ BEGIN; SELECT wrong('p'); PREPARE TRANSACTION 'p';
 ROLLBACK PREPARED 'p';
 BEGIN; SELECT wrong('p'); ROLLBACK;
 SELECT correct('p');
+SQL
+says($node, <<'SQL', "verified\nverified\nverified\nwrong 0\nlocked 0", 'a right guess prepared: rolled back, and committed');
+CALL issue('q', 1);
+BEGIN; SELECT correct('q'); PREPARE TRANSACTION 'q';
+ROLLBACK PREPARED 'q';
+BEGIN; SELECT correct('q'); PREPARE TRANSACTION 'q';
+COMMIT PREPARED 'q';
+CALL issue('q', 1);
+SELECT correct('q');
+CALL issue('q', 1);
+BEGIN; SELECT wrong('q'); ROLLBACK;
+SELECT correct('q');
 SQL
 
 #
