@@ -1343,33 +1343,33 @@ store_has_expired(const IdemKey *key)
 }
 
 bool
-store_forget(const IdemKey *key)
+store_forget(const IdemKey *key, StoreRow *row)
 {
 	Store store;
 	Version found;
 	TM_Result result = TM_Deleted;
 
+	memset(row, 0, sizeof(*row));
 	store_open(&store, RowExclusiveLock);
 	relation_check_published(store.heap, CMD_DELETE);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		find_version_only(&store, key, &found);
-		if (found.life == STORE_HELD)
-			wait_for_version(key, &found);
-		else if (found.life != STORE_ABSENT)
-		{
-			if (found.own)
-				CommandCounterIncrement();
-			result = idem_tuple_delete(store.heap, &found.tid, GetCurrentCommandId(true),
-									   GetActiveSnapshot(), true);
-			if (result != TM_Ok && result != TM_Updated && result != TM_Deleted)
-				elog(ERROR, "unexpected table_tuple_delete status: %d", (int) result);
-		}
-	} while (found.life != STORE_ABSENT && result != TM_Ok);
+		if (found.life == STORE_HELD || found.life == STORE_ABSENT)
+			break;
+		if (found.own)
+			CommandCounterIncrement();
+		result = idem_tuple_delete(store.heap, &found.tid, GetCurrentCommandId(true),
+								   GetActiveSnapshot(), true);
+		if (result != TM_Ok && result != TM_Updated && result != TM_Deleted)
+			elog(ERROR, "unexpected table_tuple_delete status: %d", (int) result);
+	} while (result != TM_Ok);
 	store_close(&store);
 
-	return found.life != STORE_ABSENT && found.life != STORE_EXPIRED;
+	row->life = found.life;
+	row->holder = found.holder;
+	return result == TM_Ok && found.life != STORE_EXPIRED;
 }
 
 int64
