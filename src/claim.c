@@ -861,13 +861,24 @@ Datum
 idem_forget(PG_FUNCTION_ARGS)
 {
 	IdemKey key;
+	StoreRow row;
+	bool erased;
 
 	refuse_in_parallel("idem_forget");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), false);
 	if (XactReadOnly)
 		error_read_only(&key, "forget");
-	lock_wait(&key);
-	PG_RETURN_BOOL(store_forget(&key));
+	for (;;)
+	{
+		lock_wait(&key);
+		erased = store_forget(&key, &row);
+		if (row.life != STORE_HELD)
+			PG_RETURN_BOOL(erased);
+
+		/* the holder may ask for the key once more, and would wait for our lock */
+		lock_release(&key);
+		(void) store_wait(&key, &row, DT_NOEND);
+	}
 }
 
 /*

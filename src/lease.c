@@ -109,12 +109,15 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 		fence = mine->fence;
 	}
 
-	lock_wait(key);
 	for (;;)
 	{
+		lock_wait(key);
 		store_probe(key, row);
 		if (row->life != STORE_HELD)
 			break;
+
+		/* the holder may ask for the key once more, and would wait for our lock */
+		lock_release(key);
 		(void) store_wait(key, row, DT_NOEND);
 	}
 

@@ -889,22 +889,31 @@ is_key_index(Relation index)
 		RelationGetIndexPredicate(index) == NIL;
 }
 
-static bool
-is_key_index_name(Store *store, const char *name)
+/* The key indexes that took an entry, and the names that they had. */
+typedef struct KeyIndexes
 {
-	List *indexes = RelationGetIndexList(store->heap);
-	ListCell *lc;
-	bool found = false;
+	List *oids;
+	List *names; /* char * */
+} KeyIndexes;
 
-	foreach(lc, indexes)
+/*
+ * REINDEX CONCURRENTLY may have renamed the index since, and marked it dead; then it is
+ * not in the table's list any more.
+ */
+static bool
+is_key_index_name(const KeyIndexes *indexes, const char *name)
+{
+	ListCell *oid;
+	ListCell *old;
+
+	forboth(oid, indexes->oids, old, indexes->names)
 	{
-		Relation index = index_open(lfirst_oid(lc), AccessShareLock);
+		const char *now = get_rel_name(lfirst_oid(oid));
 
-		if (is_key_index(index) && strcmp(RelationGetRelationName(index), name) == 0)
-			found = true;
-		index_close(index, NoLock);
+		if (strcmp(lfirst(old), name) == 0 || (now != NULL && strcmp(now, name) == 0))
+			return true;
 	}
-	return found;
+	return false;
 }
 
 /*
@@ -912,11 +921,11 @@ is_key_index_name(Store *store, const char *name)
  * duplicate key is told there, else it raises 23505.
  */
 static void
-insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool only_summarizing)
+insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool only_summarizing,
+					 KeyIndexes *keys)
 {
 	EState *estate = CreateExecutorState();
 	ResultRelInfo *rri = makeNode(ResultRelInfo);
-	List *arbiters = NIL;
 	bool has_code = false;
 	OwnerContext saved;
 
@@ -927,8 +936,11 @@ insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool on
 		Relation index = rri->ri_IndexRelationDescs[i];
 		IndexInfo *info = rri->ri_IndexRelationInfo[i];
 
-		if (conflict != NULL && is_key_index(index))
-			arbiters = lappend_oid(arbiters, RelationGetRelid(index));
+		if (is_key_index(index))
+		{
+			keys->oids = lappend_oid(keys->oids, RelationGetRelid(index));
+			keys->names = lappend(keys->names, pstrdup(RelationGetRelationName(index)));
+		}
 		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
 			has_code = true;
 	}
@@ -936,7 +948,8 @@ insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool on
 	owner_become(store->heap, &saved);
 	if (has_code)
 		idem_restrict_search_path();
-	idem_insert_index_tuples(rri, slot, estate, arbiters, conflict, only_summarizing);
+	idem_insert_index_tuples(rri, slot, estate, conflict != NULL ? keys->oids : NIL, conflict,
+							 only_summarizing);
 	owner_leave(&saved);
 
 	ExecCloseIndices(rri);
@@ -952,10 +965,11 @@ insert_index_entries_or_40001(Store *store, const IdemKey *key, TupleTableSlot *
 							  bool only_summarizing)
 {
 	MemoryContext context = CurrentMemoryContext;
+	KeyIndexes *keys = palloc0(sizeof(KeyIndexes));
 
 	PG_TRY();
 	{
-		insert_index_entries(store, slot, NULL, only_summarizing);
+		insert_index_entries(store, slot, NULL, only_summarizing, keys);
 	}
 	PG_CATCH();
 	{
@@ -968,7 +982,7 @@ insert_index_entries_or_40001(Store *store, const IdemKey *key, TupleTableSlot *
 		FlushErrorState();
 
 		/* an owner's own unique index speaks for itself */
-		if (edata->constraint_name == NULL || !is_key_index_name(store, edata->constraint_name))
+		if (edata->constraint_name == NULL || !is_key_index_name(keys, edata->constraint_name))
 			ReThrowError(edata);
 		error_serialization(key);
 	}
@@ -994,10 +1008,11 @@ insert_row_if_free(Store *store, TupleTableSlot *slot)
 {
 	TransactionId xid = GetCurrentTransactionId();
 	uint32 token = SpeculativeInsertionLockAcquire(xid);
+	KeyIndexes keys = {0};
 	bool conflict = false;
 
 	table_tuple_insert_speculative(store->heap, slot, GetCurrentCommandId(true), 0, NULL, token);
-	insert_index_entries(store, slot, &conflict, false);
+	insert_index_entries(store, slot, &conflict, false, &keys);
 	table_tuple_complete_speculative(store->heap, slot, token, !conflict);
 	SpeculativeInsertionLockRelease(xid);
 	return !conflict;
@@ -1017,11 +1032,12 @@ insert_row_if_free(Store *store, TupleTableSlot *slot)
 static bool
 insert_row_if_free_locked(Store *store, TupleTableSlot *slot)
 {
+	KeyIndexes keys = {0};
 	bool conflict = false;
 	TM_Result result;
 
 	table_tuple_insert(store->heap, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(store, slot, &conflict, false);
+	insert_index_entries(store, slot, &conflict, false, &keys);
 	if (!conflict)
 		return true;
 
@@ -1350,33 +1366,33 @@ store_has_expired(const IdemKey *key, TimestampTz at)
 }
 
 bool
-store_forget(const IdemKey *key)
+store_forget(const IdemKey *key, StoreRow *row)
 {
 	Store store;
 	Version found;
 	TM_Result result = TM_Deleted;
 
+	memset(row, 0, sizeof(*row));
 	store_open(&store, RowExclusiveLock);
 	relation_check_published(store.heap, CMD_DELETE);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		find_version_only(&store, key, &found);
-		if (found.life == STORE_HELD)
-			wait_for_version(key, &found);
-		else if (found.life != STORE_ABSENT)
-		{
-			if (found.own)
-				CommandCounterIncrement();
-			result = idem_tuple_delete(store.heap, &found.tid, GetCurrentCommandId(true),
-									   GetActiveSnapshot(), true);
-			if (result != TM_Ok && result != TM_Updated && result != TM_Deleted)
-				elog(ERROR, "unexpected table_tuple_delete status: %d", (int) result);
-		}
-	} while (found.life != STORE_ABSENT && result != TM_Ok);
+		if (found.life == STORE_HELD || found.life == STORE_ABSENT)
+			break;
+		if (found.own)
+			CommandCounterIncrement();
+		result = idem_tuple_delete(store.heap, &found.tid, GetCurrentCommandId(true),
+								   GetActiveSnapshot(), true);
+		if (result != TM_Ok && result != TM_Updated && result != TM_Deleted)
+			elog(ERROR, "unexpected table_tuple_delete status: %d", (int) result);
+	} while (result != TM_Ok);
 	store_close(&store);
 
-	return found.life != STORE_ABSENT && found.life != STORE_EXPIRED;
+	row->life = found.life;
+	row->holder = found.holder;
+	return result == TM_Ok && found.life != STORE_EXPIRED;
 }
 
 int64

@@ -188,10 +188,10 @@ extern bool store_lookup(const IdemKey *key, StoreRow *row);
 extern bool store_has_expired(const IdemKey *key, TimestampTz at);
 
 /*
- * Erase a row, committed or our own, in whatever state.  Waits for uncommitted
- * writers.  True if an unexpired row was erased.
+ * Erase a row, committed or our own, in whatever state.  True if an unexpired row was
+ * erased.  "row" tells the state; if it is held, nothing was erased: wait and try again.
  */
-extern bool store_forget(const IdemKey *key);
+extern bool store_forget(const IdemKey *key, StoreRow *row);
 
 /* Erase all rows of a scope, which is a sequential scan; how many. */
 extern int64 store_forget_scope(text *scope);

@@ -683,7 +683,7 @@ take_back(const IdemKey *key)
 	store_probe(key, &row);
 	if (row.attempt > 1)
 		error_serialization(key);
-	(void) store_forget(key);
+	(void) store_forget(key, &row);
 }
 
 /*

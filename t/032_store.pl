@@ -69,6 +69,33 @@ ends_with($reindex, '', 'REINDEX CONCURRENTLY comes to its end');
 $old->quit;
 
 #
+# A begin is overtaken, and finds that out by the old index, which is marked dead in the
+# meantime: marking is held up, and so comes after the begin, and before the duplicate.
+#
+my ($keeper, $catalog, $batch) = map { $node->background_psql('postgres') } 1 .. 3;
+$old = $node->background_psql('postgres');
+$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+$reindex = session('reindex', 'REINDEX INDEX CONCURRENTLY idem_keys_pkey');
+$node->poll_query_until('postgres', "SELECT phase = 'waiting for old snapshots' FROM pg_stat_progress_create_index") or die 'REINDEX does not wait';
+$keeper->query_safe('BEGIN; LOCK idem_keys IN ROW EXCLUSIVE MODE');
+$old->query_safe('COMMIT');
+$node->poll_query_until('postgres', "SELECT phase = 'waiting for readers before marking dead' FROM pg_stat_progress_create_index") or die 'indexes are not swapped';
+$catalog->query_safe('BEGIN; LOCK pg_index IN SHARE MODE');
+$keeper->query_safe('COMMIT');
+waits_for_relation('reindex');
+$batch->query_safe('BEGIN; SELECT pg_advisory_lock(1)');
+my $finish = session('finish', 'BEGIN', "SELECT state FROM idem_begin('overtaken')", 'DO $$ BEGIN PERFORM pg_advisory_lock(1); END $$', "SELECT idem_finish('overtaken')");
+until_it('finish', "wait_event = 'advisory'");
+$batch->query_safe("SELECT idem_claim_many('{overtaken}'); SELECT pg_advisory_unlock(1)");
+until_it('finish', "wait_event = 'transactionid'");
+$catalog->query_safe('COMMIT');
+$node->poll_query_until('postgres', "SELECT phase = 'waiting for readers before dropping' FROM pg_stat_progress_create_index") or die 'the old index is not marked dead';
+$batch->query_safe('COMMIT');
+ends_with($finish, "started\nERROR:  40001\n", 'a duplicate is told by an index that is primary no more');
+ends_with($reindex, '', 'REINDEX CONCURRENTLY comes to its end');
+$_->quit for $old, $keeper, $catalog, $batch;
+
+#
 # What changes between the check of the table and its end is not taken for checked.
 #
 my $owner = $node->background_psql('postgres');
