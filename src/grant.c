@@ -9,7 +9,8 @@
  *
  * The server itself refuses a function that was not granted, before any code of ours
  * is called.  Hooks around statements add the hint, in sessions that have the library
- * loaded: its message names the function, in whatever language.
+ * loaded: its message names the function, and ours is the one of that name that the user
+ * may not execute.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,6 +19,7 @@
 #include "catalog/dependency.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -64,6 +66,13 @@ static const Job jobs[] = {
 	 {"idem_digest", "idem_forget", "idem_forget_scope", "idem_stat_reset", "idem_purge"}},
 };
 
+static bool
+is_function_of(const FormData_pg_proc *proc, Oid schema, Oid extension)
+{
+	return proc->pronamespace == schema &&
+		getExtensionOfObject(ProcedureRelationId, proc->oid) == extension;
+}
+
 /*
  * The function of that name in the schema of the one being called, by
  * membership in the same extension: others may have made one of that name.
@@ -78,8 +87,7 @@ find_function(const char *name, Oid schema, Oid extension)
 	{
 		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
 
-		if (proc->pronamespace == schema &&
-			getExtensionOfObject(ProcedureRelationId, proc->oid) == extension)
+		if (is_function_of(proc, schema, extension))
 			found = proc->oid;
 	}
 	ReleaseSysCacheList(list);
@@ -130,45 +138,94 @@ change_function_acl(const char *name, Oid schema, Oid extension, const char *rol
  */
 
 static ExecutorStart_hook_type prev_executor_start = NULL;
+static ExecutorRun_hook_type prev_executor_run = NULL;
+static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
-static bool
-is_name_byte(char c)
+/*
+ * The function that the server itself has refused, as its message names it; NULL if the error is
+ * another one.  What the message was made from tells, in whatever language it is.
+ */
+static char *
+refused_function(const ErrorData *edata)
 {
-	return isalnum((unsigned char) c) || c == '_';
+	static const char *const formats[] = {
+		"permission denied for function %s",
+		"permission denied for procedure %s",
+		"permission denied for routine %s",
+	};
+
+	for (int i = 0; i < lengthof(formats); i++)
+	{
+		const char *format = _(formats[i]);
+		const char *where = strstr(format, "%s");
+		size_t around = strlen(format) - 2;
+
+		if (edata->message_id == NULL || strcmp(edata->message_id, formats[i]) != 0 ||
+			where == NULL || strlen(edata->message) <= around)
+			continue;
+		return pnstrdup(edata->message + (where - format), strlen(edata->message) - around);
+	}
+	return NULL;
 }
 
-/* Does the message name the function, and not one with a longer name? */
-static bool
-names_function(const char *message, const char *function)
+/* The name without its schema, which CREATE TRIGGER may give. */
+static const char *
+bare_name(const char *name)
 {
-	size_t len = strlen(function);
+	const char *dot = strrchr(name, '.');
 
-	for (const char *at = strstr(message, function); at != NULL; at = strstr(at + len, function))
-		if ((at == message || !is_name_byte(at[-1])) && !is_name_byte(at[len]))
-			return true;
-	return false;
+	return dot == NULL ? name : dot + 1;
 }
 
-/* The job that a message is about, or NULL. */
 static const Job *
-named_job(const char *message)
+job_of(const char *function)
 {
 	for (int i = 0; i < lengthof(jobs); i++)
 		for (const char *const *name = jobs[i].functions; *name != NULL; name++)
-			if (names_function(message, *name))
+			if (strcmp(*name, function) == 0)
 				return &jobs[i];
 	return NULL;
 }
 
-/* So that it can be called wherever the extension is, whatever the search_path. */
-static const char *
-grant_name(void)
+/*
+ * Of the functions of that name, is ours the one that the user may not execute?  If another one
+ * is as well, nobody can tell which was meant.
+ */
+static bool
+refused_ours(const char *function, Oid schema, Oid extension)
 {
-	Oid schema = relation_extension_schema();
+	CatCList *list = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(function));
+	int ours = 0;
+	int others = 0;
 
-	return OidIsValid(schema) ? quote_qualified_identifier(get_namespace_name(schema), "idem_grant")
-							  : "idem_grant";
+	for (int i = 0; i < list->n_members; i++)
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
+
+		if (idem_function_aclcheck(proc->oid, GetUserId()) == ACLCHECK_OK)
+			continue;
+		if (is_function_of(proc, schema, extension))
+			ours++;
+		else
+			others++;
+	}
+	ReleaseSysCacheList(list);
+	return ours > 0 && others == 0;
+}
+
+/* The job whose grant would have let the statement through, or NULL.  *schema: the extension's. */
+static const Job *
+refused_job(const ErrorData *edata, Oid *schema)
+{
+	const char *function = refused_function(edata);
+	const Job *job = function == NULL ? NULL : job_of(bare_name(function));
+
+	*schema = job == NULL ? InvalidOid : relation_extension_schema();
+	if (!OidIsValid(*schema) ||
+		!refused_ours(bare_name(function), *schema, get_extension_oid(EXTENSION_NAME, false)))
+		return NULL;
+	return job;
 }
 
 /* In PG_CATCH, with the memory context of before: throw the error on, with the hint if it fits. */
@@ -177,18 +234,22 @@ rethrow_with_hint(MemoryContext context)
 {
 	const Job *job;
 	ErrorData *edata;
+	Oid schema;
 
 	if (geterrcode() != ERRCODE_INSUFFICIENT_PRIVILEGE)
 		PG_RE_THROW();
 	MemoryContextSwitchTo(context);
 	edata = CopyErrorData();
-	job = edata->hint == NULL && edata->message != NULL ? named_job(edata->message) : NULL;
-	if (job == NULL)
+	if (edata->hint != NULL || edata->message == NULL)
 		PG_RE_THROW();
 	FlushErrorState();
-	edata->hint = psprintf(
-		"The owner of the extension can allow it: SELECT %s(%s, ARRAY['%s']);", grant_name(),
-		quote_literal_cstr(quote_identifier(GetUserNameFromId(GetUserId(), false))), job->name);
+	job = refused_job(edata, &schema);
+	/* so that it can be called wherever the extension is, whatever the search_path */
+	if (job != NULL)
+		edata->hint = psprintf(
+			"The owner of the extension can allow it: SELECT %s(%s, ARRAY['%s']);",
+			quote_qualified_identifier(get_namespace_name(schema), "idem_grant"),
+			quote_literal_cstr(quote_identifier(GetUserNameFromId(GetUserId(), false))), job->name);
 	ReThrowError(edata);
 }
 
@@ -211,6 +272,46 @@ executor_start(QueryDesc *query, int eflags)
 	PG_END_TRY();
 }
 
+/* A function may call another one without a statement, as PL/pgSQL does in an assignment. */
+static void
+executor_run(idem_executor_run_args)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		if (prev_executor_run)
+			prev_executor_run(idem_executor_run_pass);
+		else
+			standard_ExecutorRun(idem_executor_run_pass);
+	}
+	PG_CATCH();
+	{
+		rethrow_with_hint(context);
+	}
+	PG_END_TRY();
+}
+
+/* AFTER triggers run here. */
+static void
+executor_finish(QueryDesc *query)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		if (prev_executor_finish)
+			prev_executor_finish(query);
+		else
+			standard_ExecutorFinish(query);
+	}
+	PG_CATCH();
+	{
+		rethrow_with_hint(context);
+	}
+	PG_END_TRY();
+}
+
 static void
 next_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 					 ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
@@ -223,11 +324,15 @@ next_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_onl
 								qc);
 }
 
-/* CALL and CREATE TRIGGER check their function themselves, and DO may run it without a query. */
+/*
+ * CALL and CREATE TRIGGER check their function themselves; DO, and the triggers that COPY and
+ * SET CONSTRAINTS fire, may run one without a query.
+ */
 static bool
 checks_function(const Node *statement)
 {
-	return IsA(statement, CallStmt) || IsA(statement, CreateTrigStmt) || IsA(statement, DoStmt);
+	return IsA(statement, CallStmt) || IsA(statement, CreateTrigStmt) || IsA(statement, DoStmt) ||
+		IsA(statement, CopyStmt) || IsA(statement, ConstraintsSetStmt);
 }
 
 static void
@@ -258,6 +363,10 @@ grant_init(void)
 {
 	prev_executor_start = ExecutorStart_hook;
 	ExecutorStart_hook = executor_start;
+	prev_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = executor_run;
+	prev_executor_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = executor_finish;
 	prev_process_utility = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
 }

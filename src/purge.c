@@ -15,6 +15,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "postmaster/interrupt.h"
+#include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -246,14 +247,26 @@ can_commit(FunctionCallInfo fcinfo)
 }
 
 /*
- * The next batch is of no higher isolation level than the purge needs: a scan in SERIALIZABLE would
+ * What follows is of no higher isolation level than the purge needs: a scan in SERIALIZABLE would
  * be a reader of the whole table to all others.
+ */
+static void
+commit_caller(void)
+{
+	SPI_commit_and_chain();
+	XactIsoLevel = XACT_READ_COMMITTED;
+}
+
+/*
+ * Whoever claims a key of the batch does not wait for the disk or a standby as well: megabytes may
+ * have to be written.  A purge that a crash undoes is done again.
  */
 static void
 commit_batch(void)
 {
-	SPI_commit_and_chain();
-	XactIsoLevel = XACT_READ_COMMITTED;
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	commit_caller();
 }
 
 static Datum
@@ -292,8 +305,10 @@ idem_purge(PG_FUNCTION_ARGS)
 	if (!atomic)
 		purge.commit = commit_batch;
 	SPI_connect_ext(atomic ? 0 : SPI_OPT_NONATOMIC);
-	if (!atomic && IsolationUsesXactSnapshot())
-		commit_batch();
+	/* what the caller has written is committed in the caller's way */
+	if (!atomic &&
+		(IsolationUsesXactSnapshot() || TransactionIdIsValid(GetTopTransactionIdIfAny())))
+		commit_caller();
 	purge_run(&purge);
 	/* the transaction that the caller goes on in is like its own: as after COMMIT AND CHAIN */
 	XactIsoLevel = isolation;

@@ -274,10 +274,11 @@ stats_init(void)
 }
 
 /* ------------------------------------------------------------------------
- * Over a restart
+ * Copies
  * ------------------------------------------------------------------------
  */
 
+/* Of a database's counters, and as it is in the file over a restart. */
 typedef struct SavedStats
 {
 	Oid database;
@@ -287,21 +288,31 @@ typedef struct SavedStats
 } SavedStats;
 
 static void
+copy_stats(DatabaseStats *stats, SavedStats *copy)
+{
+	memset(copy, 0, sizeof(*copy));
+	copy->database = stats->database;
+	copy->reset_at = pg_atomic_read_u64(&stats->reset_at);
+	copy->purged_at = pg_atomic_read_u64(&stats->purged_at);
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		copy->counter[i] = pg_atomic_read_u64(&stats->counter[i]);
+}
+
+/* ------------------------------------------------------------------------
+ * Over a restart
+ * ------------------------------------------------------------------------
+ */
+
+static void
 stats_save(void *address, ShmemFile *file)
 {
 	StatsTable *table = address;
 
 	for (int i = 0; i < MAX_DATABASES; i++)
 	{
-		DatabaseStats *stats = &table->databases[i];
 		SavedStats saved;
 
-		memset(&saved, 0, sizeof(saved));
-		saved.database = stats->database;
-		saved.reset_at = pg_atomic_read_u64(&stats->reset_at);
-		saved.purged_at = pg_atomic_read_u64(&stats->purged_at);
-		for (int j = 0; j < STAT_NCOUNTERS; j++)
-			saved.counter[j] = pg_atomic_read_u64(&stats->counter[j]);
+		copy_stats(&table->databases[i], &saved);
 		shmem_write(file, &saved, sizeof(saved));
 	}
 }
@@ -332,19 +343,17 @@ stats_load(void *address, ShmemFile *file)
 #define NCOLUMNS (STAT_NCOUNTERS + 3) /* and datid, stats_reset, last_purge */
 
 static void
-put_row(ReturnSetInfo *rsinfo, DatabaseStats *stats)
+put_row(ReturnSetInfo *rsinfo, const SavedStats *stats)
 {
 	Datum values[NCOLUMNS];
 	bool isnull[NCOLUMNS] = {0};
-	TimestampTz purged_at = (TimestampTz) pg_atomic_read_u64(&stats->purged_at);
 
 	values[0] = ObjectIdGetDatum(stats->database);
 	for (int i = 0; i < STAT_NCOUNTERS; i++)
-		values[i + 1] = Int64GetDatum((int64) pg_atomic_read_u64(&stats->counter[i]));
-	values[STAT_NCOUNTERS + 1] =
-		TimestampTzGetDatum((TimestampTz) pg_atomic_read_u64(&stats->reset_at));
-	values[STAT_NCOUNTERS + 2] = TimestampTzGetDatum(purged_at);
-	isnull[STAT_NCOUNTERS + 2] = purged_at == 0;
+		values[i + 1] = Int64GetDatum((int64) stats->counter[i]);
+	values[STAT_NCOUNTERS + 1] = TimestampTzGetDatum((TimestampTz) stats->reset_at);
+	values[STAT_NCOUNTERS + 2] = TimestampTzGetDatum((TimestampTz) stats->purged_at);
+	isnull[STAT_NCOUNTERS + 2] = stats->purged_at == 0;
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 }
 
@@ -359,6 +368,8 @@ idem_stat_counters(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	StatsTable *table;
+	SavedStats *copies;
+	int n = 0;
 
 	InitMaterializedSRF(fcinfo, 0);
 	(void) find_mine();
@@ -366,11 +377,15 @@ idem_stat_counters(PG_FUNCTION_ARGS)
 	table = shmem_try(&area);
 	if (table == NULL)
 		return (Datum) 0;
+	/* what is put into a tuplestore may go to a file */
+	copies = palloc(MAX_DATABASES * sizeof(SavedStats));
 	LWLockAcquire(&table->lock, LW_SHARED);
 	for (int i = 0; i < MAX_DATABASES; i++)
 		if (OidIsValid(table->databases[i].database))
-			put_row(rsinfo, &table->databases[i]);
+			copy_stats(&table->databases[i], &copies[n++]);
 	LWLockRelease(&table->lock);
+	for (int i = 0; i < n; i++)
+		put_row(rsinfo, &copies[i]);
 	return (Datum) 0;
 }
 

@@ -105,6 +105,18 @@ count_tuples(TupleTableSlot *slot)
 }
 
 /*
+ * Would another row like those that were deleted take too long?  A row of megabytes is a good
+ * part of the time there is.
+ */
+static bool
+is_late(const SweepBatch *batch, const SweepLimits *limits, TimestampTz started)
+{
+	int64 spent = GetCurrentTimestamp() - started;
+
+	return spent + spent / batch->deleted >= limits->max_msec * INT64CONST(1000);
+}
+
+/*
  * The clock is asked for each row that is deleted and for each page that is read.  While
  * nothing is deleted, nobody can be waiting.
  */
@@ -112,9 +124,7 @@ static bool
 is_full(const SweepBatch *batch, const SweepLimits *limits, bool look, TimestampTz started)
 {
 	return batch->deleted >= limits->max_rows || batch->tuples >= limits->max_tuples ||
-		ShutdownRequestPending ||
-		(look && batch->deleted > 0 &&
-		 TimestampDifferenceExceeds(started, GetCurrentTimestamp(), limits->max_msec));
+		ShutdownRequestPending || (look && batch->deleted > 0 && is_late(batch, limits, started));
 }
 
 static void

@@ -54,6 +54,9 @@
 /* how often a database that lacks the extension is looked at */
 #define LOOK_MSEC (10 * 60 * 1000)
 
+/* how old a list of databases may get while there is always one to visit */
+#define LIST_MSEC 1000
+
 /* an invalid database, left by a DROP that was interrupted */
 #define INVALID_CONNLIMIT (-2)
 
@@ -220,15 +223,17 @@ typedef struct Database
 	char *name;
 } Database;
 
-/* What is known of a database from one round to the next. */
+/* What is known of a database from one list to the next. */
 typedef struct Known
 {
 	Oid oid;
-	int64 round;		   /* in which it was there the last time */
-	bool lacks;			   /* the extension, when a worker looked */
-	TimestampTz looked_at; /* 0: never */
-	bool hangs;			   /* it could not be connected to, which was told */
-	uint32 report;		   /* of the last worker */
+	int64 list;				/* in which it was the last time */
+	TimestampTz visited_at; /* when the last worker ended, or when it was first in a list */
+	bool more;				/* to be visited again at once */
+	bool lacks;				/* the extension, when a worker looked */
+	TimestampTz looked_at;	/* 0: never */
+	bool hangs;				/* it could not be connected to, which was told */
+	uint32 report;			/* of the last worker */
 } Known;
 
 static HTAB *known_databases = NULL;
@@ -248,26 +253,26 @@ get_known(Oid database)
 	}
 	known = hash_search(known_databases, &database, HASH_ENTER, &found);
 	if (!found)
-		*known = (Known){.oid = database};
+		*known = (Known){.oid = database, .visited_at = GetCurrentTimestamp()};
 	return known;
 }
 
 static void
 forget_dropped(List *databases)
 {
-	static int64 round = 0;
+	static int64 list = 0;
 	HASH_SEQ_STATUS scan;
 	Known *known;
 	ListCell *lc;
 
-	round++;
+	list++;
 	foreach(lc, databases)
-		get_known(((Database *) lfirst(lc))->oid)->round = round;
+		get_known(((Database *) lfirst(lc))->oid)->list = list;
 	if (known_databases == NULL)
 		return;
 	hash_seq_init(&scan, known_databases);
 	while ((known = hash_seq_search(&scan)) != NULL)
-		if (known->round != round)
+		if (known->list != list)
 			(void) hash_search(known_databases, &known->oid, HASH_REMOVE, NULL);
 }
 
@@ -348,6 +353,13 @@ is_counting(Oid database, const Oid *counting, int n)
 	return false;
 }
 
+/* Also if a clock was set back, which is no reason to wait for it. */
+static bool
+has_passed(int msec, TimestampTz since, TimestampTz now)
+{
+	return now < since || TimestampDifferenceExceeds(since, now, msec);
+}
+
 /*
  * All that have the extension.  Those that count something have it; for the others, only a
  * worker can tell, once in a while.
@@ -366,8 +378,7 @@ extension_databases(List *databases)
 		Database *database = lfirst(lc);
 		Known *known = get_known(database->oid);
 
-		if (!known->lacks || now < known->looked_at ||
-			TimestampDifferenceExceeds(known->looked_at, now, LOOK_MSEC) ||
+		if (!known->lacks || has_passed(LOOK_MSEC, known->looked_at, now) ||
 			is_counting(database->oid, counting, n))
 			result = lappend(result, database);
 	}
@@ -508,68 +519,101 @@ purge_database(const Database *database)
 	pfree(handle);
 	what = pg_atomic_read_u32(&shared->report);
 	take_report(database, what);
+	ereport(DEBUG1, (errmsg_internal("purge worker of database \"%s\" has ended", database->name)));
 	return (what & REPORT_HURRY) != 0;
 }
 
-/* True if there is more to do. */
-static bool
-purge_all(void)
+/* Until the database is to be visited. */
+static long
+msec_to_visit(const Known *known, TimestampTz now)
 {
-	List *databases = list_databases();
-	ListCell *lc;
-	bool more = false;
+	int msec = (int) (idem_purge_interval * 1000);
 
-	tell = false;
-	foreach(lc, databases)
-		if (idem_purge_interval > 0 && purge_database(lfirst(lc)))
-			more = true;
-	return more;
+	if (known->more || has_passed(msec, known->visited_at, now))
+		return 0;
+	return TimestampDifferenceMilliseconds(now,
+										   TimestampTzPlusMilliseconds(known->visited_at, msec));
 }
 
-/* Until the next round; negative: no round. */
-static long
-msec_to_next(TimestampTz last, bool more)
+/*
+ * The database whose turn is next, NULL if there is none, and when that is.  Of those whose turn
+ * has come, the one that has waited longest: a database that always has more is not due by its
+ * interval while another is that.
+ */
+static Database *
+next_database(List *databases, long *msec)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz visited_at = 0;
+	Database *next = NULL;
+	ListCell *lc;
+
+	*msec = (long) (idem_purge_interval * 1000);
+	foreach(lc, databases)
+	{
+		Database *database = lfirst(lc);
+		const Known *known = get_known(database->oid);
+		long left = msec_to_visit(known, now);
+
+		if (next != NULL && (left > *msec || (left == *msec && known->visited_at >= visited_at)))
+			continue;
+		next = database;
+		visited_at = known->visited_at;
+		*msec = left;
+	}
+	return next;
+}
+
+/* Visit what is due; until when there is nothing to do, negative: for good. */
+static long
+purge_due(void)
+{
+	TimestampTz listed_at;
+	List *databases;
 
 	if (idem_purge_interval == 0)
 		return -1;
-	/* a clock that was set back is no reason to wait for it */
-	if (more || now < last)
-		return 0;
-	return TimestampDifferenceMilliseconds(
-		now, TimestampTzPlusMilliseconds(last, (int64) (idem_purge_interval * 1000)));
+	databases = list_databases();
+	listed_at = GetCurrentTimestamp();
+	tell = false;
+	/* another setting makes another list */
+	while (idem_purge_interval > 0 && !tell &&
+		   !has_passed(LIST_MSEC, listed_at, GetCurrentTimestamp()))
+	{
+		long left;
+		Database *database = next_database(databases, &left);
+		Known *known;
+
+		if (database == NULL || left > 0)
+			return left;
+		known = get_known(database->oid);
+		known->more = purge_database(database);
+		known->visited_at = GetCurrentTimestamp();
+	}
+	return 0;
 }
 
 void
 idem_launcher_main(Datum arg)
 {
-	TimestampTz last = GetCurrentTimestamp();
-	MemoryContext round;
-	bool more = false;
+	MemoryContext list;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	start_process();
 	/* the catalogs that all databases share */
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	round =
-		AllocSetContextCreate(TopMemoryContext, "idempotency purge round", ALLOCSET_SMALL_SIZES);
-	MemoryContextSwitchTo(round);
+	list = AllocSetContextCreate(TopMemoryContext, "idempotency purge list", ALLOCSET_SMALL_SIZES);
+	MemoryContextSwitchTo(list);
 	/* the server runs: what it has read at its start may go, though nobody calls us */
 	(void) shmem_get(&area);
 
 	for (;;)
 	{
-		long left = msec_to_next(last, more);
+		long left = purge_due();
 
+		MemoryContextReset(list);
 		if (left != 0)
-		{
 			wait_for_latch(left);
-			continue;
-		}
-		more = purge_all();
-		last = GetCurrentTimestamp();
-		MemoryContextReset(round);
 		CHECK_FOR_INTERRUPTS();
 		reload();
 	}

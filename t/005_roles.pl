@@ -395,4 +395,27 @@ is($node->safe_psql('postgres', "SELECT idem.idem_claim('hinted')", extra_params
 is(hint_of('SELECT FROM idem.idem_keys', 'stranger'), '', 'a table: no hint');
 is(hint_of("SELECT pg_read_file('idem_claim')", 'stranger'), '', "another's function: no hint");
 
+# also where no statement calls it
+$node->safe_psql('postgres', <<'SQL');
+CREATE SCHEMA work;
+CREATE FUNCTION work.assigns() RETURNS boolean LANGUAGE plpgsql AS $$ DECLARE fresh boolean; BEGIN fresh := idem.idem_claim('a'); RETURN fresh; END $$;
+CREATE FUNCTION work.fires() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE fresh boolean := idem.idem_claim('a'); BEGIN RETURN NULL; END $$;
+CREATE TABLE work.fired (k text);
+CREATE TRIGGER fires AFTER INSERT ON work.fired FOR EACH ROW EXECUTE FUNCTION work.fires();
+CREATE TABLE work.deferred (k text);
+CREATE CONSTRAINT TRIGGER fires AFTER INSERT ON work.deferred DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION work.fires();
+GRANT USAGE ON SCHEMA work TO PUBLIC;
+GRANT INSERT ON work.fired, work.deferred TO stranger;
+SQL
+my $claims = "${allow}SELECT idem.idem_grant('stranger', ARRAY['claims']);";
+is(hint_of($_, 'stranger'), $claims, 'the hint') for 'SELECT work.assigns()', "INSERT INTO work.fired VALUES ('a')", "COPY work.fired FROM STDIN;\na\n\\.\n",
+	"BEGIN; INSERT INTO work.deferred VALUES ('a'); SET CONSTRAINTS ALL IMMEDIATE";
+
+# of functions with the name of one of ours, and of messages that look alike, nothing is known
+$node->safe_psql('postgres', "CREATE FUNCTION work.idem_claim(k text) RETURNS text LANGUAGE sql RETURN k");
+is(hint_of("SELECT idem.idem_claim('a')", 'stranger'), $claims, 'beside one that may be called');
+$node->safe_psql('postgres', 'REVOKE EXECUTE ON FUNCTION work.idem_claim FROM PUBLIC');
+is(hint_of("SELECT work.idem_claim('a')", $_), '', "one of the same name: no hint for $_") for 'stranger', "O'Hara";
+is(hint_of("DO \$\$ BEGIN RAISE insufficient_privilege USING MESSAGE = 'permission denied for function idem_throttle'; END \$\$", 'stranger'), '', 'a message that looks alike: no hint');
+
 done_testing();

@@ -12,7 +12,7 @@ use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('main', conf => <<'CONF');
+my $node = new_node('main', streaming => 1, conf => <<'CONF');
 shared_preload_libraries = 'idempotency'
 idempotency.purge_interval = 0
 max_connections = 50
@@ -60,6 +60,41 @@ SQL
 $node->safe_psql('postgres', 'CALL idem_purge(100, 150)') for 1 .. 3;
 sql_is($node, 'postgres', 'SELECT (SELECT count(*) FROM idem_tokens), (SELECT count(*) > 9000 FROM idem_keys)', '0|t', 'every table has its turn');
 $node->safe_psql('postgres', 'CALL idem_purge()');
+
+#
+# Nobody waits for a standby with a batch; for what the caller has written, the caller does
+#
+$node->safe_psql('postgres', <<'SQL');
+CALL fill(100);
+CREATE TABLE written (n int);
+CREATE PROCEDURE write_and_purge() LANGUAGE plpgsql AS $$
+DECLARE
+	keys bigint; tokens bigint; codes bigint;
+BEGIN
+	INSERT INTO written VALUES (1);
+	CALL idem_purge(NULL, NULL, NULL, keys, tokens, codes);
+END $$;
+SQL
+$node->append_conf('postgresql.conf', "synchronous_standby_names = 'nosuch'\n");
+$node->reload;
+# How often the script has waited for a standby, in its last statement; a timeout ends no commit after it.
+sub waits
+{
+	my ($ret, $out, $err) = $node->psql('postgres', "SET statement_timeout = '2 s'; $_[0]");
+	my $waited = () = $err =~ /canceling wait for synchronous replication/g;
+
+	return $ret == 0 ? $waited : $err;
+}
+
+# the checkpointer makes it known
+eventually(sub { return waits("DO 'BEGIN INSERT INTO written VALUES (0); COMMIT; END'") }) or die;
+is(waits('CALL idem_purge()'), 0, 'waits for no standby');
+is(left(), '0|', 'and has purged');
+is(waits('SET synchronous_commit = off; CALL fill(100); RESET synchronous_commit; CALL write_and_purge()'), 1, 'what was written before does');
+is(left(), '0|', 'all purged');
+$node->append_conf('postgresql.conf', "synchronous_standby_names = ''\n");
+$node->reload;
+$node->poll_query_until('postgres', q{SELECT setting = '' FROM pg_settings WHERE name = 'synchronous_standby_names'}) or die;
 
 #
 # Broken off: what was committed stays removed, nothing else is
