@@ -1,4 +1,7 @@
 -- Looking up, forgetting, granting.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
 \set VERBOSITY sqlstate
 \pset null -
 
