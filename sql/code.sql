@@ -291,31 +291,12 @@ INSERT INTO calls (expected, call) VALUES
 	('true', $$length(idem_code_issue('otp', 'good', '1 day', NULL, NULL)) = 6$$),
 	('22023', $$idem_code_issue('otp', 'good', '1 day', 3, 0)$$);
 
-CREATE FUNCTION try(c calls, OUT got text, OUT usable boolean)
-LANGUAGE plpgsql AS $$
-BEGIN
-	IF c.version > current_setting('server_version_num')::integer THEN
-		got := c.expected;
-		usable := true;
-		RETURN;
-	END IF;
-	BEGIN
-		EXECUTE 'SELECT ' || c.call INTO got;
-		RAISE SQLSTATE 'OK000';
-	EXCEPTION
-		WHEN SQLSTATE 'OK000' THEN NULL;
-		WHEN OTHERS THEN got := SQLSTATE;
-	END;
-	BEGIN
-		usable := (SELECT state FROM idem_code_verify('session', 'session', idem_code_issue('session', 'session', '1 day'))) = 'verified';
-		RAISE SQLSTATE 'OK000';
-	EXCEPTION WHEN SQLSTATE 'OK000' THEN
-		NULL;
-	END;
-	-- plpgsql's t and f
-	got := CASE got WHEN 't' THEN 'true' WHEN 'f' THEN 'false' ELSE got END;
-END
+CREATE FUNCTION usable() RETURNS boolean LANGUAGE sql AS $$
+	SELECT (SELECT state FROM idem_code_verify('session', 'session', idem_code_issue('session', 'session', '1 day'))) = 'verified'
 $$;
+\getenv srcdir PG_ABS_SRCDIR
+\set try_calls :srcdir /sql/lib/try_calls.sql
+\i :try_calls
 SELECT count(*) AS rows FROM idem_codes \gset
 -- each rolled back, so a counted guess would be counted in shared memory only
 UPDATE calls c SET (got, usable) = (SELECT t.got, t.usable FROM try(c) t);
@@ -369,7 +350,7 @@ CALL issue('good');
 SELECT wrong('good');
 
 DROP TABLE c, old, odd, calls CASCADE;
-DROP FUNCTION code, verify, wrong, hmac, framed;
+DROP FUNCTION code, verify, wrong, hmac, framed, usable;
 DROP PROCEDURE issue;
 DELETE FROM idem_codes;
 DELETE FROM idem_secrets;

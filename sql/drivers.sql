@@ -1,4 +1,7 @@
 -- Called as drivers call it, and across DROP and CREATE EXTENSION in one session.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
 \set VERBOSITY sqlstate
 
 -- parameters without types

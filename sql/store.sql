@@ -1,4 +1,7 @@
 -- A table that is not as CREATE EXTENSION made it: refused, or treated right, and usable again afterwards.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS idempotency;
+RESET client_min_messages;
 \set VERBOSITY sqlstate
 SELECT idem_claim('there');
 

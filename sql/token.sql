@@ -266,31 +266,12 @@ INSERT INTO calls (expected, call) VALUES
 	('true', $$idem_token_issue('p', '1 day', to_jsonb(repeat('x', 4 * 1024 * 1024 - 100))) IS NOT NULL$$),
 	('true', $$(SELECT length(payload #>> '{}') = 3000000 FROM idem_token_redeem('p', idem_token_issue('p', '1 day', to_jsonb(repeat('y', 3000000)))))$$);
 
-CREATE FUNCTION try(c calls, OUT got text, OUT usable boolean)
-LANGUAGE plpgsql AS $$
-BEGIN
-	IF c.version > current_setting('server_version_num')::integer THEN
-		got := c.expected;
-		usable := true;
-		RETURN;
-	END IF;
-	BEGIN
-		EXECUTE 'SELECT ' || c.call INTO got;
-		RAISE SQLSTATE 'OK000';
-	EXCEPTION
-		WHEN SQLSTATE 'OK000' THEN NULL;
-		WHEN OTHERS THEN got := SQLSTATE;
-	END;
-	BEGIN
-		usable := (SELECT (state, subject, payload) = ('redeemed', 'ada', '"payload"') FROM idem_token_redeem('good', tok('good')));
-		RAISE SQLSTATE 'OK000';
-	EXCEPTION WHEN SQLSTATE 'OK000' THEN
-		NULL;
-	END;
-	-- plpgsql's t and f
-	got := CASE got WHEN 't' THEN 'true' WHEN 'f' THEN 'false' ELSE got END;
-END
+CREATE FUNCTION usable() RETURNS boolean LANGUAGE sql AS $$
+	SELECT (state, subject, payload) = ('redeemed', 'ada', '"payload"') FROM idem_token_redeem('good', tok('good'))
 $$;
+\getenv srcdir PG_ABS_SRCDIR
+\set try_calls :srcdir /sql/lib/try_calls.sql
+\i :try_calls
 SELECT count(*) AS rows FROM idem_tokens \gset
 UPDATE calls c SET (got, usable) = (SELECT t.got, t.usable FROM try(c) t);
 -- what went wrong: nothing
@@ -325,5 +306,5 @@ SELECT idem_token_redeem('ro', tok('ro'));
 ROLLBACK;
 
 DROP TABLE t, many, all_of, calls, odd, odd_plain, payloads CASCADE;
-DROP FUNCTION tok;
+DROP FUNCTION tok, usable;
 DELETE FROM idem_tokens;

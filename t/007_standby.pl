@@ -8,18 +8,13 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $primary = new_node('primary', streaming => 1);
 
 $primary->safe_psql('postgres', 'CREATE TABLE orders (k text)');
-$primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->append_conf('postgresql.conf', 'max_standby_streaming_delay = -1');
-$standby->start;
+my $standby = new_standby($primary, conf => 'max_standby_streaming_delay = -1');
 
 sub on_primary
 {

@@ -9,7 +9,6 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -314,10 +313,7 @@ SQL
 #
 # A standby replays
 #
-$node->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($node, 'base', has_streaming => 1);
-$standby->start;
+my $standby = new_standby($node);
 $node->safe_psql('postgres', "GRANT USAGE ON SCHEMA work TO app; REVOKE EXECUTE ON FUNCTION effect FROM PUBLIC");
 $node->wait_for_catchup($standby);
 my $id = $node->safe_psql('postgres', "SELECT result FROM idem_call('prepared', 'effect', '{\"k\": \"prepared\"}')");

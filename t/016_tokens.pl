@@ -11,7 +11,6 @@ use lib "$FindBin::RealBin/lib";
 use IdemTest;
 use IPC::Run;
 use MIME::Base64;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -470,25 +469,22 @@ SQL
 
 sub storm
 {
-	my ($db, $sql, @options) = @_;
-	my $file = "$dir/storm.sql";
+	my ($sql, @options) = @_;
 
-	unlink $file;
-	append_to_file($file, $sql);
-	my ($stdout, $stderr) = ('', '');
 	# what fails is looked at by whoever called
-	IPC::Run::run([ 'pgbench', '-n', '-c', '50', '-j', '2', '-t', '1', @options, '-f', $file, $plain->connstr($db) ], '>', \$stdout, '2>', \$stderr)
-	  or diag($stderr);
+	pgbench($plain, $sql, '-c', '50', '-t', '1', @options);
+	return;
 }
 
-storm('postgres', "INSERT INTO got SELECT state FROM one, idem_token_redeem('storm', token);\n");
+my $redeem = "INSERT INTO got SELECT state FROM one, idem_token_redeem('storm', token);\n";
+storm($redeem);
 sql_is($plain, 'postgres', 'SELECT state, count(*) FROM got GROUP BY state ORDER BY state', "redeemed|1\nused|49", 'of 50 one redeems');
 
 # The winner waits for all the others to wait, and rolls back: one other wins.
 $plain->safe_psql('postgres', "TRUNCATE got, one; INSERT INTO one SELECT idem_token_issue('storm', '1 day')");
 my $winner = $plain->background_psql('postgres');
 is($winner->query_safe("BEGIN; SELECT state FROM one, idem_token_redeem('storm', token)"), 'redeemed', 'one is first');
-my $storm = IPC::Run::start([ 'pgbench', '-n', '-c', '49', '-j', '2', '-t', '1', '-f', "$dir/storm.sql", $plain->connstr('postgres') ], '>', \my $stdout, '2>', \my $stderr);
+my $storm = IPC::Run::start(pgbench_command($plain, $redeem, '-c', '49', '-t', '1'), '>', \my $stdout, '2>', \my $stderr);
 ok( $plain->poll_query_until('postgres', "SELECT count(*) = 49 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%redeem%'"),
 	'the other 49 wait');
 $winner->query_safe('ROLLBACK');
@@ -500,7 +496,7 @@ $winner->quit;
 for my $level ('REPEATABLE READ', 'SERIALIZABLE')
 {
 	$plain->safe_psql('postgres', "TRUNCATE got, one; INSERT INTO one SELECT idem_token_issue('storm', '1 day')");
-	storm('postgres', "BEGIN ISOLATION LEVEL $level;\nINSERT INTO got SELECT state FROM one, idem_token_redeem('storm', token);\nCOMMIT;\n", '--max-tries', '1000');
+	storm("BEGIN ISOLATION LEVEL $level;\nINSERT INTO got SELECT state FROM one, idem_token_redeem('storm', token);\nCOMMIT;\n", '--max-tries', '1000');
 	sql_is($plain, 'postgres', "SELECT count(*) FROM got WHERE state = 'redeemed'", '1', "$level: one redeems");
 	sql_is($plain, 'postgres', "SELECT count(*) FROM got WHERE state = 'used'", '49', "$level: the others are told when they try again");
 }
@@ -510,10 +506,7 @@ for my $level ('REPEATABLE READ', 'SERIALIZABLE')
 #
 $plain->safe_psql('postgres', "TRUNCATE one; INSERT INTO one SELECT idem_token_issue('standby', '1 day', '1', 'ada'); SELECT idem_code_issue('standby', 'ada', '1 day')");
 output_of($_) for @issuing;    # so that the backup has it all
-$plain->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($plain, 'base', has_streaming => 1);
-$standby->start;
+my $standby = new_standby($plain);
 sql_is($standby, 'postgres', "SELECT r.* FROM one, idem_token_peek('standby', token) r", 'valid|ada|1', 'standby: peek');
 sql_fails($standby, 'postgres', $_, '25006', "standby: $_")
   for "SELECT idem_token_redeem('standby', token) FROM one", "SELECT idem_token_revoke('standby', token) FROM one", "SELECT idem_token_revoke_all('standby', 'ada')",

@@ -10,12 +10,9 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
-use IPC::Run;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $dir = PostgreSQL::Test::Utils::tempdir();
 my $entries = 16;
 # of which a purpose can have half
 my $size = 2 * $entries;
@@ -393,10 +390,8 @@ says($node, "SELECT correct('month')", 'locked 0', 'and counts');
 #
 $node->safe_psql('postgres', "CALL issue('crash', 3); SELECT wrong('crash'); SELECT wrong('crash')");
 my $victim = $node->background_psql('postgres');
-my $pid = $victim->query_safe('SELECT pg_backend_pid()');
 $victim->query_safe("BEGIN; SELECT wrong('crash')");
-crash_by($node, $pid);
-eval { $victim->quit };
+kill_backend($node, $victim);
 says($node, "SELECT wrong('crash'); SELECT correct('crash')", "wrong 0\nlocked 0", 'committed guesses are counted after a crash');
 
 #
@@ -406,8 +401,7 @@ says($node, "SELECT wrong('crash'); SELECT correct('crash')", "wrong 0\nlocked 0
 # A sequence counts what a rollback does not undo.
 sub storm
 {
-	my ($server, $name, $max, $script) = @_;
-	my $file = "$dir/$name.sql";
+	my ($server, $max, $script) = @_;
 
 	$server->safe_psql('postgres', <<"SQL");
 DROP SEQUENCE IF EXISTS evaluated;
@@ -417,10 +411,7 @@ CREATE SEQUENCE verified;
 DELETE FROM idem_codes;
 CALL issue('storm', $max);
 SQL
-	append_to_file($file, $script);
-	my ($stdout, $stderr) = ('', '');
-	IPC::Run::run([ 'pgbench', '-n', '-c', '50', '-j', '2', '-t', '4', '--max-tries', '1000', '-f', $file, $server->connstr('postgres') ], '>', \$stdout, '2>', \$stderr)
-	  or diag($stderr);
+	pgbench($server, $script, '-c', '50', '-t', '4', '--max-tries', '1000');
 	return split /\|/, $server->safe_psql('postgres', <<'SQL');
 SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM evaluated), (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM verified)
 SQL
@@ -433,22 +424,22 @@ my $right = <<'SQL';
 SELECT nextval('evaluated'), CASE state WHEN 'verified' THEN nextval('verified') END
 FROM c, idem_code_verify('otp', 'storm', code) WHERE subject = 'storm' AND state IN ('wrong', 'verified');
 SQL
-my ($evaluated, $verified) = storm($node, 'wrong', 7, $evaluate);
+my ($evaluated, $verified) = storm($node, 7, $evaluate);
 is($evaluated, 7, '50 sessions, 200 wrong guesses, committed: 7 evaluated');
-($evaluated) = storm($node, 'rolled_back', 7, "BEGIN;\n${evaluate}ROLLBACK;\n");
+($evaluated) = storm($node, 7, "BEGIN;\n${evaluate}ROLLBACK;\n");
 is($evaluated, 7, 'rolled back: 7 evaluated');
-($evaluated) = storm($node, 'mixed', 7, "\\set r random(0, 2)\nBEGIN;\nSAVEPOINT s;\n$evaluate\\if :r = 0\nROLLBACK TO s;\n\\endif\n\\if :r = 1\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n");
+($evaluated) = storm($node, 7, "\\set r random(0, 2)\nBEGIN;\nSAVEPOINT s;\n$evaluate\\if :r = 0\nROLLBACK TO s;\n\\endif\n\\if :r = 1\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n");
 is($evaluated, 7, 'both, and savepoints: 7 evaluated');
-($evaluated) = storm($node, 'reissue', 7, "\\set r random(0, 3)\n\\if :r = 0\nCALL issue('storm', 7);\n\\endif\nBEGIN;\n$evaluate\\if :r < 2\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n");
+($evaluated) = storm($node, 7, "\\set r random(0, 3)\n\\if :r = 0\nCALL issue('storm', 7);\n\\endif\nBEGIN;\n$evaluate\\if :r < 2\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n");
 is($evaluated, 7, 'with new codes in between: 7 evaluated');
-($evaluated) = storm($node, 'right_rolled_back', 7, "\\set r random(0, 1)\nBEGIN;\nSAVEPOINT s;\n\\if :r = 0\nSELECT state FROM c, idem_code_verify('otp', 'storm', code) WHERE subject = 'storm';\n\\set s random(0, 1)\n\\if :s = 0\nROLLBACK TO s;\n$evaluate\\endif\n\\else\n$evaluate\\endif\nROLLBACK;\n");
+($evaluated) = storm($node, 7, "\\set r random(0, 1)\nBEGIN;\nSAVEPOINT s;\n\\if :r = 0\nSELECT state FROM c, idem_code_verify('otp', 'storm', code) WHERE subject = 'storm';\n\\set s random(0, 1)\n\\if :s = 0\nROLLBACK TO s;\n$evaluate\\endif\n\\else\n$evaluate\\endif\nROLLBACK;\n");
 cmp_ok($evaluated, '<=', 7, "right ones in between, all rolled back: $evaluated evaluated");
-($evaluated) = storm($node, 'serializable', 7, "BEGIN ISOLATION LEVEL SERIALIZABLE;\n${evaluate}COMMIT;\n");
+($evaluated) = storm($node, 7, "BEGIN ISOLATION LEVEL SERIALIZABLE;\n${evaluate}COMMIT;\n");
 cmp_ok($evaluated, '<=', 7, "SERIALIZABLE: $evaluated evaluated");
-($evaluated, $verified) = storm($node, 'right', 7, "\\set r random(0, 9)\n\\if :r = 0\n$right\\else\n$evaluate\\endif\n");
+($evaluated, $verified) = storm($node, 7, "\\set r random(0, 9)\n\\if :r = 0\n$right\\else\n$evaluate\\endif\n");
 cmp_ok($evaluated, '<=', 7, "the right one among them: $evaluated evaluated");
 cmp_ok($verified, '<=', 1, "verified at most once: $verified");
-($evaluated, $verified) = storm($node, 'all_right', 7, $right);
+($evaluated, $verified) = storm($node, 7, $right);
 is("$evaluated $verified", '1 1', 'all of them right: verified once');
 
 #
@@ -517,7 +508,7 @@ like((failure($bare, 'postgres', "LOAD 'idempotency'; SET idempotency.guess_entr
 is($out, $size, 'not before the library is loaded either');
 # committed ones count everywhere
 says($bare, "CALL issue('k', 2); SELECT wrong('k'); CALL issue('k', 2); SELECT wrong('k'); SELECT correct('k');", "wrong 1\nwrong 0\nlocked 0", 'committed guesses count');
-($evaluated) = storm($bare, 'bare', 7, $evaluate);
+($evaluated) = storm($bare, 7, $evaluate);
 is($evaluated, 7, 'not preloaded, 50 sessions: 7 evaluated');
 $bare->stop;
 

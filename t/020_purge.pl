@@ -146,10 +146,7 @@ $locker->query_safe('COMMIT');
 sql_is($node, 'postgres', 'CALL idem_purge()', '2|0|0', 'and purged later');
 # two purges at once share the work
 $node->safe_psql('postgres', 'CALL fill(20000)');
-my ($out, $err) = ('', '');
-my $file = $node->basedir . '/purge.sql';
-append_to_file($file, "CALL idem_purge(100);\n");
-IPC::Run::run([ 'pgbench', '-n', '-c', '5', '-j', '2', '-t', '1', '-f', $file, $node->connstr('postgres') ], '>', \$out, '2>', \$err) or diag($err);
+pgbench($node, "CALL idem_purge(100);\n", '-c', '5', '-t', '1');
 is(left(), '0|', 'five purges at once');
 $locker->quit;
 
@@ -199,7 +196,7 @@ for my $name (sort keys %scripts)
 	append_to_file($path, "\\set k random(1, 8)\n" . $scripts{$name});
 	push @files, '-f', "$path\@$weight";
 }
-($out, $err) = ('', '');
+my ($out, $err) = ('', '');
 IPC::Run::run(
 	[ 'pgbench', '-n', '-c', '16', '-j', '2', '-T', '8', '--max-tries', '100', @files, $node->connstr('postgres') ],
 	'>', \$out, '2>', \$err);

@@ -7,7 +7,6 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -191,10 +190,7 @@ is_purged('postgres', 'which goes on after a restart');
 #
 # Not on a standby, until it is none any more
 #
-$node->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($node, 'base', has_streaming => 1);
-$standby->start;
+my $standby = new_standby($node);
 $node->safe_psql('postgres', 'CALL fill(10)');
 is_purged('postgres', 'the primary purges');
 $node->wait_for_catchup($standby);

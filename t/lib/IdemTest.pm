@@ -8,12 +8,14 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(new_node sql_is sql_fails says failure eventually crash crash_by fill_procedure seal);
+our @EXPORT = qw(new_node new_standby sql_is sql_fails says failure eventually waiting wait_for_waiters
+  crash crash_by kill_backend pgbench pgbench_command fill_procedure seal);
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -40,6 +42,20 @@ sub new_node
 		"CREATE SCHEMA IF NOT EXISTS $schema; CREATE EXTENSION idempotency SCHEMA $schema;"
 	) if defined $schema;
 	return $node;
+}
+
+# A running standby of it, which must have been made with "streaming".  "conf" is
+# what its postgresql.conf has more.
+sub new_standby
+{
+	my ($primary, %opt) = @_;
+	my $standby = PostgreSQL::Test::Cluster->new('standby');
+
+	$primary->backup('base');
+	$standby->init_from_backup($primary, 'base', has_streaming => 1);
+	$standby->append_conf('postgresql.conf', $opt{conf}) if $opt{conf};
+	$standby->start;
+	return $standby;
 }
 
 # The SQLSTATE that the SQL ends with, '' if it succeeds, and its output.
@@ -103,6 +119,54 @@ sub crash_by
 
 	kill 'KILL', $pid;
 	return $node->wait_for_log(qr/all server processes terminated; reinitializing.*ready to accept connections/s, $log_start);
+}
+
+# The same for a session's backend: its client's is gone, too.
+sub kill_backend
+{
+	my ($node, $session) = @_;
+	my $pid = $session->query_safe('SELECT pg_backend_pid()');
+	my $is_back = crash_by($node, $pid);
+
+	eval { $session->quit };
+	return $is_back;
+}
+
+# Send SQL that will wait to a session of background_psql.
+sub waiting
+{
+	my ($session, $sql) = @_;
+
+	return $session->query_until(qr/^waiting/m, "\\echo waiting\n$sql;\n");
+}
+
+# Until that many sessions of the database wait for a claim.
+sub wait_for_waiters
+{
+	my ($node, $db, $n) = @_;
+
+	return $node->poll_query_until($db, "SELECT count(*) = $n FROM pg_locks WHERE locktype IN ('advisory', 'transactionid') AND NOT granted")
+	  || die "there are not $n waiters";
+}
+
+# A script that many clients run; the options say how many, and how often.  True if all
+# of it went well, else what pgbench says is shown.
+sub pgbench
+{
+	my ($node, $script, @options) = @_;
+	my ($stdout, $stderr) = ('', '');
+
+	return IPC::Run::run(pgbench_command($node, $script, @options), '>', \$stdout, '2>', \$stderr) || (diag($stderr), 0)[1];
+}
+
+# What IPC::Run starts for that.
+sub pgbench_command
+{
+	my ($node, $script, @options) = @_;
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/script.sql';
+
+	append_to_file($file, $script);
+	return [ 'pgbench', '-n', '-j', '2', @options, '-f', $file, $node->connstr('postgres') ];
 }
 
 # CALL fill(n): that many rows of keys that have expired, in order.
