@@ -3,13 +3,13 @@ EXTENSION = idempotency
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(EXTENSION).control)
 
 MODULE_big = idempotency
-OBJS = $(patsubst %,src/%.o,idempotency call claim code durable fingerprint function grant guc guess held key lease limit lock moved name pending \
-	purge relation row rowkey secret sha256 shmem siphash stats store sweep throttle token trigger ttl worker)
+# every source file; a folder for each subject, doc/internals.md has the map
+OBJS = $(patsubst $(srcdir)/%.c,%.o,$(sort $(wildcard $(srcdir)/src/*.c $(srcdir)/src/*/*.c)))
 # Released scripts are never edited; each version has an upgrade script from the one before.
 DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))
-PG_CPPFLAGS = -DIDEM_VERSION='"$(EXTVERSION)"'
+PG_CPPFLAGS = -I$(srcdir)/src -DIDEM_VERSION='"$(EXTVERSION)"'
 
-# Where the server has OpenSSL, digests are OpenSSL's (src/sha256.c); its headers come with libpq's.
+# Where the server has OpenSSL, digests are OpenSSL's (src/base/sha256.c); its headers come with libpq's.
 SHLIB_LINK += $(filter -lcrypto,$(LIBS))
 
 # PostgreSQL's own headers are not clean under these parts of -Wextra.

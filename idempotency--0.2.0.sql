@@ -430,7 +430,7 @@ COMMENT ON FUNCTION idem_held_keys() IS
  * Operators and functions of the views are those of pg_catalog, whatever else is in
  * our schema: what was planted there before would run with the rights of readers.
  *
- * 7648 is the space of our locks (src/lock.c).  Of several notes of one lock the
+ * 7648 is the space of our locks (src/store/key_lock.c).  Of several notes of one lock the
  * newest is about it.
  */
 DO LANGUAGE plpgsql $do$

@@ -7,18 +7,18 @@
  */
 #include "postgres.h"
 
-#include "compat.h"
-#include "grant.h"
-#include "guc.h"
-#include "guess.h"
-#include "held.h"
-#include "limit.h"
-#include "moved.h"
-#include "pending.h"
-#include "shmem.h"
-#include "stats.h"
-#include "store.h"
-#include "worker.h"
+#include "base/compat.h"
+#include "base/grant.h"
+#include "base/guc.h"
+#include "base/shmem.h"
+#include "claim/pending.h"
+#include "once/partition_move.h"
+#include "retention/worker.h"
+#include "secret/attempt_counter.h"
+#include "stat/stats.h"
+#include "store/lock_notes.h"
+#include "store/store.h"
+#include "throttle/rate_table.h"
 
 IDEM_MODULE_MAGIC(IDEM_VERSION);
 

@@ -198,14 +198,14 @@ my $three = $node->background_psql('postgres');
 my $xid = $three->query_safe("BEGIN; SELECT pg_current_xact_id()");
 $one->query_safe("BEGIN; SELECT idem_claim('b9', scope => 'public.events(b)')");
 waiting($two, "INSERT INTO lists VALUES ('a9', 'b9') RETURNING a");
-wait_for_waiters('postgres', 1);
+wait_for_waiters($node, 'postgres', 1);
 $three->query_safe("SELECT idem_claim('a9', scope => 'public.events(a)')");
 $one->query_safe('ROLLBACK');
 $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_locks WHERE transactionid = '$xid' AND NOT granted") or die 'the trigger does not wait for the other key';
 $node->safe_psql('postgres', "SELECT idem_claim('b9', scope => 'public.events(b)')");
 $three->query_safe('ROLLBACK');
 is($two->query_safe('SELECT 1'), '1', 'the row is dropped');
-moved('postgres', 'claimed 3 duplicates 1', 'a claim that is taken back is not counted');
+moved($node, 'postgres', 'claimed 3 duplicates 1', 'a claim that is taken back is not counted');
 $three->quit;
 
 # Reading counts what this transaction has done so far; that is not done again.

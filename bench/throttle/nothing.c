@@ -7,7 +7,7 @@
  * Both have what PostgreSQL does for any such call: the arguments made and passed, the
  * function found and called, a column taken out of its row.
  *
- * "nothing" also makes its row as ours does (src/row.c): a descriptor that is kept,
+ * "nothing" also makes its row as ours does (src/base/result_row.c): a descriptor that is kept,
  * and heap_form_tuple each time.  "constant" does not; it returns one row that was
  * made by the first call.
  *

@@ -1,0 +1,227 @@
+/*-------------------------------------------------------------------------
+ *
+ * errors.h
+ *	  One helper per condition, so that a SQLSTATE is written once.
+ *
+ * Every message about a claim names the key, cut by key_display(); none ever
+ * shows a token or a code.  Who uses one of those includes base/key.h.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_ERRORS_H
+#define IDEM_ERRORS_H
+
+#include "access/parallel.h"
+#include "access/xact.h"
+
+#define ERRCODE_IDEM_REQUEST_MISMATCH MAKE_SQLSTATE('I', 'D', '0', '0', '2')
+#define ERRCODE_IDEM_NO_CLAIM MAKE_SQLSTATE('I', 'D', '0', '0', '3')
+#define ERRCODE_IDEM_SUPERSEDED MAKE_SQLSTATE('I', 'D', '0', '0', '4')
+#define ERRCODE_IDEM_UNFINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '5')
+#define ERRCODE_IDEM_FINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '6')
+
+/* 22004: a NULL where a value must be */
+#define error_null(what_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", (what_))))
+
+/*
+ * 25000.  The functions are PARALLEL UNSAFE; what calls them may be marked otherwise,
+ * and a worker has neither the transaction's claims nor its guard.
+ */
+#define refuse_in_parallel_if(condition_, function_, safe_) \
+	do \
+	{ \
+		if (condition_) \
+			ereport(ERROR, \
+					(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
+					 errmsg("cannot call %s() during a parallel operation", (function_)), \
+					 errhint("Mark the function that calls it PARALLEL %s.", (safe_)))); \
+	} while (0)
+
+#define refuse_in_parallel(function_) \
+	refuse_in_parallel_if(IsInParallelMode() || IsParallelWorker(), function_, "UNSAFE")
+
+/* of a function that is PARALLEL RESTRICTED, which the leader may call */
+#define refuse_in_worker(function_) \
+	refuse_in_parallel_if(IsParallelWorker(), function_, "RESTRICTED or UNSAFE")
+
+/* 25000: whether the claim is finished could not be checked any more */
+#define error_too_late(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
+			 errmsg("cannot claim idempotency key \"%s\" while its transaction commits", \
+					key_display(key_)), \
+			 errhint("Claim the key before the transaction commits, or load this library before " \
+					 "the one that claims in a commit callback.")))
+
+/* 25006 */
+#define error_read_only(key_, verb_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
+			 errmsg("cannot %s idempotency key \"%s\" in a read-only transaction", (verb_), \
+					key_display(key_)), \
+			 errhint("A read-only transaction or a standby can only replay finished keys; run " \
+					 "this on the primary in a read-write transaction.")))
+
+/* 25006, of tokens and codes, which no message names */
+#define error_token_read_only(verb_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
+			 errmsg("cannot %s a token or code in a read-only transaction", (verb_)), \
+			 errhint("Run this on the primary in a read-write transaction.")))
+
+/* 40001 */
+#define error_serialization(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), \
+			 errmsg("could not serialize access: idempotency key \"%s\" was written by another " \
+					"transaction", \
+					key_display(key_)), \
+			 errhint("Roll back and retry the transaction; it then gets the stored result.")))
+
+/* 53200 */
+#define error_lock_table_full(key_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_OUT_OF_MEMORY), \
+		 errmsg("lock table is full, cannot claim idempotency key \"%s\"", key_display(key_)), \
+		 errdetail("Each claim that is begun holds a lock until its transaction ends; other " \
+				   "sessions need the lock table as well."), \
+		 errhint("Begin fewer claims in one transaction, or increase " \
+				 "\"max_locks_per_transaction\". Keys that need no result, such as those of " \
+				 "messages, can be claimed with idem_claim_many, which takes no lock for a new " \
+				 "key; they replay a null result.")))
+
+/* 54000 */
+#define error_too_large(key_, what_, size_, limit_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), \
+			 errmsg("%s of idempotency key \"%s\" is too large", (what_), key_display(key_)), \
+			 errdetail("It has %zu bytes; \"idempotency.max_result_size\" is %d bytes.", \
+					   (Size) (size_), (limit_)), \
+			 errhint("Store the data elsewhere and a reference to it here.")))
+
+/* 54000, of a token */
+#define error_payload_too_large(size_, limit_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("payload of token is too large"), \
+			 errdetail("It has %zu bytes; \"idempotency.max_result_size\" is %d bytes.", \
+					   (Size) (size_), (limit_)), \
+			 errhint("Store the data elsewhere and a reference to it here.")))
+
+/* 55000 */
+#define error_no_shared_memory(what_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("%s needs shared memory, and there is none", (what_)), \
+			 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the " \
+					 "server; PostgreSQL 17 and later need no preload.")))
+
+/* 55P03: waiting would be waiting for ourselves */
+#define error_own_claim(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE), \
+			 errmsg("idempotency key \"%s\" is claimed by this transaction and not finished", \
+					key_display(key_)), \
+			 errhint("Call idem_finish or idem_release for it first.")))
+
+/* 55P03: a lease is never waited for */
+#define error_leased(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE), \
+			 errmsg("idempotency key \"%s\" is under a running lease", key_display(key_)), \
+			 errhint("Retry when its holder has finished, or when the lease has run out.")))
+
+/* ID002 */
+#define error_mismatch(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_REQUEST_MISMATCH), \
+			 errmsg("idempotency key \"%s\" was used with another request", key_display(key_)), \
+			 errhint("Use a new key for a new request.")))
+
+/* ID003 */
+#define error_no_claim(key_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_IDEM_NO_CLAIM), \
+		 errmsg("idempotency key \"%s\" has no open claim in this transaction", \
+				key_display(key_)), \
+		 errhint("Call idem_begin with the same key and scope in the same transaction, and go " \
+				 "on only when it answers \"started\".")))
+
+/* ID003: a leased claim, outside of its transaction */
+#define error_fence_needed(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_NO_CLAIM), \
+			 errmsg("idempotency key \"%s\" has a leased claim that was begun in another " \
+					"transaction", \
+					key_display(key_)), \
+			 errhint("Pass the fence that idem_begin returned: fence => ...")))
+
+/* ID003: erased, expired or never there */
+#define error_lease_gone(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_NO_CLAIM), \
+			 errmsg("idempotency key \"%s\" has no leased claim", key_display(key_)), \
+			 errhint("Call idem_begin with a lease first; an abandoned claim is kept for " \
+					 "its ttl after its last lease.")))
+
+/* ID004 */
+#define error_superseded(key_, fence_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_SUPERSEDED), \
+			 errmsg("fence %lld of idempotency key \"%s\" is superseded", (long long) (fence_), \
+					key_display(key_)), \
+			 errdetail("The claim was taken over or released since."), \
+			 errhint("Roll back and stop this work.")))
+
+/* ID004, a fence that cannot have been superseded */
+#define error_not_its_fence(key_, fence_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_SUPERSEDED), \
+			 errmsg("fence %lld is not one of idempotency key \"%s\"", (long long) (fence_), \
+					key_display(key_)), \
+			 errdetail("It was issued for another key, or by a begin that was rolled back, or " \
+					   "never."), \
+			 errhint("Roll back, and pass the fence that idem_begin returned for this key and " \
+					 "scope.")))
+
+/* ID005, the commit guard */
+#define error_unfinished(key_, others_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_IDEM_UNFINISHED), \
+		 errmsg("cannot commit: idempotency key \"%s\" is claimed but not finished", \
+				key_display(key_)), \
+		 (others_) > 0 \
+			 ? errdetail_plural("%d more claim is not finished.", \
+								"%d more claims are not finished.", (others_), (others_)) \
+			 : 0, \
+		 errhint("Call idem_finish(key, result) after the work, or idem_release(key) if there " \
+				 "was none, in the same transaction as idem_begin.")))
+
+/* ID005, the commit guard: nothing would remember the effect */
+#define error_expired_before_commit(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_UNFINISHED), \
+			 errmsg("cannot commit: idempotency key \"%s\" expired before the commit", \
+					key_display(key_)), \
+			 errhint("Give a ttl that outlasts the transaction.")))
+
+/* ID006 */
+#define error_finished(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_IDEM_FINISHED), \
+			 errmsg("idempotency key \"%s\" is finished already", key_display(key_)), \
+			 errhint("Roll back, and fetch the stored result with idem_begin.")))
+
+/* ID006, of a recovery point */
+#define error_phase_recorded(key_, phase_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_IDEM_FINISHED), \
+		 errmsg("idempotency key \"%s\" is at phase \"%s\" already", key_display(key_), (phase_)), \
+		 errhint("Roll back: this transaction was committed before.")))
+
+#endif /* IDEM_ERRORS_H */

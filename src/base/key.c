@@ -1,0 +1,180 @@
+/*-------------------------------------------------------------------------
+ *
+ * key.c
+ *	  (scope, key) as the client gives it, checked, with its digest.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+
+#include "base/compat.h"
+#include "base/errors.h"
+#include "base/guc.h"
+#include "base/key.h"
+#include "base/sha256.h"
+
+PG_FUNCTION_INFO_V1(idem_digest);
+
+/*
+ * The last digest made, since a transaction asks for the same key at begin
+ * and at finish.  A pure function of its input, so it cannot go stale.
+ */
+#define MEMO_BYTES 256
+static struct
+{
+	int scope_len;			/* in the server's encoding */
+	int key_len;			/* 0: empty memo, as no key is empty */
+	char bytes[MEMO_BYTES]; /* scope, then key */
+	pg_uuid_t digest;
+} memo;
+
+char *
+key_text_display(text *t)
+{
+	const char *raw = VARDATA_ANY(t);
+	int len = VARSIZE_ANY_EXHDR(t);
+	int shown = pg_mbcharcliplen(raw, len, KEY_MESSAGE_CHARS);
+
+	return psprintf("%.*s%s", shown, raw, shown < len ? "..." : "");
+}
+
+static void
+check_length(const char *what, text *t, int len, int min)
+{
+	if (len < min)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be empty", what)));
+	if (len > KEY_MAX_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" is too long", what, key_text_display(t)),
+				 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", len, KEY_MAX_BYTES),
+				 errhint("Use a hash of it instead.")));
+}
+
+const char *
+key_utf8(const char *what, text *t, int min, int *len)
+{
+	char *raw = VARDATA_ANY(t);
+	char *utf8 = pg_server_to_any(raw, VARSIZE_ANY_EXHDR(t), PG_UTF8);
+
+	*len = utf8 == raw ? (int) VARSIZE_ANY_EXHDR(t) : (int) strlen(utf8);
+	check_length(what, t, *len, min);
+	return utf8;
+}
+
+bool
+key_same_text(const text *a, const text *b)
+{
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
+static bool
+memo_matches(text *key, text *scope)
+{
+	int key_len = VARSIZE_ANY_EXHDR(key);
+	int scope_len = VARSIZE_ANY_EXHDR(scope);
+
+	return key_len > 0 && memo.key_len == key_len && memo.scope_len == scope_len &&
+		memcmp(memo.bytes, VARDATA_ANY(scope), scope_len) == 0 &&
+		memcmp(memo.bytes + scope_len, VARDATA_ANY(key), key_len) == 0;
+}
+
+static void
+memo_remember(const IdemKey *k)
+{
+	int key_len = VARSIZE_ANY_EXHDR(k->key);
+	int scope_len = VARSIZE_ANY_EXHDR(k->scope);
+
+	if (key_len + scope_len > MEMO_BYTES)
+		return;
+	memcpy(memo.bytes, VARDATA_ANY(k->scope), scope_len);
+	memcpy(memo.bytes + scope_len, VARDATA_ANY(k->key), key_len);
+	memo.scope_len = scope_len;
+	memo.key_len = key_len;
+	memo.digest = k->digest;
+}
+
+void
+key_require_scope(const char *what, text *key, text *scope)
+{
+	if (idem_require_scope && (scope == NULL || VARSIZE_ANY_EXHDR(scope) == 0))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s \"%s\" needs a scope", what, key_text_display(key)),
+			 errhint(
+				 "\"idempotency.require_scope\" is on: pass a non-empty scope, such as the tenant "
+				 "or the endpoint.")));
+}
+
+void
+key_make(IdemKey *out, text *key, text *scope, bool scope_required)
+{
+	if (key == NULL)
+		error_null("idempotency key");
+	if (scope == NULL)
+		scope = cstring_to_text("");
+	if (scope_required)
+		key_require_scope("idempotency key", key, scope);
+
+	out->key = key;
+	out->scope = scope;
+
+	if (memo_matches(key, scope))
+		out->digest = memo.digest;
+	else
+	{
+		int scope_len, key_len;
+		const char *scope_bytes = key_utf8("idempotency scope", scope, 0, &scope_len);
+		const char *key_bytes = key_utf8("idempotency key", key, 1, &key_len);
+		Sha256 *sha = sha256_start();
+		uint8 hash[PG_SHA256_DIGEST_LENGTH];
+
+		sha256_framed(sha, scope_bytes, scope_len);
+		sha256_framed(sha, key_bytes, key_len);
+		sha256_finish(sha, hash);
+		memcpy(out->digest.data, hash, UUID_LEN);
+		memo_remember(out);
+	}
+}
+
+int
+key_cmp(const IdemKey *a, const IdemKey *b)
+{
+	return memcmp(a->digest.data, b->digest.data, UUID_LEN);
+}
+
+void
+key_copy(IdemKey *out, const IdemKey *in)
+{
+	out->digest = in->digest;
+	out->key = (text *) pg_detoast_datum_copy((struct varlena *) in->key);
+	out->scope = (text *) pg_detoast_datum_copy((struct varlena *) in->scope);
+}
+
+char *
+key_display(const IdemKey *key)
+{
+	return key_text_display(key->key);
+}
+
+/*
+ * idem_digest(key text, scope text DEFAULT NULL) RETURNS uuid
+ */
+Datum
+idem_digest(PG_FUNCTION_ARGS)
+{
+	IdemKey k;
+	pg_uuid_t *result = palloc(sizeof(pg_uuid_t));
+
+	key_make(&k, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0),
+			 PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1), false);
+	*result = k.digest;
+	PG_RETURN_UUID_P(result);
+}

@@ -1,0 +1,30 @@
+/*-------------------------------------------------------------------------
+ *
+ * random.c
+ *	  Random bytes, and comparison in constant time.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/random.h"
+
+void
+random_bytes(void *out, size_t len)
+{
+	if (!pg_strong_random(out, len))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+}
+
+bool
+bytes_equal(const void *a, const void *b, size_t len)
+{
+	const volatile uint8 *x = a;
+	const volatile uint8 *y = b;
+	uint8 difference = 0;
+
+	while (len-- > 0)
+		difference |= *x++ ^ *y++;
+	return difference == 0;
+}

@@ -1,0 +1,1018 @@
+/*-------------------------------------------------------------------------
+ *
+ * function.c
+ *	  A function that the caller names, run with JSON in and JSON out.
+ *
+ * The name is looked up in every call, since that depends on the caller's
+ * search_path and rights and is cheap.  What is known of a function by its OID,
+ * as a callee, is kept for the session: parameters, their types and defaults,
+ * the state of their conversion.  Any change of a function or a schema makes all
+ * of these stale; stale ones are made anew when they are asked for next.  (The
+ * state is kept for such types only whose changes the conversion notices.)  A
+ * callee that is in use, by a conversion or a default that runs a user's code
+ * and so perhaps comes back here, is pinned and not freed.
+ *
+ * The call itself is an expression tree with the function's OID in it, made
+ * for the occasion: SQL text would have to be resolved a second time, and
+ * could then mean another function.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "funcapi.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_collate.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/regproc.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/tuplestore.h"
+#include "utils/varlena.h"
+
+#include "base/compat.h"
+#include "base/errors.h"
+#include "base/guc.h"
+#include "base/key.h"
+#include "base/qualified_name.h"
+#include "call/function.h"
+
+/* callees that are kept although they may be of functions that are gone */
+#define MAX_STALE 200
+
+/* candidates that a hint lists */
+#define MAX_LISTED 10
+
+typedef struct CalleeParam
+{
+	char *name; /* NULL: it has none */
+	Oid type;
+	Node *default_value; /* not planned, which depends on the caller; NULL: none */
+
+	/*
+	 * The conversion is jsonb_to_record's, one column at a time so that an
+	 * error can tell whose it is.  Its state may be kept where no change of a
+	 * composite type can make it stale.
+	 */
+	TupleDesc column;
+	bool keep_state;
+	FmgrInfo convert;
+} CalleeParam;
+
+typedef struct Callee
+{
+	Oid function; /* hash key */
+	MemoryContext context;
+	uint64 changes; /* as it was made: see "changes" below */
+	bool forgotten; /* not in the hash table any more: the last pin frees it */
+	int pins;
+
+	char *schema;
+	char *name;
+	Oid result_type;
+	bool returns_set;
+	Oid result_collation;
+	Oid input_collation;
+	int nparams;
+	CalleeParam *params;
+} Callee;
+
+typedef struct CalleeEntry
+{
+	Oid function; /* hash key */
+	Callee *callee;
+} CalleeEntry;
+
+struct Function
+{
+	text *name;		/* as the caller gave it */
+	uint64 changes; /* when it was looked up */
+	Callee *callee; /* good until the next get_callee() */
+	bool types_given;
+};
+
+static HTAB *callees = NULL;
+
+/* counts what could make a callee stale; one that was made before is */
+static uint64 changes = 0;
+
+/* ------------------------------------------------------------------------
+ * Errors
+ * ------------------------------------------------------------------------
+ */
+
+/* schema.name(types), as an error shows it */
+static char *
+callee_display(const Callee *callee)
+{
+	StringInfoData s;
+
+	initStringInfo(&s);
+	appendStringInfo(&s, "%s(", quote_qualified_identifier(callee->schema, callee->name));
+	for (int i = 0; i < callee->nparams; i++)
+		appendStringInfo(&s, "%s%s", i > 0 ? ", " : "", format_type_be(callee->params[i].type));
+	appendStringInfoChar(&s, ')');
+	return s.data;
+}
+
+static char *
+param_hint(const Callee *callee)
+{
+	StringInfoData s;
+
+	initStringInfo(&s);
+	for (int i = 0; i < callee->nparams; i++)
+		if (callee->params[i].name != NULL)
+			appendStringInfo(&s, "%s\"%s\"", s.len > 0 ? ", " : "", callee->params[i].name);
+	if (s.len > 0)
+		return psprintf("It has %s.", s.data);
+	return pstrdup(callee->nparams > 0 ? "It has no named parameters." : "It has no parameters.");
+}
+
+pg_noreturn static void
+error_ambiguous(const char *name, FuncCandidateList candidates)
+{
+	StringInfoData s;
+	int n = 0;
+
+	initStringInfo(&s);
+	for (; candidates != NULL && n < MAX_LISTED; candidates = candidates->next, n++)
+		appendStringInfo(&s, "%s%s", n > 0 ? ", " : "", format_procedure(candidates->oid));
+	ereport(ERROR,
+			(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+			 errmsg("function name \"%s\" is not unique", name),
+			 errhint("Give the argument types as well: %s%s.", s.data,
+					 candidates != NULL ? ", ..." : "")));
+}
+
+pg_noreturn static void
+error_not_callable(Oid function, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("%s cannot be called with JSON arguments", format_procedure(function)),
+			 errdetail("%s", detail),
+			 errhint("Write a function around it that takes named parameters of plain types.")));
+}
+
+/* ------------------------------------------------------------------------
+ * Plans
+ * ------------------------------------------------------------------------
+ */
+
+static void
+count_change(Datum arg, int cacheid, uint32 hashvalue)
+{
+	changes++;
+}
+
+static void
+init_callees(void)
+{
+	HASHCTL ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(CalleeEntry)};
+
+	callees = hash_create("idempotency functions", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	CacheRegisterSyscacheCallback(PROCOID, count_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, count_change, (Datum) 0);
+}
+
+static void
+forget_callee(Callee *callee)
+{
+	(void) hash_search(callees, &callee->function, HASH_REMOVE, NULL);
+	callee->forgotten = true;
+	if (callee->pins == 0)
+		MemoryContextDelete(callee->context);
+}
+
+static void
+unpin_callee(Callee *callee)
+{
+	callee->pins--;
+	if (callee->pins == 0 && callee->forgotten)
+		MemoryContextDelete(callee->context);
+}
+
+static void
+check_type(Oid function, Oid type, const char *what)
+{
+	if (IsPolymorphicType(type))
+		error_not_callable(function, psprintf("It has a polymorphic %s.", what));
+	if (get_typtype(type) == TYPTYPE_PSEUDO)
+		error_not_callable(function,
+						   psprintf("It has a %s of pseudo-type %s.", what, format_type_be(type)));
+}
+
+/* Raises unless it is a plain function with plain parameters. */
+static void
+check_callable(Form_pg_proc proc)
+{
+	switch (proc->prokind)
+	{
+		case PROKIND_FUNCTION:
+			break;
+		case PROKIND_PROCEDURE:
+			error_not_callable(proc->oid, "It is a procedure.");
+		case PROKIND_AGGREGATE:
+			error_not_callable(proc->oid, "It is an aggregate function.");
+		default:
+			error_not_callable(proc->oid, "It is a window function.");
+	}
+	if (OidIsValid(proc->provariadic))
+		error_not_callable(proc->oid, "It is variadic.");
+	for (int i = 0; i < proc->pronargs; i++)
+		check_type(proc->oid, proc->proargtypes.values[i], "parameter");
+	if (proc->prorettype != VOIDOID && proc->prorettype != RECORDOID)
+		check_type(proc->oid, proc->prorettype, "result");
+	if (proc->prorettype == RECORDOID && proc->proretset &&
+		get_func_result_type(proc->oid, NULL, NULL) != TYPEFUNC_COMPOSITE)
+		error_not_callable(proc->oid, "It returns a set of records without column names.");
+}
+
+static void
+callee_param(CalleeParam *param, const char *name, Oid type, Node *default_value)
+{
+	char typtype = get_typtype(type);
+
+	if (name != NULL && name[0] != '\0')
+	{
+		param->name = pstrdup(name);
+		param->column = CreateTemplateTupleDesc(1);
+		TupleDescInitEntry(param->column, 1, name, type, -1, 0);
+		idem_tupledesc_finalize(param->column);
+	}
+	param->type = type;
+	param->default_value = default_value;
+	param->keep_state =
+		(typtype == TYPTYPE_BASE && !OidIsValid(get_element_type(type))) || typtype == TYPTYPE_ENUM;
+	fmgr_info(F_JSONB_TO_RECORD, &param->convert);
+}
+
+/* As the parser would for a call with arguments of these types. */
+static void
+callee_collations(Callee *callee)
+{
+	List *args = NIL;
+	FuncExpr *call;
+
+	for (int i = 0; i < callee->nparams; i++)
+		args = lappend(
+			args,
+			makeNullConst(callee->params[i].type, -1, get_typcollation(callee->params[i].type)));
+	call = makeFuncExpr(callee->function, callee->result_type, args, InvalidOid, InvalidOid,
+						COERCE_EXPLICIT_CALL);
+	assign_expr_collations(NULL, (Node *) call);
+	callee->result_collation = call->funccollid;
+	callee->input_collation = call->inputcollid;
+}
+
+static List *
+proc_defaults(HeapTuple tuple)
+{
+	bool isnull;
+	Datum d = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargdefaults, &isnull);
+
+	return isnull ? NIL : castNode(List, stringToNode(TextDatumGetCString(d)));
+}
+
+/* In the callee's own memory context. */
+static void
+fill_callee(Callee *callee, HeapTuple tuple)
+{
+	Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(tuple);
+	List *defaults = proc_defaults(tuple);
+	int without = proc->pronargs - list_length(defaults);
+	Oid *types;
+	char **names;
+	char *modes;
+	int nall = get_func_arg_info(tuple, &types, &names, &modes);
+
+	/* the same in every session */
+	callee->schema = isAnyTempNamespace(proc->pronamespace)
+		? pstrdup("pg_temp")
+		: get_namespace_name(proc->pronamespace);
+	callee->name = pstrdup(NameStr(proc->proname));
+	callee->result_type = proc->prorettype;
+	callee->returns_set = proc->proretset;
+	callee->params = palloc0_array(CalleeParam, Max(proc->pronargs, 1));
+	for (int i = 0; i < nall; i++)
+	{
+		int n = callee->nparams;
+
+		if (modes != NULL && modes[i] != FUNC_PARAM_IN && modes[i] != FUNC_PARAM_INOUT)
+			continue;
+		callee_param(&callee->params[n], names != NULL ? names[i] : NULL, types[i],
+					 n >= without ? list_nth(defaults, n - without) : NULL);
+		callee->nparams++;
+	}
+	callee_collations(callee);
+}
+
+static Callee *
+make_callee(Oid function)
+{
+	MemoryContext context;
+	MemoryContext old;
+	Callee *callee;
+	uint64 changes_before = changes;
+	HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function with OID %u does not exist", function)));
+	check_callable((Form_pg_proc) GETSTRUCT(tuple));
+
+	/* ours only when it is whole: an error takes it along */
+	context =
+		AllocSetContextCreate(CurrentMemoryContext, "idempotency function", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	callee = palloc0(sizeof(Callee));
+	callee->function = function;
+	callee->context = context;
+	callee->changes = changes_before;
+	fill_callee(callee, tuple);
+	MemoryContextSwitchTo(old);
+	ReleaseSysCache(tuple);
+	return callee;
+}
+
+/* Those of functions that are called no more would stay for ever. */
+static void
+forget_stale_callees(void)
+{
+	HASH_SEQ_STATUS scan;
+	CalleeEntry *entry;
+
+	if (hash_get_num_entries(callees) <= MAX_STALE)
+		return;
+	hash_seq_init(&scan, callees);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+		if (entry->callee->changes != changes)
+			forget_callee(entry->callee);
+}
+
+static Callee *
+get_callee(Oid function)
+{
+	CalleeEntry *entry;
+	Callee *callee;
+
+	if (callees == NULL)
+		init_callees();
+	entry = hash_search(callees, &function, HASH_FIND, NULL);
+	if (entry != NULL && entry->callee->changes == changes)
+		return entry->callee;
+	if (entry != NULL)
+		forget_callee(entry->callee);
+
+	callee = make_callee(function);
+	forget_stale_callees();
+	entry = hash_search(callees, &function, HASH_ENTER, NULL);
+	entry->callee = callee;
+	MemoryContextSetParent(callee->context, TopMemoryContext);
+	return callee;
+}
+
+/* ------------------------------------------------------------------------
+ * Finding
+ * ------------------------------------------------------------------------
+ */
+
+static bool
+gives_types(const char *name)
+{
+	bool quoted = false;
+
+	for (; *name != '\0'; name++)
+	{
+		if (*name == '"')
+			quoted = !quoted;
+		else if (*name == '(' && !quoted)
+			return true;
+	}
+	return false;
+}
+
+/* The keys of a JSON object, as C strings. */
+static List *
+json_keys(Jsonb *args)
+{
+	List *keys = NIL;
+	JsonbIterator *it;
+	JsonbValue v;
+	JsonbIteratorToken token;
+
+	if (args == NULL)
+		return NIL;
+	it = JsonbIteratorInit(&args->root);
+	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
+		if (token == WJB_KEY)
+			keys = lappend(keys, pnstrdup(v.val.string.val, v.val.string.len));
+	return keys;
+}
+
+static List *
+parse_name(const char *name, const char *shown)
+{
+	List *parts;
+	List *names = NIL;
+	ListCell *lc;
+
+	if (!SplitIdentifierString(pstrdup(name), '.', &parts) || parts == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid function name \"%s\"", shown),
+				 errhint("Give a name, as in SQL, or a name and argument types in parentheses.")));
+	foreach(lc, parts)
+		names = lappend(names, makeString(lfirst(lc)));
+	return names;
+}
+
+pg_noreturn static void
+error_undefined(const char *shown)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("function \"%s\" does not exist", shown),
+			 errhint("There is no function of that name that is visible to the caller.")));
+}
+
+/* Split "name(type, type)", as regprocedurein() does, and the types if they are wanted. */
+static char *
+split_types(const char *str, List **types)
+{
+	char *name = pstrdup(str);
+	char *c = name;
+	char *type = NULL;
+	bool quoted = false;
+	int depth = 0;
+
+	*types = NIL;
+	for (; *c != '\0'; c++)
+	{
+		if (*c == '"')
+			quoted = !quoted;
+		else if (quoted)
+			continue;
+		else if (*c == '(' || *c == '[')
+		{
+			if (depth++ == 0 && type == NULL)
+			{
+				*c = '\0';
+				type = c + 1;
+			}
+		}
+		else if ((*c == ')' || *c == ']') && --depth > 0)
+			continue;
+		else if (type != NULL && ((*c == ',' && depth == 1) || depth == 0))
+		{
+			char end = *c;
+
+			*c = '\0';
+			if (end == ',' || *types != NIL || strspn(type, " \t\n\r\f") != strlen(type))
+				*types = lappend(*types, type);
+			type = c + 1;
+			if (depth == 0)
+				break;
+		}
+	}
+	return name;
+}
+
+/* "(type,type)", qualified; NULL if one of them does not exist either. */
+static char *
+types_identity(List *types)
+{
+	StringInfoData s;
+	ListCell *lc;
+
+	initStringInfo(&s);
+	foreach(lc, types)
+	{
+		Oid type;
+
+		idem_parse_type(lfirst(lc), &type);
+		if (!OidIsValid(type))
+			return NULL;
+		appendStringInfoChar(&s, lc == list_head(types) ? '(' : ',');
+		name_append_type(&s, type);
+	}
+	appendStringInfoString(&s, types != NIL ? ")" : "()");
+	return s.data;
+}
+
+/*
+ * Would a function there be found?  If it would not, for want of USAGE, nothing says
+ * that it was dropped.
+ */
+static bool
+is_searched(const char *schema)
+{
+	Oid oid;
+
+	if (strncmp(schema, "pg_temp", strlen("pg_temp")) == 0)
+		return false;
+	oid = get_namespace_oid(schema, true);
+	return !OidIsValid(oid) || idem_schema_aclcheck(oid, GetUserId()) == ACLCHECK_OK;
+}
+
+/*
+ * The schemas of the search_path, by name: one of them may have been dropped as
+ * well.  Functions are not looked for in pg_temp.
+ */
+static List *
+searched_schemas(void)
+{
+	List *schemas;
+	List *searched = NIL;
+	ListCell *lc;
+
+	if (!SplitIdentifierString(pstrdup(namespace_search_path), ',', &schemas))
+		return NIL;
+	foreach(lc, schemas)
+	{
+		char *schema = lfirst(lc);
+
+		if (strcmp(schema, "$user") == 0)
+			schema = GetUserNameFromId(GetUserId(), false);
+		if (is_searched(schema))
+			searched = lappend(searched, schema);
+	}
+	return lappend(searched, "pg_catalog");
+}
+
+List *
+function_identities(text *name)
+{
+	char *str = text_to_cstring(name);
+	List *types = NIL;
+	char *suffix = "";
+	List *parts;
+	List *schemas;
+	List *identities = NIL;
+	ListCell *lc;
+
+	if (gives_types(str))
+	{
+		str = split_types(str, &types);
+		suffix = types_identity(types);
+	}
+	if (suffix == NULL || !SplitIdentifierString(pstrdup(str), '.', &parts) || parts == NIL)
+		return NIL;
+	schemas = list_length(parts) > 1 ? list_make1(list_nth(parts, list_length(parts) - 2))
+									 : searched_schemas();
+	foreach(lc, schemas)
+	{
+		StringInfoData s;
+
+		initStringInfo(&s);
+		name_append(&s, lfirst(lc), llast(parts));
+		appendStringInfoString(&s, suffix);
+		identities = lappend(identities, s.data);
+	}
+	return identities;
+}
+
+/* By name alone if there is only one, else as in f(a => ..., b => ...). */
+static Oid
+find_by_name(const char *name, const char *shown, Jsonb *args)
+{
+	List *names = parse_name(name, shown);
+	List *keys;
+	FuncCandidateList all = idem_function_candidates(names, -1, NIL, false);
+	FuncCandidateList fitting;
+
+	if (all == NULL)
+		return InvalidOid;
+	if (all->next == NULL)
+		return all->oid;
+
+	keys = json_keys(args);
+	fitting = idem_function_candidates(names, list_length(keys), keys, true);
+	if (fitting == NULL || fitting->next != NULL || !OidIsValid(fitting->oid))
+		error_ambiguous(shown, all);
+	return fitting->oid;
+}
+
+static bool
+has_argument(const CalleeParam *param, Jsonb *args)
+{
+	JsonbValue value;
+
+	return args != NULL && param->name != NULL &&
+		getKeyJsonValueFromContainer(&args->root, param->name, strlen(param->name), &value) != NULL;
+}
+
+pg_noreturn static void
+error_unknown(const Callee *callee, Jsonb *args)
+{
+	ListCell *lc;
+
+	foreach(lc, json_keys(args))
+	{
+		const char *key = lfirst(lc);
+		bool known = false;
+
+		for (int i = 0; i < callee->nparams && !known; i++)
+			known = callee->params[i].name != NULL && strcmp(callee->params[i].name, key) == 0;
+		if (!known)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("function %s has no parameter \"%s\"", callee_display(callee),
+							pnstrdup(key, pg_mbcliplen(key, strlen(key), NAMEDATALEN))),
+					 errhint("%s", param_hint(callee))));
+	}
+	elog(ERROR, "arguments of function %s do not fit", callee_display(callee));
+}
+
+/* Do args name all that is needed and nothing else? */
+bool
+function_takes(const Function *function, Jsonb *args)
+{
+	const Callee *callee = function->callee;
+	int known = 0;
+
+	for (int i = 0; i < callee->nparams; i++)
+	{
+		if (has_argument(&callee->params[i], args))
+			known++;
+		else if (callee->params[i].default_value == NULL)
+			return false;
+	}
+	return args == NULL || known == (int) JsonContainerSize(&args->root);
+}
+
+/* Raises unless they do. */
+static void
+check_arguments(const Callee *callee, Jsonb *args)
+{
+	int known = 0;
+
+	for (int i = 0; i < callee->nparams; i++)
+	{
+		const CalleeParam *param = &callee->params[i];
+
+		if (has_argument(param, args))
+			known++;
+		else if (param->default_value == NULL && param->name == NULL)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("parameter %d of function %s has no name", i + 1, callee_display(callee)),
+				 errhint("Arguments are passed by name: give it one, or a default.")));
+		else if (param->default_value == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"%s\" of function %s is missing", param->name,
+							callee_display(callee)),
+					 errhint("The parameter has no default: pass a value, or null.")));
+	}
+	if (args != NULL && known != (int) JsonContainerSize(&args->root))
+		error_unknown(callee, args);
+}
+
+/* With the types given; InvalidOid if there is none. */
+static Oid
+find_by_types(const char *str)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	Datum result;
+
+	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = CStringGetTextDatum(str);
+	fcinfo->args[0].isnull = false;
+	result = to_regprocedure(fcinfo);
+	return fcinfo->isnull ? InvalidOid : DatumGetObjectId(result);
+}
+
+Function *
+function_find(text *name, Jsonb *args)
+{
+	Function *function = function_find_if_any(name, args);
+	char *str = text_to_cstring(name);
+
+	if (function == NULL && gives_types(str))
+		/* raises, and tells which of its parts there is not */
+		(void) DirectFunctionCall1(regprocedurein, CStringGetDatum(str));
+	if (function == NULL)
+		error_undefined(key_text_display(name));
+	check_arguments(function->callee, args);
+	return function;
+}
+
+Function *
+function_find_if_any(text *name, Jsonb *args)
+{
+	Function *function = palloc(sizeof(Function));
+	char *str = text_to_cstring(name);
+	char *shown = key_text_display(name);
+	AclResult acl;
+	Oid oid;
+
+	if (args != NULL && !JB_ROOT_IS_OBJECT(args))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("args of function \"%s\" must be a JSON object", shown),
+				 errhint("Pass the arguments by name: {\"name\": value, ...}.")));
+
+	function->types_given = gives_types(str);
+	if (function->types_given)
+		oid = find_by_types(str);
+	else
+		oid = find_by_name(str, shown, args);
+	if (!OidIsValid(oid))
+		return NULL;
+
+	acl = idem_function_aclcheck(oid, GetUserId());
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(oid));
+	function->name = name;
+	function->callee = get_callee(oid);
+	function->changes = function->callee->changes;
+	return function;
+}
+
+char *
+function_identity(const Function *function)
+{
+	const Callee *callee = function->callee;
+	StringInfoData s;
+
+	initStringInfo(&s);
+	name_append(&s, callee->schema, callee->name);
+	if (function->types_given)
+	{
+		for (int i = 0; i < callee->nparams; i++)
+		{
+			appendStringInfoChar(&s, i > 0 ? ',' : '(');
+			name_append_type(&s, callee->params[i].type);
+		}
+		appendStringInfoString(&s, callee->nparams > 0 ? ")" : "()");
+	}
+	return s.data;
+}
+
+/* ------------------------------------------------------------------------
+ * Arguments
+ * ------------------------------------------------------------------------
+ */
+
+typedef struct ArgumentContext
+{
+	ErrorContextCallback callback;
+	const Callee *callee;
+	const CalleeParam *param;
+} ArgumentContext;
+
+static void
+argument_context(void *arg)
+{
+	ArgumentContext *context = arg;
+
+	if (context->param != NULL)
+		errcontext("argument \"%s\" of function %s", context->param->name,
+				   quote_qualified_identifier(context->callee->schema, context->callee->name));
+}
+
+static Datum
+convert_argument(CalleeParam *param, Jsonb *args, bool *isnull)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	ReturnSetInfo rsinfo = {.type = T_ReturnSetInfo, .expectedDesc = param->column};
+	FmgrInfo once;
+	HeapTupleData tuple = {0};
+
+	if (!param->keep_state)
+		fmgr_info(F_JSONB_TO_RECORD, &once);
+	InitFunctionCallInfoData(*fcinfo, param->keep_state ? &param->convert : &once, 1, InvalidOid,
+							 NULL, (Node *) &rsinfo);
+	fcinfo->args[0].value = JsonbPGetDatum(args);
+	fcinfo->args[0].isnull = false;
+	tuple.t_data = DatumGetHeapTupleHeader(FunctionCallInvoke(fcinfo));
+	tuple.t_len = HeapTupleHeaderGetDatumLength(tuple.t_data);
+	return heap_getattr(&tuple, 1, param->column, isnull);
+}
+
+static Datum
+eval(Expr *expr, ExprContext *econtext, bool *isnull)
+{
+	return ExecEvalExpr(ExecInitExpr(expr, NULL), econtext, isnull);
+}
+
+/* The arguments as constants, the call's argument list. */
+static List *
+make_arguments(Callee *callee, Jsonb *args, ExprContext *econtext)
+{
+	List *list = NIL;
+	ArgumentContext context = {.callee = callee};
+
+	context.callback.callback = argument_context;
+	context.callback.arg = &context;
+	context.callback.previous = error_context_stack;
+	error_context_stack = &context.callback;
+
+	for (int i = 0; i < callee->nparams; i++)
+	{
+		CalleeParam *param = &callee->params[i];
+		bool given = has_argument(param, args);
+		int16 typlen;
+		bool typbyval;
+		bool isnull;
+		Datum value;
+
+		context.param = given ? param : NULL;
+		if (given)
+			value = convert_argument(param, args, &isnull);
+		else
+			value = eval(expression_planner(copyObject((Expr *) param->default_value)), econtext,
+						 &isnull);
+		get_typlenbyval(param->type, &typlen, &typbyval);
+		list = lappend(list,
+					   makeConst(param->type, -1, get_typcollation(param->type), typlen,
+								 isnull ? (Datum) 0 : value, isnull, typbyval));
+	}
+
+	error_context_stack = context.callback.previous;
+	return list;
+}
+
+/* ------------------------------------------------------------------------
+ * Running
+ * ------------------------------------------------------------------------
+ */
+
+/* The call, with its arguments evaluated. */
+static FuncExpr *
+make_call(Callee *callee, Jsonb *args, ExprContext *econtext)
+{
+	FuncExpr *call =
+		makeFuncExpr(callee->function, callee->result_type, make_arguments(callee, args, econtext),
+					 callee->result_collation, callee->input_collation, COERCE_EXPLICIT_CALL);
+
+	call->funcretset = callee->returns_set;
+	return call;
+}
+
+/* The same with the callee pinned: types and defaults may be a user's code. */
+static FuncExpr *
+make_call_pinned(Callee *callee, Jsonb *args, ExprContext *econtext)
+{
+	FuncExpr *call = NULL;
+
+	callee->pins++;
+	PG_TRY();
+	{
+		call = make_call(callee, args, econtext);
+	}
+	PG_CATCH();
+	{
+		/* a conversion that has stopped half-way may have left half a state */
+		if (!callee->forgotten)
+			forget_callee(callee);
+		unpin_callee(callee);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	unpin_callee(callee);
+	return call;
+}
+
+static Expr *
+to_jsonb_of(Expr *value)
+{
+	return (Expr *) makeFuncExpr(F_TO_JSONB, JSONBOID, list_make1(value), InvalidOid, InvalidOid,
+								 COERCE_EXPLICIT_CALL);
+}
+
+static Datum
+run_once(FuncExpr *call, ExprContext *econtext, bool *isnull)
+{
+	Datum result;
+
+	if (call->funcresulttype != VOIDOID)
+		return eval(to_jsonb_of((Expr *) call), econtext, isnull);
+	result = eval((Expr *) call, econtext, isnull);
+	*isnull = true;
+	return result;
+}
+
+/* The rows that a function returns, or a column of that type for a scalar. */
+static TupleDesc
+set_row_type(Oid function, bool *is_row)
+{
+	Oid type;
+	TupleDesc desc;
+	TypeFuncClass class = get_func_result_type(function, &type, &desc);
+
+	*is_row = class == TYPEFUNC_COMPOSITE || class == TYPEFUNC_COMPOSITE_DOMAIN;
+	if (*is_row)
+		return BlessTupleDesc(desc);
+	desc = CreateTemplateTupleDesc(1);
+	TupleDescInitEntry(desc, 1, "value", type, -1, 0);
+	idem_tupledesc_finalize(desc);
+	return desc;
+}
+
+/* to_jsonb() for values of one type */
+static void
+init_to_jsonb(FmgrInfo *to_jsonb, Oid type)
+{
+	fmgr_info(F_TO_JSONB, to_jsonb);
+	fmgr_info_set_expr((Node *) to_jsonb_of((Expr *) makeNullConst(type, -1, InvalidOid)),
+					   to_jsonb);
+}
+
+/*
+ * A set is a JSON array, an empty one [].  An element takes at least a third of
+ * its own size in there, so what is far too large needs not be read to its end
+ * to be refused.
+ */
+static Datum
+run_set(FuncExpr *call, ExprContext *econtext)
+{
+	const double enough = 4.0 * idem_max_result_size;
+	double size = 0;
+	bool is_row;
+	TupleDesc desc = set_row_type(call->funcid, &is_row);
+	MemoryContext per_row =
+		AllocSetContextCreate(CurrentMemoryContext, "idempotency set", ALLOCSET_DEFAULT_SIZES);
+	SetExprState *state = ExecInitTableFunctionResult((Expr *) call, econtext, NULL);
+	Tuplestorestate *rows = ExecMakeTableFunctionResult(state, econtext, per_row, desc, false);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
+	ArrayBuildState *elements = initArrayResult(JSONBOID, CurrentMemoryContext, false);
+	FmgrInfo to_jsonb;
+
+	init_to_jsonb(&to_jsonb, is_row ? desc->tdtypeid : TupleDescAttr(desc, 0)->atttypid);
+	while (size <= enough && tuplestore_gettupleslot(rows, true, false, slot))
+	{
+		MemoryContext old;
+		bool isnull = false;
+		Datum value;
+
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(per_row);
+		old = MemoryContextSwitchTo(per_row);
+		if (is_row)
+			value = ExecFetchSlotHeapTupleDatum(slot);
+		else
+			value = slot_getattr(slot, 1, &isnull);
+		if (call->funcresulttype == VOIDOID)
+			isnull = true;
+		if (!isnull)
+		{
+			value = FunctionCall1(&to_jsonb, value);
+			size += VARSIZE_ANY(DatumGetPointer(value));
+		}
+		MemoryContextSwitchTo(old);
+		elements = accumArrayResult(elements, value, isnull, JSONBOID, CurrentMemoryContext);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	tuplestore_end(rows);
+	MemoryContextDelete(per_row);
+
+	init_to_jsonb(&to_jsonb, JSONBARRAYOID);
+	return FunctionCall1(&to_jsonb, makeArrayResult(elements, CurrentMemoryContext));
+}
+
+bool
+function_run(Function *function, Jsonb *args, Datum *result)
+{
+	Callee *callee;
+	ExprContext *econtext;
+	FuncExpr *call;
+	bool isnull = false;
+
+	/* it may have been replaced, or the right to it revoked, while the caller waited */
+	AcceptInvalidationMessages();
+	if (function->changes != changes)
+		function = function_find(function->name, args);
+	callee = function->callee;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	econtext = CreateStandaloneExprContext();
+	call = make_call_pinned(callee, args, econtext);
+	if (call->funcretset)
+		*result = run_set(call, econtext);
+	else
+		*result = run_once(call, econtext, &isnull);
+	FreeExprContext(econtext, true);
+	PopActiveSnapshot();
+	return !isnull;
+}

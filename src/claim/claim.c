@@ -1,0 +1,519 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.c
+ *	  How a key is claimed: look, decide, act.
+ *
+ * The order is always lock, then look, then write (decide.h has the rules).  A
+ * concurrent idem_begin holds its key by the advisory lock alone, since its row is
+ * written only when it finishes.  A batch takes no locks: its uncommitted rows hold its
+ * keys.  So a claim must respect both.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "utils/float.h"
+#include "utils/timestamp.h"
+
+#include "base/errors.h"
+#include "base/guc.h"
+#include "base/interval.h"
+#include "claim/claim.h"
+#include "claim/decide.h"
+#include "claim/lease.h"
+#include "claim/pending.h"
+#include "stat/stats.h"
+#include "store/key_lock.h"
+#include "store/store.h"
+
+/* ------------------------------------------------------------------------
+ * Requests
+ * ------------------------------------------------------------------------
+ */
+
+void
+claim_request(ClaimRequest *request, text *key, text *scope, const Interval *ttl)
+{
+	memset(request, 0, sizeof(*request));
+	key_make(&request->key, key, scope, true);
+	claim_request_ttl(request, ttl);
+	(void) ttl_after(request->now, &request->ttl, "ttl", &request->key);
+}
+
+void
+claim_request_ttl(ClaimRequest *request, const Interval *ttl)
+{
+	request->now = GetCurrentTimestamp();
+	if (ttl == NULL)
+		ttl_default(&request->ttl);
+	else
+		request->ttl = *ttl;
+}
+
+TimestampTz
+claim_wait_until(const ClaimRequest *request, const Interval *wait)
+{
+	return wait == NULL ? request->now : ttl_wait_until(request->now, wait, &request->key);
+}
+
+static const uint8 *
+request_fingerprint(const ClaimRequest *request)
+{
+	return request->has_fingerprint ? request->fingerprint : NULL;
+}
+
+/* Compared only where both sides gave one. */
+static bool
+is_mismatch(const ClaimRequest *request, const StoreRow *row)
+{
+	return request->has_fingerprint && row->has_fingerprint &&
+		memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) != 0;
+}
+
+/* ------------------------------------------------------------------------
+ * The protocol that all claims share
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The lease of a claim that this transaction has begun, or changed, has run out
+ * before its end.  To take it over from ourselves would do the work twice in
+ * one transaction.  Where the whole row has expired, the transaction cannot
+ * commit any more.
+ */
+static bool
+is_own_lapsed(const IdemKey *key, const StoreRow *row)
+{
+	if (!row->own)
+		return false;
+	if (row->state == STORE_EXPIRED && pending_leased(key, NO_FENCE))
+		error_expired_before_commit(key);
+	return row->state == STORE_ABANDONED && row->fence != NO_FENCE &&
+		pending_leased(key, row->fence);
+}
+
+/* When a claim takes the key's lock. */
+typedef enum LockUse
+{
+	LOCK_IF_FREE, /* before it looks, if nobody holds it; a finished row answers without it */
+	LOCK_FIRST,	  /* before it looks, and waits for it */
+	LOCK_AT_NEED  /* only to take over a leased row: a batch would fill the lock table */
+} LockUse;
+
+typedef struct Attempt
+{
+	const ClaimRequest *request;
+	LockUse lock_use;
+	TimestampTz wait_until; /* DT_NOEND: as long as the session's timeouts allow */
+
+	/* Writes what the claim writes over "row"; false: a writer without the lock was faster. */
+	bool (*write)(struct Attempt *attempt);
+
+	StoreRow *row; /* the last look */
+	bool locked;
+	int64 fence;			/* of a leased claim that was started */
+	TimestampTz expires_at; /* of a finished row that was written */
+} Attempt;
+
+static bool
+take_lock(const Attempt *attempt)
+{
+	const IdemKey *key = &attempt->request->key;
+
+	switch (attempt->lock_use)
+	{
+		case LOCK_IF_FREE:
+			return lock_try(key);
+		case LOCK_FIRST:
+			lock_wait(key);
+			return true;
+		case LOCK_AT_NEED:
+			break;
+	}
+	return false;
+}
+
+static bool
+wait_for_key_lock(const IdemKey *key, TimestampTz wait_until)
+{
+	if (!TIMESTAMP_IS_NOEND(wait_until))
+		return lock_wait_until(key, wait_until);
+	lock_wait(key);
+	return true;
+}
+
+static void
+give_lock_back(Attempt *attempt)
+{
+	if (attempt->locked)
+		lock_release(&attempt->request->key);
+	attempt->locked = false;
+}
+
+static ClaimDecision
+decide(const Attempt *attempt)
+{
+	const StoreRow *row = attempt->row;
+	ClaimView view = {
+		.state = row->state,
+		.unseen = row->unseen,
+		.mismatch = is_mismatch(attempt->request, row),
+		.own_lapsed = is_own_lapsed(&attempt->request->key, row),
+	};
+
+	/* a leased row is only ever changed under the key's lock, by a batch as well */
+	view.may_claim = attempt->locked || attempt->write == NULL ||
+		(attempt->lock_use == LOCK_AT_NEED && row->state != STORE_ABANDONED);
+	return decide_claim(&view);
+}
+
+/*
+ * Claim the key, or find out why not.  DECIDE_WAIT_ROW and DECIDE_WAIT_LOCK are returned
+ * only when the time to wait is over.  The lock is still held after DECIDE_CLAIM, if it was
+ * taken, and never after anything else.  Without "write" nothing is claimed: DECIDE_CLAIM
+ * then says that the key is free.
+ */
+static ClaimDecision
+attempt_claim(Attempt *attempt)
+{
+	const IdemKey *key = &attempt->request->key;
+
+	attempt->locked = take_lock(attempt);
+	for (;;)
+	{
+		ClaimDecision decision;
+
+		CHECK_FOR_INTERRUPTS();
+		store_probe(key, attempt->row);
+		decision = decide(attempt);
+		if (decision == DECIDE_CLAIM)
+		{
+			if (attempt->write == NULL || attempt->write(attempt))
+				return decision;
+			continue;
+		}
+
+		give_lock_back(attempt);
+		switch (decision)
+		{
+			case DECIDE_WAIT_ROW:
+				if (!store_wait(key, attempt->row, attempt->wait_until))
+					return decision;
+				attempt->locked = take_lock(attempt);
+				break;
+			case DECIDE_WAIT_LOCK:
+				if (!wait_for_key_lock(key, attempt->wait_until))
+					return decision;
+				attempt->locked = true;
+				break;
+			default:
+				return decision;
+		}
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Begin and finish
+ * ------------------------------------------------------------------------
+ */
+
+const char *const claim_begin_states[] = {
+	[BEGIN_STARTED] = "started",
+	[BEGIN_REPLAYED] = "replayed",
+	[BEGIN_IN_PROGRESS] = "in_progress",
+	[BEGIN_MISMATCH] = "mismatch",
+};
+
+/*
+ * A transaction claim is remembered, and written when it finishes.  A leased claim is
+ * written at once, to be seen by other sessions from its commit on.
+ */
+static bool
+write_begin(Attempt *attempt)
+{
+	const ClaimRequest *request = attempt->request;
+	const StoreRow *row = attempt->row;
+	const IdemKey *key = &request->key;
+	StoreWrite write = {.fence = NO_FENCE};
+
+	if (XactReadOnly)
+		error_read_only(key, "claim");
+
+	if (request->lease == NULL)
+	{
+		pending_begin(key, &request->ttl, request->now, request_fingerprint(request), row->state,
+					  row->fence);
+		return true;
+	}
+
+	write.fingerprint = request_fingerprint(request);
+	write.created_at = request->now;
+	write.ttl = request->ttl;
+	write.lease_until = ttl_after(GetCurrentTimestamp(), request->lease, "lease", key);
+	write.expires_at = lease_expiry(write.lease_until, &request->ttl, key);
+	write.fence = store_new_fence(row->fence);
+	if (!store_claim(key, &write, row))
+		return false;
+	pending_lease(key, write.fence, write.expires_at);
+	attempt->fence = write.fence;
+	return true;
+}
+
+static BeginState
+try_begin(Attempt *attempt)
+{
+	const IdemKey *key = &attempt->request->key;
+	PendingClaim *mine = pending_find(key);
+
+	/* one claim, one begin: to wait for ourselves would be to wait for ever */
+	if (mine != NULL && mine->state == PENDING_OPEN)
+		return BEGIN_IN_PROGRESS;
+
+	switch (attempt_claim(attempt))
+	{
+		case DECIDE_CLAIM:
+			lock_show(key);
+			return BEGIN_STARTED;
+		case DECIDE_FINISHED:
+			return BEGIN_REPLAYED;
+		case DECIDE_MISMATCH:
+			return BEGIN_MISMATCH;
+		case DECIDE_UNSEEN:
+			error_serialization(key);
+		case DECIDE_LEASED:
+		case DECIDE_OWN_LAPSED:
+		case DECIDE_WAIT_ROW:
+		case DECIDE_WAIT_LOCK:
+			break;
+	}
+	return BEGIN_IN_PROGRESS;
+}
+
+static void
+count_begin(BeginState state, const StoreRow *row)
+{
+	static const StatCounter counters[] = {
+		[BEGIN_STARTED] = STAT_STARTED,
+		[BEGIN_REPLAYED] = STAT_REPLAYED,
+		[BEGIN_IN_PROGRESS] = STAT_IN_PROGRESS,
+		[BEGIN_MISMATCH] = STAT_MISMATCHED,
+	};
+
+	stats_count(counters[state], 1);
+	if (state == BEGIN_STARTED && row->state == STORE_ABANDONED)
+		stats_count(STAT_TAKEN_OVER, 1);
+}
+
+BeginState
+claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, int64 *fence)
+{
+	Attempt attempt = {
+		.request = request,
+		.lock_use = LOCK_IF_FREE,
+		.wait_until = wait_until,
+		.write = write_begin,
+		.row = row,
+		.fence = NO_FENCE,
+	};
+	BeginState state = try_begin(&attempt);
+
+	*fence = attempt.fence;
+	count_begin(state, row);
+	return state;
+}
+
+double
+claim_retry_after(const StoreRow *row)
+{
+	if (row->state != STORE_LEASED)
+		return idem_retry_after / 1000.0;
+	if (TIMESTAMP_IS_NOEND(row->lease_until))
+		return get_float8_infinity();
+	return Max(row->lease_until - GetCurrentTimestamp(), 0) / (double) USECS_PER_SEC;
+}
+
+void
+claim_finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result)
+{
+	StoreWrite write = {.has_result = has_result, .result = result, .fence = NO_FENCE};
+
+	write.fingerprint = claim->has_fingerprint ? claim->fingerprint : NULL;
+	write.created_at = claim->begun_at;
+	write.finished_at = GetCurrentTimestamp();
+	write.expires_at = ttl_after(write.finished_at, &claim->ttl, "ttl", key);
+
+	store_finish(key, &write, claim->seen, claim->fence);
+	pending_finish(claim, write.expires_at);
+	stats_count(STAT_FINISHED, 1);
+}
+
+/* The work in between may have finished, released or replaced the claim. */
+void
+claim_finish(const ClaimRequest *request, bool has_result, Datum result)
+{
+	const IdemKey *key = &request->key;
+	PendingClaim *mine = pending_find(key);
+
+	if (XactReadOnly)
+		error_read_only(key, "finish");
+	if (mine == NULL || mine->state != PENDING_OPEN)
+		lease_error_nothing_open(key, mine);
+	if (mine->has_fingerprint != request->has_fingerprint ||
+		(mine->has_fingerprint &&
+		 memcmp(mine->fingerprint, request->fingerprint, FINGERPRINT_BYTES) != 0))
+		error_no_claim(key);
+	claim_finish_open(key, mine, has_result, result);
+}
+
+/* ------------------------------------------------------------------------
+ * Claim and finish at once
+ * ------------------------------------------------------------------------
+ */
+
+static StoreWrite
+finished_row(const ClaimRequest *request)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return (StoreWrite){
+		.fingerprint = request_fingerprint(request),
+		.created_at = now,
+		.finished_at = now,
+		.expires_at = ttl_after(now, &request->ttl, "ttl", &request->key),
+		.fence = NO_FENCE,
+	};
+}
+
+/* A row that claims are answered from must be seen, and of the same request. */
+static void
+check_same_request(const ClaimRequest *request, const StoreRow *row)
+{
+	if (row->unseen)
+		error_serialization(&request->key);
+	if (is_mismatch(request, row))
+	{
+		stats_count(STAT_MISMATCHED, 1);
+		error_mismatch(&request->key);
+	}
+}
+
+/* It would wait for itself. */
+static void
+refuse_own_claim(const IdemKey *key)
+{
+	PendingClaim *mine = pending_find(key);
+
+	if (mine != NULL && mine->state == PENDING_OPEN)
+		error_own_claim(key);
+}
+
+static bool
+write_finished(Attempt *attempt)
+{
+	const IdemKey *key = &attempt->request->key;
+	StoreWrite write = finished_row(attempt->request);
+
+	attempt->expires_at = write.expires_at;
+	return store_claim(key, &write, attempt->row);
+}
+
+/* A read-only transaction is told that a key is taken, and cannot claim one. */
+static bool
+claim_read_only(const ClaimRequest *request)
+{
+	StoreRow row;
+
+	store_probe(&request->key, &row);
+	if (row.state != STORE_FINISHED)
+		error_read_only(&request->key, "claim");
+	check_same_request(request, &row);
+	return false;
+}
+
+static bool
+try_claim(const ClaimRequest *request, bool lock, TimestampTz *expires_at)
+{
+	const IdemKey *key = &request->key;
+	StoreRow row;
+	Attempt attempt = {
+		.request = request,
+		.lock_use = lock ? LOCK_FIRST : LOCK_AT_NEED,
+		.wait_until = DT_NOEND,
+		.write = write_finished,
+		.row = &row,
+	};
+	ClaimDecision decision;
+
+	refuse_own_claim(key);
+	if (XactReadOnly)
+		return claim_read_only(request);
+
+	decision = attempt_claim(&attempt);
+	if (row.state == STORE_LEASED)
+		error_leased(key);
+	if (decision == DECIDE_OWN_LAPSED)
+		error_own_claim(key);
+	if (decision != DECIDE_CLAIM)
+	{
+		check_same_request(request, &row);
+		return false;
+	}
+
+	/* From now on the row itself holds the key, and the lock table may be small. */
+	give_lock_back(&attempt);
+	*expires_at = attempt.expires_at;
+	return true;
+}
+
+bool
+claim_write(const ClaimRequest *request, bool lock, TimestampTz *expires_at)
+{
+	bool written = try_claim(request, lock, expires_at);
+
+	if (!written)
+		stats_count(STAT_DUPLICATES, 1);
+	return written;
+}
+
+void
+claim_stays(const ClaimRequest *request, TimestampTz expires_at)
+{
+	pending_written(&request->key, expires_at);
+	stats_count(STAT_CLAIMED, 1);
+}
+
+bool
+claim_once(const ClaimRequest *request, bool lock)
+{
+	TimestampTz expires_at;
+
+	if (!claim_write(request, lock, &expires_at))
+		return false;
+	claim_stays(request, expires_at);
+	return true;
+}
+
+bool
+claim_taken(const ClaimRequest *request, bool *abandoned)
+{
+	const IdemKey *key = &request->key;
+	StoreRow row;
+	Attempt look = {
+		.request = request,
+		.lock_use = LOCK_AT_NEED,
+		.wait_until = DT_NOEND,
+		.row = &row,
+	};
+
+	refuse_own_claim(key);
+	(void) attempt_claim(&look);
+	if (row.state == STORE_LEASED)
+		error_leased(key);
+	*abandoned = row.state == STORE_ABANDONED;
+	if (row.state != STORE_FINISHED)
+		return false;
+	check_same_request(request, &row);
+	stats_count(STAT_DUPLICATES, 1);
+	return true;
+}

@@ -1,0 +1,160 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim_many.c
+ *	  idem_claim_many: one transaction claims an array of keys.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/tuplestore.h"
+
+#include "base/args.h"
+#include "base/compat.h"
+#include "base/errors.h"
+#include "base/interval.h"
+#include "base/key.h"
+#include "claim/claim.h"
+
+PG_FUNCTION_INFO_V1(idem_claim_many);
+
+typedef struct BatchKey
+{
+	IdemKey key;
+	int position; /* in the caller's array */
+	bool claimed;
+} BatchKey;
+
+static int
+by_digest(const void *a, const void *b)
+{
+	const BatchKey *x = a;
+	const BatchKey *y = b;
+	int c = key_cmp(&x->key, &y->key);
+
+	if (c != 0)
+		return c;
+	return x->position < y->position ? -1 : 1;
+}
+
+static int
+by_position(const void *a, const void *b)
+{
+	const BatchKey *x = a;
+	const BatchKey *y = b;
+
+	return x->position < y->position ? -1 : 1;
+}
+
+#define error_element(number_, errcode_, what_) \
+	ereport(ERROR, \
+			(errcode(errcode_), \
+			 errmsg("element %d of the idempotency keys must not be %s", (number_), (what_)), \
+			 errhint("Pass only what can be a key: ARRAY(SELECT id FROM ... WHERE id <> '').")))
+
+/*
+ * So that the one bad element of a batch is found.  Only where the length may be wrong, in
+ * UTF-8 as well: key_make() checks it in any case.
+ */
+static void
+check_element(text *element, int number)
+{
+	int len = VARSIZE_ANY_EXHDR(element);
+
+	if (len == 0)
+		error_element(number, ERRCODE_INVALID_PARAMETER_VALUE, "empty");
+	if (len > KEY_MAX_BYTES / MAX_CONVERSION_GROWTH)
+		(void) key_utf8(psprintf("element %d of the idempotency keys", number), element, 1, &len);
+}
+
+/* All keys of the array, checked before any is claimed. */
+static BatchKey *
+get_batch(ArrayType *array, text *scope, int *nkeys)
+{
+	BatchKey *batch;
+	Datum *elems;
+	bool *isnull;
+
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("idempotency keys must be a one-dimensional array"),
+				 errdetail("The array has %d dimensions.", ARR_NDIM(array))));
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elems, &isnull, nkeys);
+
+	batch = MemoryContextAllocHuge(CurrentMemoryContext, Max(*nkeys, 1) * sizeof(BatchKey));
+	for (int i = 0; i < *nkeys; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (isnull[i])
+			error_element(i + 1, ERRCODE_NULL_VALUE_NOT_ALLOWED, "null");
+		check_element(DatumGetTextPP(elems[i]), i + 1);
+		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
+		batch[i].position = i;
+		batch[i].claimed = false;
+	}
+	return batch;
+}
+
+/*
+ * idem_claim_many(keys text[], ttl interval, scope text) RETURNS TABLE (key text)
+ *
+ * Claims in digest order, so that two batches cannot deadlock, each key once;
+ * answers in the order given.
+ */
+Datum
+idem_claim_many(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	ClaimRequest request = {0};
+	text *scope = arg_text(fcinfo, 2);
+	BatchKey *batch;
+	int nkeys;
+	MemoryContext per_key;
+
+	refuse_in_parallel("idem_claim_many");
+	/* one column is not a row type to the server */
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	if (PG_ARGISNULL(0))
+		error_null("array of idempotency keys");
+	claim_request_ttl(&request, arg_interval(fcinfo, 1));
+	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope ? scope : cstring_to_text(""), &nkeys);
+	(void) ttl_after(request.now, &request.ttl, "ttl", nkeys > 0 ? &batch[0].key : NULL);
+
+	/* a probe and an insertion leave a few kilobytes behind */
+	per_key =
+		AllocSetContextCreate(CurrentMemoryContext, "idem_claim_many", ALLOCSET_DEFAULT_SIZES);
+
+	qsort(batch, nkeys, sizeof(BatchKey), by_digest);
+	for (int i = 0; i < nkeys; i++)
+	{
+		MemoryContext old;
+
+		if (i > 0 && key_cmp(&batch[i].key, &batch[i - 1].key) == 0)
+			continue;
+		old = MemoryContextSwitchTo(per_key);
+		request.key = batch[i].key;
+		batch[i].claimed = claim_once(&request, false);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(per_key);
+	}
+
+	qsort(batch, nkeys, sizeof(BatchKey), by_position);
+	for (int i = 0; i < nkeys; i++)
+	{
+		Datum value = PointerGetDatum(batch[i].key.key);
+		bool isnull = false;
+
+		if (batch[i].claimed)
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
+	}
+	return (Datum) 0;
+}

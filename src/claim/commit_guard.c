@@ -1,0 +1,238 @@
+/*-------------------------------------------------------------------------
+ *
+ * commit_guard.c
+ *	  Run a check before a transaction commits or is prepared, before anything else does.
+ *
+ * Callbacks run last-registered-first, and one that runs before ours may do what cannot be
+ * undone: postgres_fdw commits its remote transactions in its own.  It registers at its
+ * first connection of a session, which may come after our begin, even in the same
+ * statement.  So the guard is registered when it is armed, and once more, in front,
+ * whenever a command ends while it is armed: a foreign connection is made inside a
+ * command, and COMMIT itself is a utility command.  Nothing that runs inside an executor
+ * run can be followed by a commit, so only the end of the outermost one counts.
+ *
+ * Another extension may run SQL in its own callback, so a command may end while the server
+ * walks the list of callbacks.  Since version 16 it does not survive the removal of the
+ * item that it would visit next.  So items are added in front of the walk, and the old ones
+ * stay.  They are removed when the transaction has ended, or earlier, when there are many
+ * and certainly no commit is under way.  xact_callback is registered at load, behind all of
+ * them: it can remove them, and it guards a claim that was begun in a callback between.
+ * A claim begun in a callback behind it is refused.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "tcop/pquery.h"
+#include "tcop/utility.h"
+
+#include "base/compat.h"
+#include "claim/commit_guard.h"
+
+/* What is run before the commit; it raises to forbid it. */
+static void (*check_commit)(void) = NULL;
+
+/*
+ * guard_callback is registered with that many arguments, which count from 1: this
+ * transaction has, or had, claims.
+ */
+static uintptr_t guards = 0;
+
+#define MANY_GUARDS 64
+
+/* COMMIT or PREPARE TRANSACTION has run: callbacks come next */
+static bool ending = false;
+
+/* the first guard has run, and the last one */
+static bool committing = false;
+static bool guard_is_over = false;
+
+/* executor runs on the stack */
+static int running = 0;
+
+static ExecutorRun_hook_type prev_executor_run = NULL;
+static ExecutorFinish_hook_type prev_executor_finish = NULL;
+static ExecutorEnd_hook_type prev_executor_end = NULL;
+static ProcessUtility_hook_type prev_process_utility = NULL;
+
+static void guard_callback(XactEvent event, void *arg);
+
+static void
+remove_guards(void)
+{
+	/* the newest is the first that the server finds */
+	for (; guards > 0; guards--)
+		UnregisterXactCallback(guard_callback, (void *) guards);
+}
+
+/*
+ * Inside of a transaction block that has not been told to end, no callback is
+ * called.  Outside of one there is a commit in a procedure, which gives up the
+ * snapshot of the procedure's statements before.
+ */
+static bool
+certainly_not_ending(void)
+{
+	if (ending || committing)
+		return false;
+	if (IsTransactionBlock())
+		return true;
+	return SPI_inside_nonatomic_context() && ActivePortal != NULL &&
+		ActivePortal->portalSnapshot != NULL;
+}
+
+static void
+guard_to_front(void)
+{
+	if (guards >= MANY_GUARDS && certainly_not_ending())
+		remove_guards();
+	RegisterXactCallback(guard_callback, (void *) (guards + 1));
+	guards++;
+}
+
+void
+commit_guard_arm(void)
+{
+	if (guards == 0)
+		guard_to_front();
+}
+
+bool
+commit_guard_is_over(void)
+{
+	return guard_is_over;
+}
+
+static void
+guard_callback(XactEvent event, void *arg)
+{
+	if (event != XACT_EVENT_PRE_COMMIT && event != XACT_EVENT_PRE_PREPARE)
+		return;
+	if (committing)
+		return;
+	committing = true;
+	check_commit();
+}
+
+/* The registration that never moves: the guard once more, then the end. */
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			committing = true;
+			check_commit();
+			guard_is_over = true;
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			remove_guards();
+			ending = committing = guard_is_over = false;
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+command_has_ended(void)
+{
+	if (guards > 0 && running == 0 && !committing)
+		guard_to_front();
+}
+
+static void
+executor_run(QueryDesc *query, ScanDirection direction, uint64 count IDEM_EXECUTE_ONCE_PARAMETER)
+{
+	running++;
+	PG_TRY();
+	{
+		if (prev_executor_run)
+			prev_executor_run(query, direction, count IDEM_EXECUTE_ONCE);
+		else
+			standard_ExecutorRun(query, direction, count IDEM_EXECUTE_ONCE);
+	}
+	PG_FINALLY();
+	{
+		running--;
+	}
+	PG_END_TRY();
+}
+
+/* AFTER triggers run here. */
+static void
+executor_finish(QueryDesc *query)
+{
+	running++;
+	PG_TRY();
+	{
+		if (prev_executor_finish)
+			prev_executor_finish(query);
+		else
+			standard_ExecutorFinish(query);
+	}
+	PG_FINALLY();
+	{
+		running--;
+	}
+	PG_END_TRY();
+}
+
+static void
+executor_end(QueryDesc *query)
+{
+	if (prev_executor_end)
+		prev_executor_end(query);
+	else
+		standard_ExecutorEnd(query);
+	command_has_ended();
+}
+
+static bool
+is_end(Node *statement)
+{
+	TransactionStmt *stmt = (TransactionStmt *) statement;
+
+	return IsA(statement, TransactionStmt) &&
+		(stmt->kind == TRANS_STMT_COMMIT || stmt->kind == TRANS_STMT_PREPARE);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
+				DestReceiver *dest, QueryCompletion *qc)
+{
+	/* the end of an aborted block calls no callback that could take this back */
+	bool end = is_end(pstmt->utilityStmt) && !IsAbortedTransactionBlockState();
+
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query_string, read_only_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, env, dest,
+								qc);
+	if (end)
+		ending = true;
+	command_has_ended();
+}
+
+void
+commit_guard_init(void (*check)(void))
+{
+	check_commit = check;
+	RegisterXactCallback(xact_callback, NULL);
+
+	prev_executor_run = ExecutorRun_hook;
+	ExecutorRun_hook = executor_run;
+	prev_executor_finish = ExecutorFinish_hook;
+	ExecutorFinish_hook = executor_finish;
+	prev_executor_end = ExecutorEnd_hook;
+	ExecutorEnd_hook = executor_end;
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

@@ -1,0 +1,322 @@
+/*-------------------------------------------------------------------------
+ *
+ * purge.c
+ *	  A purge: all tables of the extension, once through, batch by batch.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "postmaster/interrupt.h"
+#include "utils/guc.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/args.h"
+#include "base/compat.h"
+#include "base/guc.h"
+#include "base/interval.h"
+#include "base/result_row.h"
+#include "retention/purge.h"
+#include "retention/sweep.h"
+#include "stat/stats.h"
+
+PG_FUNCTION_INFO_V1(idem_purge);
+
+/* whoever claims a key of a batch anew waits for its commit, of which 100 ms are the limit */
+#define BATCH_MSEC 50
+
+#define PROGRESS_MSEC 5000
+
+static const char *const tables[PURGE_NTABLES] = {
+	[PURGE_KEYS] = "idem_keys",
+	[PURGE_TOKENS] = "idem_tokens",
+	[PURGE_CODES] = "idem_codes",
+};
+
+/* besides where in each table, with which one to begin */
+#define POSITION_TABLE PURGE_NTABLES
+
+StaticAssertDecl(PURGE_NTABLES + 1 == STATS_NPOSITIONS,
+				 "a position for each table, and one of tables");
+
+/* How far it has come. */
+typedef struct Progress
+{
+	TimestampTz started_at;
+	TimestampTz told_at;
+	int64 pages_read;
+	int64 pages_left;
+} Progress;
+
+/* ------------------------------------------------------------------------
+ * Positions
+ * ------------------------------------------------------------------------
+ */
+
+static uint64
+get_position(const Purge *purge, int which)
+{
+	pg_atomic_uint64 *positions = stats_purge_positions();
+
+	if (positions != NULL)
+		return pg_atomic_read_u64(&positions[which]);
+	/* nobody knows: purges that are broken off are to meet all pages in the end */
+	if (purge->max_rows < PG_INT64_MAX || !TIMESTAMP_IS_NOEND(purge->deadline))
+		return pg_prng_uint32(&pg_global_prng_state);
+	return 0;
+}
+
+static void
+set_position(int which, uint64 position)
+{
+	pg_atomic_uint64 *positions = stats_purge_positions();
+
+	if (positions != NULL)
+		pg_atomic_write_u64(&positions[which], position);
+}
+
+/* ------------------------------------------------------------------------
+ * Going through the tables
+ * ------------------------------------------------------------------------
+ */
+
+const char *
+purge_table_name(int table)
+{
+	return tables[table];
+}
+
+int64
+purge_removed(const Purge *purge)
+{
+	int64 sum = 0;
+
+	for (int i = 0; i < PURGE_NTABLES; i++)
+		sum += purge->removed[i];
+	return sum;
+}
+
+/* Pages that are left are taken to be like those that were read. */
+static void
+tell_progress(const Purge *purge, Progress *progress)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64 removed = purge_removed(purge);
+
+	if (!purge->tells || !TimestampDifferenceExceeds(progress->told_at, now, PROGRESS_MSEC))
+		return;
+	progress->told_at = now;
+	ereport(NOTICE,
+			(errmsg("%lld rows removed, about %.0f left, %.0f rows per second", (long long) removed,
+					(double) removed * progress->pages_left / Max(progress->pages_read, 1),
+					removed * (double) USECS_PER_SEC / Max(now - progress->started_at, 1))));
+}
+
+static bool
+is_over(const Purge *purge)
+{
+	if (purge->commit == NULL && purge->tuples >= purge->batch_size)
+		return true;
+	return purge_removed(purge) >= purge->max_rows || ShutdownRequestPending ||
+		GetCurrentTimestamp() >= purge->deadline;
+}
+
+/* From page "from" to "end"; false if the purge is over before. */
+static bool
+purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, BlockNumber end)
+{
+	while (from < end)
+	{
+		SweepLimits limits = {
+			.max_rows = purge->max_rows - purge_removed(purge),
+			.max_tuples = purge->batch_size - (purge->commit == NULL ? purge->tuples : 0),
+			.max_msec = BATCH_MSEC,
+		};
+		SweepBatch batch;
+		bool swept;
+
+		if (is_over(purge))
+			return false;
+		/* if these pages cannot be read, the next purge is to go on behind them */
+		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
+		PushActiveSnapshot(GetTransactionSnapshot());
+		swept = sweep_batch(tables[table], purge->nowait, from, end, &limits, &batch);
+		PopActiveSnapshot();
+		if (!swept)
+		{
+			purge->locked[table] = true;
+			return true;
+		}
+		stats_count(STAT_PURGED, batch.deleted);
+		if (purge->commit != NULL)
+			purge->commit();
+
+		/* what was not committed is not counted */
+		purge->removed[table] += batch.deleted;
+		purge->tuples += batch.tuples;
+		purge->pages_read += batch.next - from;
+		progress->pages_read += batch.next - from;
+		progress->pages_left -= batch.next - from;
+		from = batch.next;
+		set_position(table, from);
+		tell_progress(purge, progress);
+	}
+	return true;
+}
+
+/* Once around, from where the last purge ended. */
+static bool
+purge_table(Purge *purge, Progress *progress, int table)
+{
+	BlockNumber pages;
+	BlockNumber start;
+
+	purge->locked[table] = !sweep_pages(tables[table], purge->nowait, &pages);
+	if (purge->locked[table])
+		return true;
+	start = pages == 0 ? 0 : (BlockNumber) (get_position(purge, table) % pages);
+	progress->pages_read = 0;
+	progress->pages_left = pages;
+	return purge_pages(purge, progress, table, start, pages) &&
+		purge_pages(purge, progress, table, 0, start);
+}
+
+void
+purge_run(Purge *purge)
+{
+	Progress progress = {.started_at = GetCurrentTimestamp()};
+	int first = (int) (get_position(purge, POSITION_TABLE) % PURGE_NTABLES);
+
+	progress.told_at = progress.started_at;
+	purge->complete = true;
+	for (int i = 0; i < PURGE_NTABLES && purge->complete; i++)
+	{
+		int table = (first + i) % PURGE_NTABLES;
+
+		/* one that is broken off here, or fails, may be so every time: the others come first then */
+		set_position(POSITION_TABLE, table + 1);
+		purge->complete = purge_table(purge, &progress, table);
+	}
+	stats_purged();
+}
+
+/* ------------------------------------------------------------------------
+ * idem_purge
+ * ------------------------------------------------------------------------
+ */
+
+static int64
+arg_positive(int64 value, const char *what)
+{
+	if (value < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be at least 1, not %lld", what, (long long) value)));
+	return value;
+}
+
+static void
+get_purge(FunctionCallInfo fcinfo, Purge *purge)
+{
+	const Interval *duration = arg_interval(fcinfo, 2);
+
+	memset(purge, 0, sizeof(*purge));
+	purge->batch_size =
+		PG_ARGISNULL(0) ? idem_purge_batch_size : arg_positive(PG_GETARG_INT32(0), "batch_size");
+	purge->max_rows = PG_ARGISNULL(1) ? PG_INT64_MAX : arg_positive(PG_GETARG_INT64(1), "max_rows");
+	purge->deadline = duration == NULL
+		? DT_NOEND
+		: ttl_after(GetCurrentTimestamp(), duration, "max_duration", NULL);
+	purge->tells = true;
+}
+
+/* Not in a transaction block, a function, or an exception block of PL/pgSQL. */
+static bool
+can_commit(FunctionCallInfo fcinfo)
+{
+	return fcinfo->context != NULL && IsA(fcinfo->context, CallContext) &&
+		!castNode(CallContext, fcinfo->context)->atomic && !IsSubTransaction();
+}
+
+/*
+ * What follows is of no higher isolation level than the purge needs: a scan in SERIALIZABLE would
+ * be a reader of the whole table to all others.
+ */
+static void
+commit_caller(void)
+{
+	SPI_commit_and_chain();
+	XactIsoLevel = XACT_READ_COMMITTED;
+}
+
+/*
+ * Whoever claims a key of the batch does not wait for the disk or a standby as well: megabytes may
+ * have to be written.  A purge that a crash undoes is done again.
+ */
+static void
+commit_batch(void)
+{
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	commit_caller();
+}
+
+static Datum
+purge_row(const Purge *purge)
+{
+	static TupleDesc desc = NULL;
+	static const RowColumn columns[PURGE_NTABLES] = {
+		[PURGE_KEYS] = {"keys", INT8OID},
+		[PURGE_TOKENS] = {"tokens", INT8OID},
+		[PURGE_CODES] = {"codes", INT8OID},
+	};
+	Datum values[PURGE_NTABLES];
+	bool isnull[PURGE_NTABLES] = {0};
+
+	for (int i = 0; i < PURGE_NTABLES; i++)
+		values[i] = Int64GetDatum(purge->removed[i]);
+	return row_datum(&desc, columns, PURGE_NTABLES, values, isnull);
+}
+
+/*
+ * Procedure idem_purge(batch_size int, max_rows bigint, max_duration interval,
+ *						INOUT keys bigint, INOUT tokens bigint, INOUT codes bigint)
+ */
+Datum
+idem_purge(PG_FUNCTION_ARGS)
+{
+	bool atomic = !can_commit(fcinfo);
+	int isolation = XactIsoLevel;
+	Purge purge;
+
+	get_purge(fcinfo, &purge);
+	if (XactReadOnly)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot purge in a read-only transaction")));
+	if (!atomic)
+		purge.commit = commit_batch;
+	SPI_connect_ext(atomic ? 0 : SPI_OPT_NONATOMIC);
+	/* what the caller has written is committed in the caller's way */
+	if (!atomic &&
+		(IsolationUsesXactSnapshot() || TransactionIdIsValid(GetTopTransactionIdIfAny())))
+		commit_caller();
+	purge_run(&purge);
+	/* the transaction that the caller goes on in is like its own: as after COMMIT AND CHAIN */
+	XactIsoLevel = isolation;
+	SPI_finish();
+	if (atomic && !purge.complete && purge_removed(&purge) < purge.max_rows)
+		ereport(NOTICE,
+				(errmsg("purged only one batch, of %lld rows", (long long) purge_removed(&purge)),
+				 errdetail("Batches cannot be committed inside a transaction block."),
+				 errhint("Call idem_purge outside of one.")));
+	return purge_row(&purge);
+}

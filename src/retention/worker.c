@@ -1,0 +1,634 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  Purges in the background.
+ *
+ * Both kinds of process are superuser, as background workers are, and run no code
+ * but ours: the launcher reads pg_database, a worker sweeps tables, which has no
+ * triggers, expressions or policies in it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "parser/scansup.h"
+#include "pgstat.h"
+#include "port/atomics.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/varlena.h"
+
+#include "base/compat.h"
+#include "base/guc.h"
+#include "base/relation.h"
+#include "base/shmem.h"
+#include "retention/purge.h"
+#include "retention/worker.h"
+#include "stat/stats.h"
+
+/* how long a worker works, how long it waits for a lock on a catalog, when one that
+ * cannot connect is stopped, and when a lost launcher is back */
+#define WORK_MSEC 900
+#define LOCK_MSEC "90"
+#define CONNECT_MSEC 5000
+#define RESTART_SECONDS 5
+
+/* how often a database that lacks the extension is looked at */
+#define LOOK_MSEC (10 * 60 * 1000)
+
+/* how old a list of databases may get while there is always one to visit */
+#define LIST_MSEC 1000
+
+/* an invalid database, left by a DROP that was interrupted */
+#define INVALID_CONNLIMIT (-2)
+
+PGDLLEXPORT void idem_launcher_main(Datum arg);
+PGDLLEXPORT void idem_worker_main(Datum arg);
+
+/* What a worker tells the launcher. */
+#define REPORT_CONNECTED 0x01
+#define REPORT_LACKS 0x02  /* there is no extension */
+#define REPORT_HURRY 0x04  /* it has left much undone */
+#define REPORT_LOCKED 0x10 /* and the tables behind it: left out, since it is locked */
+
+typedef struct WorkerArea
+{
+	pg_atomic_uint32 report; /* of the worker that was started last */
+} WorkerArea;
+
+static Size
+worker_size(void)
+{
+	return sizeof(WorkerArea);
+}
+
+static void
+worker_create(void *address, int tranche)
+{
+	pg_atomic_init_u32(&((WorkerArea *) address)->report, 0);
+}
+
+static ShmemArea area = {.name = "idempotency_worker",
+						 .size = worker_size,
+						 .create = worker_create};
+
+/*
+ * In the log of a server that is shut down, FATAL would look like a failure.  Both kinds of
+ * process end by that where they wait for a lock.
+ */
+static emit_log_hook_type prev_emit_log = NULL;
+
+static void
+hide_shutdown(ErrorData *edata)
+{
+	if (edata->elevel == FATAL && edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+		edata->output_to_server = false;
+	else if (prev_emit_log != NULL)
+		prev_emit_log(edata);
+}
+
+static void
+start_process(void)
+{
+	prev_emit_log = emit_log_hook;
+	emit_log_hook = hide_shutdown;
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+}
+
+/* ------------------------------------------------------------------------
+ * Worker
+ * ------------------------------------------------------------------------
+ */
+
+static void
+report(uint32 what)
+{
+	WorkerArea *shared = shmem_get(&area);
+
+	pg_atomic_fetch_or_u32(&shared->report, what);
+}
+
+static void
+commit_batch(void)
+{
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+	StartTransactionCommand();
+}
+
+/*
+ * Who may drop the database may end this process: else DROP DATABASE ... WITH (FORCE) by
+ * an owner that is no superuser would fail.
+ */
+static void
+let_owner_end_it(void)
+{
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+
+	if (!HeapTupleIsValid(tuple))
+		return;
+	MyProc->roleId = ((Form_pg_database) GETSTRUCT(tuple))->datdba;
+	ReleaseSysCache(tuple);
+}
+
+/*
+ * To come again at once is worth it where about each page has something; a large table
+ * with a row here and there would be read without end.
+ */
+static bool
+has_left_much(const Purge *purge)
+{
+	return !purge->complete && purge_removed(purge) > 0 &&
+		purge_removed(purge) >= purge->pages_read;
+}
+
+static void
+work(void)
+{
+	Purge purge = {
+		.batch_size = idem_purge_batch_size,
+		.max_rows = PG_INT64_MAX,
+		.deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WORK_MSEC),
+		.commit = commit_batch,
+		.nowait = true,
+	};
+
+	if (!OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
+	{
+		report(REPORT_LACKS);
+		return;
+	}
+	purge_run(&purge);
+	for (int i = 0; i < PURGE_NTABLES; i++)
+		if (purge.locked[i])
+			report(REPORT_LOCKED << i);
+	if (has_left_much(&purge))
+		report(REPORT_HURRY);
+}
+
+void
+idem_worker_main(Datum arg)
+{
+	start_process();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	report(REPORT_CONNECTED);
+	/* from now on a batch is committed first */
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+
+	/* a purge that a crash undoes is done again */
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", LOCK_MSEC, PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	let_owner_end_it();
+	pgstat_report_activity(STATE_RUNNING, "idempotency: purging expired rows");
+	work();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+}
+
+/* ------------------------------------------------------------------------
+ * Launcher
+ * ------------------------------------------------------------------------
+ */
+
+/* say which listed databases do not exist: once, until the list is read again */
+static bool tell = true;
+
+typedef struct Database
+{
+	Oid oid;
+	char *name;
+} Database;
+
+/* What is known of a database from one list to the next. */
+typedef struct Known
+{
+	Oid oid;
+	int64 list;				/* in which it was the last time */
+	TimestampTz visited_at; /* when the last worker ended, or when it was first in a list */
+	bool more;				/* to be visited again at once */
+	bool lacks;				/* the extension, when a worker looked */
+	TimestampTz looked_at;	/* 0: never */
+	bool hangs;				/* it could not be connected to, which was told */
+	uint32 report;			/* of the last worker */
+} Known;
+
+static HTAB *known_databases = NULL;
+
+static Known *
+get_known(Oid database)
+{
+	bool found;
+	Known *known;
+
+	if (known_databases == NULL)
+	{
+		HASHCTL ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(Known)};
+
+		known_databases =
+			hash_create("idempotency purge databases", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	known = hash_search(known_databases, &database, HASH_ENTER, &found);
+	if (!found)
+		*known = (Known){.oid = database, .visited_at = GetCurrentTimestamp()};
+	return known;
+}
+
+static void
+forget_dropped(List *databases)
+{
+	static int64 list = 0;
+	HASH_SEQ_STATUS scan;
+	Known *known;
+	ListCell *lc;
+
+	list++;
+	foreach(lc, databases)
+		get_known(((Database *) lfirst(lc))->oid)->list = list;
+	if (known_databases == NULL)
+		return;
+	hash_seq_init(&scan, known_databases);
+	while ((known = hash_seq_search(&scan)) != NULL)
+		if (known->list != list)
+			(void) hash_search(known_databases, &known->oid, HASH_REMOVE, NULL);
+}
+
+/*
+ * All that can be connected to, by a plain scan: with no database of its own, a
+ * process cannot rebuild what it knows of an index.
+ */
+static List *
+read_databases(void)
+{
+	Relation rel = table_open(DatabaseRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(rel, 0, NULL);
+	List *databases = NIL;
+	HeapTuple tuple;
+
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+		Database *database;
+
+		if (!form->datallowconn || form->datconnlimit == INVALID_CONNLIMIT)
+			continue;
+		database = palloc(sizeof(Database));
+		database->oid = form->oid;
+		database->name = pstrdup(NameStr(form->datname));
+		databases = lappend(databases, database);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return databases;
+}
+
+static Database *
+find_database(List *databases, const char *name)
+{
+	ListCell *lc;
+
+	foreach(lc, databases)
+		if (strcmp(((Database *) lfirst(lc))->name, name) == 0)
+			return lfirst(lc);
+	return NULL;
+}
+
+/* Those of a list of names; one is as it is written, or else in lower case, as in SQL. */
+static List *
+named_databases(List *databases, const char *setting)
+{
+	List *names;
+	List *result = NIL;
+	ListCell *lc;
+
+	if (!SplitGUCList(pstrdup(setting), ',', &names))
+		return NIL;
+	foreach(lc, names)
+	{
+		const char *name = lfirst(lc);
+		Database *database = find_database(databases, name);
+
+		if (database == NULL)
+			database = find_database(databases,
+									 downcase_truncate_identifier(name, (int) strlen(name), false));
+		if (database != NULL)
+			result = list_append_unique_ptr(result, database);
+		else if (tell)
+			ereport(LOG,
+					(errmsg("database \"%s\" of \"idempotency.purge_databases\" does not exist",
+							name)));
+	}
+	return result;
+}
+
+static bool
+is_counting(Oid database, const Oid *counting, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (counting[i] == database)
+			return true;
+	return false;
+}
+
+/* Also if a clock was set back, which is no reason to wait for it. */
+static bool
+has_passed(int msec, TimestampTz since, TimestampTz now)
+{
+	return now < since || TimestampDifferenceExceeds(since, now, msec);
+}
+
+/*
+ * All that have the extension.  Those that count something have it; for the others, only a
+ * worker can tell, once in a while.
+ */
+static List *
+extension_databases(List *databases)
+{
+	List *result = NIL;
+	ListCell *lc;
+	Oid *counting;
+	int n = stats_databases(&counting);
+	TimestampTz now = GetCurrentTimestamp();
+
+	foreach(lc, databases)
+	{
+		Database *database = lfirst(lc);
+		Known *known = get_known(database->oid);
+
+		if (!known->lacks || has_passed(LOOK_MSEC, known->looked_at, now) ||
+			is_counting(database->oid, counting, n))
+			result = lappend(result, database);
+	}
+	return result;
+}
+
+/* In the current memory context, which outlives the transaction. */
+static List *
+list_databases(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List *databases;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	MemoryContextSwitchTo(context);
+	databases = read_databases();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	forget_dropped(databases);
+	return strcmp(idem_purge_databases, "*") == 0
+		? extension_databases(databases)
+		: named_databases(databases, idem_purge_databases);
+}
+
+/* What launcher and worker have in common. */
+static void
+describe(BackgroundWorker *worker, const char *name, const char *function)
+{
+	memset(worker, 0, sizeof(*worker));
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	strlcpy(worker->bgw_name, name, BGW_MAXLEN);
+	strlcpy(worker->bgw_type, name, BGW_MAXLEN);
+	strlcpy(worker->bgw_library_name, EXTENSION_NAME, BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, function, BGW_MAXLEN);
+}
+
+static void
+reload(void)
+{
+	if (!ConfigReloadPending)
+		return;
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+	tell = true;
+}
+
+static void
+wait_for_latch(long msec)
+{
+	static uint32 wait_event = 0;
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (msec >= 0 ? WL_TIMEOUT : 0),
+					 msec, idem_wait_event(&wait_event, "IdempotencyLauncherMain"));
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	reload();
+}
+
+/*
+ * The worker may hang before it can have a timeout: connecting waits for whoever
+ * renames the database, or copies it.  From then on it ends by itself.
+ */
+static void
+wait_for_worker(BackgroundWorkerHandle *handle, const Database *database)
+{
+	WorkerArea *shared = shmem_get(&area);
+	Known *known = get_known(database->oid);
+	TimestampTz started = GetCurrentTimestamp();
+	bool stopped = false;
+	pid_t pid;
+
+	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+	{
+		wait_for_latch(CONNECT_MSEC);
+		if (!stopped && (pg_atomic_read_u32(&shared->report) & REPORT_CONNECTED) == 0 &&
+			TimestampDifferenceExceeds(started, GetCurrentTimestamp(), CONNECT_MSEC))
+		{
+			if (!known->hangs)
+				ereport(LOG,
+						(errmsg("could not connect to database \"%s\" to purge, as it is locked",
+								database->name)));
+			TerminateBackgroundWorker(handle);
+			stopped = true;
+		}
+	}
+	known->hangs = stopped;
+}
+
+/* Of a table that stays locked, once. */
+static void
+take_report(const Database *database, uint32 what)
+{
+	Known *known = get_known(database->oid);
+
+	if ((what & REPORT_CONNECTED) == 0)
+		return;
+	for (int i = 0; i < PURGE_NTABLES; i++)
+		if ((what & (REPORT_LOCKED << i)) != 0 && (known->report & (REPORT_LOCKED << i)) == 0)
+			ereport(LOG,
+					(errmsg("table \"%s\" of database \"%s\" is not purged while it is locked",
+							purge_table_name(i), database->name)));
+	known->lacks = (what & REPORT_LACKS) != 0;
+	known->looked_at = GetCurrentTimestamp();
+	known->report = what;
+}
+
+/* True if there is more to do. */
+static bool
+purge_database(const Database *database)
+{
+	WorkerArea *shared = shmem_get(&area);
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle;
+	uint32 what;
+
+	describe(&worker, "idempotency purge worker", "idem_worker_main");
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_flags |= IDEM_BGWORKER_INTERRUPTIBLE;
+	worker.bgw_main_arg = ObjectIdGetDatum(database->oid);
+	worker.bgw_notify_pid = MyProcPid;
+	pg_atomic_write_u32(&shared->report, 0);
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	{
+		static bool told = false;
+		int level = told ? DEBUG1 : LOG;
+
+		told = true;
+		ereport(level,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no background worker is free for purging"),
+				 errhint("Increase \"max_worker_processes\".")));
+		return false;
+	}
+	wait_for_worker(handle, database);
+	pfree(handle);
+	what = pg_atomic_read_u32(&shared->report);
+	take_report(database, what);
+	ereport(DEBUG1, (errmsg_internal("purge worker of database \"%s\" has ended", database->name)));
+	return (what & REPORT_HURRY) != 0;
+}
+
+/* Until the database is to be visited. */
+static long
+msec_to_visit(const Known *known, TimestampTz now)
+{
+	int msec = (int) (idem_purge_interval * 1000);
+
+	if (known->more || has_passed(msec, known->visited_at, now))
+		return 0;
+	return TimestampDifferenceMilliseconds(now,
+										   TimestampTzPlusMilliseconds(known->visited_at, msec));
+}
+
+/*
+ * The database whose turn is next, NULL if there is none, and when that is.  Of those whose turn
+ * has come, the one that has waited longest: a database that always has more is not due by its
+ * interval while another is that.
+ */
+static Database *
+next_database(List *databases, long *msec)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz visited_at = 0;
+	Database *next = NULL;
+	ListCell *lc;
+
+	*msec = (long) (idem_purge_interval * 1000);
+	foreach(lc, databases)
+	{
+		Database *database = lfirst(lc);
+		const Known *known = get_known(database->oid);
+		long left = msec_to_visit(known, now);
+
+		if (next != NULL && (left > *msec || (left == *msec && known->visited_at >= visited_at)))
+			continue;
+		next = database;
+		visited_at = known->visited_at;
+		*msec = left;
+	}
+	return next;
+}
+
+/* Visit what is due; until when there is nothing to do, negative: for good. */
+static long
+purge_due(void)
+{
+	TimestampTz listed_at;
+	List *databases;
+
+	if (idem_purge_interval == 0)
+		return -1;
+	databases = list_databases();
+	listed_at = GetCurrentTimestamp();
+	tell = false;
+	/* another setting makes another list */
+	while (idem_purge_interval > 0 && !tell &&
+		   !has_passed(LIST_MSEC, listed_at, GetCurrentTimestamp()))
+	{
+		long left;
+		Database *database = next_database(databases, &left);
+		Known *known;
+
+		if (database == NULL || left > 0)
+			return left;
+		known = get_known(database->oid);
+		known->more = purge_database(database);
+		known->visited_at = GetCurrentTimestamp();
+	}
+	return 0;
+}
+
+void
+idem_launcher_main(Datum arg)
+{
+	MemoryContext list;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	start_process();
+	/* the catalogs that all databases share */
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	list = AllocSetContextCreate(TopMemoryContext, "idempotency purge list", ALLOCSET_SMALL_SIZES);
+	MemoryContextSwitchTo(list);
+	/* the server runs: what it has read at its start may go, though nobody calls us */
+	(void) shmem_get(&area);
+
+	for (;;)
+	{
+		long left = purge_due();
+
+		MemoryContextReset(list);
+		if (left != 0)
+			wait_for_latch(left);
+		CHECK_FOR_INTERRUPTS();
+		reload();
+	}
+}
+
+void
+worker_init(void)
+{
+	BackgroundWorker launcher;
+
+	shmem_register(&area);
+	/* pg_upgrade wants the cluster to itself */
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
+		return;
+	describe(&launcher, "idempotency purge launcher", "idem_launcher_main");
+	launcher.bgw_restart_time = RESTART_SECONDS;
+	RegisterBackgroundWorker(&launcher);
+}

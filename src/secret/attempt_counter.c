@@ -1,0 +1,552 @@
+/*-------------------------------------------------------------------------
+ *
+ * attempt_counter.c
+ *	  Guesses at codes, counted though the caller rolls back.
+ *
+ * A chained hash table in shared memory, all of it under one lock: who types
+ * codes is no hurry to a computer.  Nothing under the lock raises or allocates.
+ *
+ * A purpose of a database, its group here, may hold as many entries as are free and
+ * no more.  So one that is flooded takes half of the table and leaves half, two
+ * leave a third, and so on.  Groups are told apart by a hash that nobody can choose.
+ *
+ * The transaction remembers what its rows count, by subtransaction, and gives
+ * the entries back after its commit, where nothing may fail.  An entry that has
+ * been counted up by somebody else since stays.  After PREPARE all stay.
+ *
+ * A right guess is taken off the count again as soon as it is known to be one, whatever
+ * becomes of its transaction.  So what is left are the wrong guesses; they are
+ * as many as without it, and who guessed right knows the code anyway.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "common/hashfn.h"
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/guc.h"
+#include "base/key.h"
+#include "base/random.h"
+#include "base/shmem.h"
+#include "base/siphash.h"
+#include "secret/attempt_counter.h"
+#include "secret/secret_keys.h"
+
+#define NO_ENTRY (-1)
+
+#define NGROUPS 1024
+
+/* how often a session complains of a full table */
+#define WARN_EVERY USECS_PER_MINUTE
+
+typedef struct GuessKey
+{
+	pg_uuid_t series;
+	Oid database; /* a dump may bring a series to another one */
+} GuessKey;
+
+/* All fields: under the table's lock. */
+typedef struct GuessEntry
+{
+	GuessKey key;
+	int count;
+	TimestampTz until; /* from then on it means nothing */
+	int in_row;		   /* what the row counted, for good, when the entry was made */
+	int group;
+	int next; /* in its bucket, or in the list of free ones */
+} GuessEntry;
+
+typedef struct GuessTable
+{
+	LWLock lock;
+	int nentries;	/* never changes; as many buckets */
+	SipHashKey key; /* of groups; never changes */
+	int free;		/* first of the free entries */
+	int nfree;
+	TimestampTz next_expiry; /* none expires before */
+	int held[NGROUPS];		 /* entries, by group */
+
+	/* then int bucket[nentries], and the entries */
+} GuessTable;
+
+/* What a row of this transaction counts, and whether the series is new with it. */
+typedef struct RowCount
+{
+	slist_node node;
+	pg_uuid_t series;
+	int count;
+	bool is_new;
+	SubTransactionId sub;
+} RowCount;
+
+static Size guess_size(void);
+static void guess_create(void *address, int tranche);
+static void guess_save(void *address, ShmemFile *file);
+static bool guess_load(void *address, ShmemFile *file);
+
+static ShmemArea area = {
+	.name = "idempotency_guess",
+	.size = guess_size,
+	.create = guess_create,
+	.save = guess_save,
+	.load = guess_load,
+};
+static slist_head row_counts = SLIST_STATIC_INIT(row_counts);
+
+/* ------------------------------------------------------------------------
+ * The table
+ * ------------------------------------------------------------------------
+ */
+
+static int *
+buckets(GuessTable *table)
+{
+	return (int *) ((char *) table + MAXALIGN(sizeof(GuessTable)));
+}
+
+static GuessEntry *
+entries(GuessTable *table)
+{
+	return (GuessEntry *) ((char *) buckets(table) + MAXALIGN(table->nentries * sizeof(int)));
+}
+
+static Size
+guess_size(void)
+{
+	Size size = MAXALIGN(sizeof(GuessTable));
+
+	size = add_size(size, MAXALIGN(mul_size(idem_guess_entries, sizeof(int))));
+	return add_size(size, mul_size(idem_guess_entries, sizeof(GuessEntry)));
+}
+
+static void
+guess_create(void *address, int tranche)
+{
+	GuessTable *table = address;
+
+	LWLockInitialize(&table->lock, tranche);
+	table->nentries = idem_guess_entries;
+	random_bytes(&table->key, sizeof(table->key));
+	table->free = 0;
+	table->nfree = table->nentries;
+	memset(table->held, 0, sizeof(table->held));
+	table->next_expiry = DT_NOEND;
+	for (int i = 0; i < table->nentries; i++)
+	{
+		buckets(table)[i] = NO_ENTRY;
+		entries(table)[i].next = i + 1 < table->nentries ? i + 1 : NO_ENTRY;
+	}
+}
+
+static GuessKey
+guess_key(const pg_uuid_t *series)
+{
+	GuessKey key = {.series = *series, .database = MyDatabaseId};
+
+	return key;
+}
+
+static int *
+find_bucket(GuessTable *table, const GuessKey *key)
+{
+	return &buckets(
+		table)[hash_bytes((const unsigned char *) key, sizeof(*key)) % (uint32) table->nentries];
+}
+
+/* The link that leads to the entry, or to where it would be. */
+static int *
+find_link(GuessTable *table, const GuessKey *key)
+{
+	int *link = find_bucket(table, key);
+
+	while (*link != NO_ENTRY && memcmp(&entries(table)[*link].key, key, sizeof(*key)) != 0)
+		link = &entries(table)[*link].next;
+	return link;
+}
+
+static void
+free_entry(GuessTable *table, int *link)
+{
+	int n = *link;
+	GuessEntry *entry = &entries(table)[n];
+
+	*link = entry->next;
+	entry->next = table->free;
+	table->free = n;
+	table->nfree++;
+	table->held[entry->group]--;
+}
+
+static void
+free_expired(GuessTable *table)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = DT_NOEND;
+
+	if (table->next_expiry > now)
+		return;
+	for (int i = 0; i < table->nentries; i++)
+	{
+		int *link = &buckets(table)[i];
+
+		while (*link != NO_ENTRY)
+		{
+			GuessEntry *entry = &entries(table)[*link];
+
+			if (entry->until <= now)
+				free_entry(table, link);
+			else
+			{
+				next = Min(next, entry->until);
+				link = &entry->next;
+			}
+		}
+	}
+	table->next_expiry = next;
+}
+
+static GuessEntry *
+find_entry(GuessTable *table, const GuessKey *key)
+{
+	int n = *find_link(table, key);
+
+	return n == NO_ENTRY ? NULL : &entries(table)[n];
+}
+
+static void
+keep_until(GuessTable *table, GuessEntry *entry, TimestampTz until)
+{
+	entry->until = Max(entry->until, until);
+	table->next_expiry = Min(table->next_expiry, entry->until);
+}
+
+/* NULL: all are live */
+static GuessEntry *
+make_entry(GuessTable *table, const GuessKey *key, int group)
+{
+	int *bucket = find_bucket(table, key);
+	int n = table->free;
+	GuessEntry *entry;
+
+	if (n == NO_ENTRY)
+		return NULL;
+	entry = &entries(table)[n];
+	table->free = entry->next;
+	table->nfree--;
+	table->held[group]++;
+	memset(entry, 0, sizeof(*entry));
+	entry->key = *key;
+	entry->group = group;
+	entry->next = *bucket;
+	*bucket = n;
+	return entry;
+}
+
+/* NULL as well where the group holds as many as are free: see above. */
+static GuessEntry *
+make_fair_entry(GuessTable *table, const GuessKey *key, int group)
+{
+	if (table->held[group] >= table->nfree)
+		free_expired(table);
+	return table->held[group] >= table->nfree ? NULL : make_entry(table, key, group);
+}
+
+/* ------------------------------------------------------------------------
+ * Counting
+ * ------------------------------------------------------------------------
+ */
+
+static GuessTable *
+get_table(void)
+{
+	static bool warned = false;
+	GuessTable *table = shmem_get(&area);
+
+	if (table == NULL && !warned)
+	{
+		warned = true;
+		ereport(WARNING,
+				(errmsg("guesses at codes are forgotten when the calling transaction rolls back"),
+				 errdetail("There is no shared memory to count them in."),
+				 errhint("Add \"idempotency\" to \"shared_preload_libraries\".")));
+	}
+	return table;
+}
+
+static int
+find_group(GuessTable *table, const char *purpose, int purpose_len)
+{
+	struct
+	{
+		Oid database;
+		char purpose[KEY_MAX_BYTES];
+	} data; /* not zeroed: it is large */
+	SipHash hash;
+
+	Assert(purpose_len <= KEY_MAX_BYTES);
+	data.database = MyDatabaseId;
+	memcpy(data.purpose, purpose, purpose_len);
+	hash = siphash(&table->key, &data, sizeof(Oid) + purpose_len);
+	return (int) (hash.half[0] % NGROUPS);
+}
+
+static void
+warn_full(int held, int nfree)
+{
+	static TimestampTz warned = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now - warned < WARN_EVERY)
+		return;
+	warned = now;
+	ereport(WARNING,
+			(errmsg("a guess at a code was refused, as no more can be counted"),
+			 errdetail("Codes of this purpose hold %d of %d entries of the table of guesses, of "
+					   "which %d are free.",
+					   held, ((GuessTable *) shmem_get(&area))->nentries, nfree),
+			 errhint("Increase \"idempotency.guess_entries\".")));
+}
+
+int
+guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row, int limit,
+			TimestampTz until)
+{
+	GuessTable *table = get_table();
+	GuessKey key = guess_key(series);
+	GuessEntry *entry;
+	int result;
+	int group;
+	int held;
+	int nfree;
+
+	if (table == NULL)
+		return in_row < limit ? in_row + 1 : GUESS_LIMIT;
+
+	group = find_group(table, purpose, purpose_len);
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	entry = find_entry(table, &key);
+	if (Max(in_row, entry == NULL ? 0 : entry->count) >= limit)
+		result = GUESS_LIMIT;
+	else
+	{
+		if (entry == NULL)
+		{
+			/* no entry: no guess of this transaction, so the row's count is committed */
+			entry = make_fair_entry(table, &key, group);
+			if (entry != NULL)
+				entry->in_row = in_row;
+		}
+		if (entry == NULL)
+			result = GUESS_TABLE_FULL;
+		else
+		{
+			result = entry->count = Max(in_row, entry->count) + 1;
+			keep_until(table, entry, until);
+		}
+	}
+	held = table->held[group];
+	nfree = table->nfree;
+	LWLockRelease(&table->lock);
+	if (result == GUESS_TABLE_FULL)
+		warn_full(held, nfree);
+	return result;
+}
+
+/* Nobody has counted on since: the caller holds a lock on the row. */
+void
+guess_give_back(const pg_uuid_t *series)
+{
+	GuessTable *table = shmem_get(&area);
+	GuessKey key = guess_key(series);
+	int *link;
+
+	if (table == NULL)
+		return;
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	link = find_link(table, &key);
+	if (*link != NO_ENTRY)
+	{
+		GuessEntry *entry = &entries(table)[*link];
+
+		if (--entry->count <= entry->in_row)
+			free_entry(table, link);
+	}
+	LWLockRelease(&table->lock);
+}
+
+int
+guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until)
+{
+	GuessTable *table = get_table();
+	GuessKey key = guess_key(series);
+	GuessEntry *entry;
+	int result = in_row;
+
+	if (table == NULL)
+		return in_row;
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	entry = find_entry(table, &key);
+	if (entry != NULL)
+	{
+		result = Max(in_row, entry->count);
+		keep_until(table, entry, until);
+	}
+	LWLockRelease(&table->lock);
+	return result;
+}
+
+/* ------------------------------------------------------------------------
+ * What the rows count
+ * ------------------------------------------------------------------------
+ */
+
+static RowCount *
+add_row(const pg_uuid_t *series)
+{
+	RowCount *row = MemoryContextAllocZero(TopTransactionContext, sizeof(RowCount));
+
+	row->series = *series;
+	row->sub = GetCurrentSubTransactionId();
+	slist_push_head(&row_counts, &row->node);
+	return row;
+}
+
+void
+guess_in_row(const pg_uuid_t *series, int count)
+{
+	if (shmem_get(&area) != NULL && count > 0)
+		add_row(series)->count = count;
+}
+
+void
+guess_new_series(const pg_uuid_t *series)
+{
+	if (shmem_get(&area) != NULL)
+		add_row(series)->is_new = true;
+}
+
+/*
+ * After a commit: what the row counts need not be counted here, unless somebody has
+ * counted on.  After a rollback: nobody can guess at codes that do not exist.
+ */
+static void
+end_row(const RowCount *row, bool committed)
+{
+	GuessTable *table = shmem_get(&area);
+	GuessKey key = guess_key(&row->series);
+	GuessEntry *entry;
+	int *link;
+
+	if (committed ? row->count == 0 : !row->is_new)
+		return;
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	link = find_link(table, &key);
+	entry = *link == NO_ENTRY ? NULL : &entries(table)[*link];
+	if (entry != NULL && (!committed || entry->count <= row->count))
+		free_entry(table, link);
+	LWLockRelease(&table->lock);
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	slist_iter iter;
+
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	if (event != XACT_EVENT_PREPARE)
+		slist_foreach(iter, &row_counts)
+			end_row(slist_container(RowCount, node, iter.cur), event == XACT_EVENT_COMMIT);
+	/* the memory goes with TopTransactionContext */
+	slist_init(&row_counts);
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId parent, void *arg)
+{
+	slist_mutable_iter iter;
+
+	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	slist_foreach_modify(iter, &row_counts)
+	{
+		RowCount *row = slist_container(RowCount, node, iter.cur);
+
+		/* the newest come first: what is older than the subtransaction is not its */
+		if (row->sub != sub)
+			break;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			row->sub = parent;
+		else
+		{
+			slist_delete_current(&iter);
+			end_row(row, false);
+		}
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Over a restart
+ * ------------------------------------------------------------------------
+ */
+
+typedef struct SavedGuesses
+{
+	SipHashKey key;
+	int64 count;
+} SavedGuesses;
+
+static void
+guess_save(void *address, ShmemFile *file)
+{
+	GuessTable *table = address;
+	SavedGuesses header = {.key = table->key, .count = table->nentries - table->nfree};
+
+	shmem_write(file, &header, sizeof(header));
+	for (int i = 0; i < table->nentries; i++)
+		for (int n = buckets(table)[i]; n != NO_ENTRY; n = entries(table)[n].next)
+			shmem_write(file, &entries(table)[n], sizeof(GuessEntry));
+}
+
+/* What does not fit into a smaller table is lost. */
+static bool
+guess_load(void *address, ShmemFile *file)
+{
+	GuessTable *table = address;
+	TimestampTz now = GetCurrentTimestamp();
+	SavedGuesses header;
+
+	if (!shmem_read(file, &header, sizeof(header)))
+		return false;
+	table->key = header.key;
+	for (int64 i = 0; i < header.count; i++)
+	{
+		GuessEntry saved;
+		GuessEntry *entry;
+
+		if (!shmem_read(file, &saved, sizeof(saved)) || saved.group < 0 || saved.group >= NGROUPS)
+			return false;
+		entry = saved.until <= now ? NULL : make_entry(table, &saved.key, saved.group);
+		if (entry == NULL)
+			continue;
+		entry->count = saved.count;
+		entry->in_row = saved.in_row;
+		keep_until(table, entry, saved.until);
+	}
+	return true;
+}
+
+void
+guess_init(void)
+{
+	shmem_register(&area);
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+}

@@ -1,0 +1,532 @@
+/*-------------------------------------------------------------------------
+ *
+ * short_code.c
+ *	  Short codes with a limit on guesses.
+ *
+ * A code has few digits and could be guessed from its hash, so what is stored
+ * is an HMAC over purpose, subject, a nonce and the code, under a secret of
+ * this database.  There is one row for a purpose and subject: a new code takes
+ * the place of the old one.
+ *
+ * Whoever guesses locks the row first, so guesses come one after the other,
+ * and counts before it compares (attempt_counter.h): in shared memory, which a rollback
+ * does not undo, and in the row, which a crash does not.
+ *
+ * The count belongs to a series of codes.  A new code goes on with the series
+ * before the old one would have expired; so asking for new codes buys no guesses.
+ * But it does not prolong a series that is locked: being locked out has an end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/hmac.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "port/pg_bswap.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/args.h"
+#include "base/errors.h"
+#include "base/interval.h"
+#include "base/key.h"
+#include "base/random.h"
+#include "base/relation.h"
+#include "base/result_row.h"
+#include "base/sha256.h"
+#include "secret/attempt_counter.h"
+#include "secret/secret_keys.h"
+#include "stat/stats.h"
+#include "store/durable.h"
+
+PG_FUNCTION_INFO_V1(idem_code_issue);
+PG_FUNCTION_INFO_V1(idem_code_verify);
+
+#define CODE_TABLE "idem_codes"
+
+#define DIGITS_DEFAULT 6
+#define DIGITS_MIN 4
+#define DIGITS_MAX 10
+/* with blanks, and digits of three bytes each */
+#define TYPED_MAX_BYTES 100
+#define ATTEMPTS_DEFAULT 5
+
+#define NONCE_BYTES 16
+#define MAC_BYTES PG_SHA256_DIGEST_LENGTH
+
+/* Whose code it is: both in UTF-8. */
+typedef struct Owner
+{
+	text *purpose_text;
+	text *subject_text;
+	const char *purpose;
+	int purpose_len;
+	const char *subject;
+	int subject_len;
+	pg_uuid_t digest; /* of both, the primary key */
+} Owner;
+
+/* ------------------------------------------------------------------------
+ * Arguments
+ * ------------------------------------------------------------------------
+ */
+
+static void
+arg_owner(FunctionCallInfo fcinfo, Owner *owner)
+{
+	Sha256 *sha;
+	uint8 hash[PG_SHA256_DIGEST_LENGTH];
+
+	owner->purpose_text = arg_text(fcinfo, 0);
+	owner->subject_text = arg_text(fcinfo, 1);
+	if (owner->purpose_text == NULL)
+		error_null("purpose");
+	if (owner->subject_text == NULL)
+		error_null("subject");
+	owner->purpose = key_utf8("purpose", owner->purpose_text, 1, &owner->purpose_len);
+	owner->subject = key_utf8("subject", owner->subject_text, 1, &owner->subject_len);
+
+	sha = sha256_start();
+	sha256_framed(sha, owner->purpose, owner->purpose_len);
+	sha256_framed(sha, owner->subject, owner->subject_len);
+	sha256_finish(sha, hash);
+	memcpy(owner->digest.data, hash, UUID_LEN);
+}
+
+static int
+arg_int(FunctionCallInfo fcinfo, int n, const char *what, int ifnull, int min, int max)
+{
+	int value = PG_ARGISNULL(n) ? ifnull : PG_GETARG_INT32(n);
+
+	if (value < min || value > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%d is outside the valid range for %s (%d .. %d)", value, what, min, max)));
+	return value;
+}
+
+/* ------------------------------------------------------------------------
+ * Codes
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Uniform over all numbers of so many digits, leading zeros included: what lies
+ * beyond the last full range is drawn again.
+ */
+static text *
+make_code(int digits)
+{
+	uint64 range = 1;
+	uint64 n;
+
+	for (int i = 0; i < digits; i++)
+		range *= 10;
+	do
+		random_bytes(&n, sizeof(n));
+	while (n >= PG_UINT64_MAX - PG_UINT64_MAX % range);
+	return cstring_to_text(psprintf("%0*llu", digits, (unsigned long long) (n % range)));
+}
+
+static void
+mac_framed(pg_hmac_ctx *ctx, const void *data, int len)
+{
+	uint32 frame = pg_hton32((uint32) len);
+
+	if (pg_hmac_update(ctx, (uint8 *) &frame, sizeof(frame)) < 0 ||
+		pg_hmac_update(ctx, data, len) < 0)
+		elog(ERROR, "could not compute HMAC: %s", pg_hmac_error(ctx));
+}
+
+static void
+make_mac(uint8 mac[MAC_BYTES], bytea *secret, const Owner *owner, bytea *nonce, text *code)
+{
+	pg_hmac_ctx *ctx = pg_hmac_create(PG_SHA256);
+
+	if (ctx == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	if (pg_hmac_init(ctx, (uint8 *) VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret)) < 0)
+		elog(ERROR, "could not compute HMAC: %s", pg_hmac_error(ctx));
+	mac_framed(ctx, owner->purpose, owner->purpose_len);
+	mac_framed(ctx, owner->subject, owner->subject_len);
+	mac_framed(ctx, VARDATA_ANY(nonce), VARSIZE_ANY_EXHDR(nonce));
+	mac_framed(ctx, VARDATA_ANY(code), VARSIZE_ANY_EXHDR(code));
+	if (pg_hmac_final(ctx, mac, MAC_BYTES) < 0)
+		elog(ERROR, "could not compute HMAC: %s", pg_hmac_error(ctx));
+	pg_hmac_free(ctx);
+}
+
+static bytea *
+make_bytea(const void *data, int len)
+{
+	bytea *b = palloc(VARHDRSZ + len);
+
+	SET_VARSIZE(b, VARHDRSZ + len);
+	memcpy(VARDATA(b), data, len);
+	return b;
+}
+
+/* ------------------------------------------------------------------------
+ * The row
+ * ------------------------------------------------------------------------
+ */
+
+typedef struct CodeRow
+{
+	bool used;
+	bool expired;
+	bool counting; /* a new code would go on with the series */
+	TransactionId xmin;
+	pg_uuid_t series;
+	int attempts;
+	int max_attempts;
+	pg_uuid_t secret;
+	bytea *nonce;
+	bytea *mac;
+	TimestampTz valid_until;
+	TimestampTz counted_until;
+	TimestampTz expires_at; /* the later one: then the row is dead */
+} CodeRow;
+
+static bytea *
+bytea_value(OwnSql *sql, int n)
+{
+	return (bytea *) DatumGetPointer(own_sql_value(sql, n, BYTEAOID));
+}
+
+/* Lock the row, waiting for others, and read it; false: there is none. */
+static bool
+lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
+{
+	OwnParam params[] = {PARAM(UUIDOID, UUIDPGetDatum(&owner->digest))};
+	TimestampTz now;
+
+	if (own_sql_run(
+			sql,
+			"SELECT used_at IS NOT NULL, series, attempts, max_attempts, secret, nonce, mac,"
+			" valid_until, counted_until, xmin FROM %s WHERE digest OPERATOR(pg_catalog.=) $1"
+			" FOR UPDATE",
+			lengthof(params), params) == 0)
+		return false;
+
+	/* it may have waited */
+	now = GetCurrentTimestamp();
+	row->used = DatumGetBool(own_sql_value(sql, 1, BOOLOID));
+	row->series = *DatumGetUUIDP(own_sql_value(sql, 2, UUIDOID));
+	row->attempts = DatumGetInt32(own_sql_value(sql, 3, INT4OID));
+	row->max_attempts = DatumGetInt32(own_sql_value(sql, 4, INT4OID));
+	row->secret = *DatumGetUUIDP(own_sql_value(sql, 5, UUIDOID));
+	row->nonce = bytea_value(sql, 6);
+	row->mac = bytea_value(sql, 7);
+	row->valid_until = DatumGetTimestampTz(own_sql_value(sql, 8, TIMESTAMPTZOID));
+	row->counted_until = DatumGetTimestampTz(own_sql_value(sql, 9, TIMESTAMPTZOID));
+	row->xmin = DatumGetTransactionId(own_sql_value(sql, 10, XIDOID));
+	row->expires_at = Max(row->valid_until, row->counted_until);
+	row->expired = row->valid_until <= now;
+	row->counting = row->counted_until > now;
+	return true;
+}
+
+/* ------------------------------------------------------------------------
+ * idem_code_issue
+ * ------------------------------------------------------------------------
+ */
+
+#define ISSUE_PARAMS 13
+
+/* The columns of a new code, as $1 to $13. */
+static void
+set_params(OwnParam *params, const Owner *owner, const CodeRow *row, TimestampTz now)
+{
+	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
+	params[1] = PARAM(TEXTOID, PointerGetDatum(owner->purpose_text));
+	params[2] = PARAM(TEXTOID, PointerGetDatum(owner->subject_text));
+	params[3] = PARAM(UUIDOID, UUIDPGetDatum(&row->series));
+	params[4] = PARAM(INT4OID, Int32GetDatum(row->attempts));
+	params[5] = PARAM(INT4OID, Int32GetDatum(row->max_attempts));
+	params[6] = PARAM(UUIDOID, UUIDPGetDatum(&row->secret));
+	params[7] = PARAM(BYTEAOID, PointerGetDatum(row->nonce));
+	params[8] = PARAM(BYTEAOID, PointerGetDatum(row->mac));
+	params[9] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(now));
+	params[10] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->valid_until));
+	params[11] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->counted_until));
+	params[12] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->expires_at));
+}
+
+/* What the row counts; who guessed right has lost nothing by it. */
+static int
+wrong_guesses(const CodeRow *row)
+{
+	return row->used && row->attempts > 0 ? row->attempts - 1 : row->attempts;
+}
+
+/*
+ * Go on with the series of the row that is there, or begin one.  A code of a
+ * locked series will never be looked at, so it does not prolong that.
+ */
+static void
+set_series(CodeRow *row, const CodeRow *old)
+{
+	if (old == NULL || !old->counting)
+	{
+		random_bytes(&row->series, sizeof(row->series));
+		row->attempts = 0;
+		row->counted_until = row->valid_until;
+		row->expires_at = row->valid_until;
+		guess_new_series(&row->series);
+		return;
+	}
+
+	row->series = old->series;
+	row->expires_at = Max(old->counted_until, row->valid_until);
+	row->attempts = guess_take_over(&old->series, wrong_guesses(old), row->expires_at);
+	guess_in_row(&row->series, row->attempts);
+	row->counted_until = row->attempts >= row->max_attempts ? old->counted_until : row->expires_at;
+}
+
+/*
+ * Write the new code over the old one, or as the first.  Somebody may issue
+ * the first one at the same time: look again then.
+ */
+static void
+write_code(const Owner *owner, CodeRow *row, const Interval *ttl)
+{
+	OwnParam params[ISSUE_PARAMS];
+	CodeRow old;
+	OwnSql sql;
+	bool written = false;
+
+	own_sql_start(&sql, CODE_TABLE, RowExclusiveLock);
+	while (!written)
+	{
+		bool replaces = lock_row(&sql, owner, &old);
+		TimestampTz now = GetCurrentTimestamp();
+
+		CHECK_FOR_INTERRUPTS();
+		row->valid_until = ttl_after(now, ttl, "ttl", NULL);
+		set_series(row, replaces ? &old : NULL);
+		set_params(params, owner, row, now);
+		if (replaces)
+			own_sql_change(&sql,
+						   "UPDATE %s SET purpose = $2, subject = $3, series = $4, attempts = $5,"
+						   " max_attempts = $6, secret = $7, nonce = $8, mac = $9, issued_at = $10,"
+						   " valid_until = $11, counted_until = $12, expires_at = $13,"
+						   " used_at = NULL WHERE digest OPERATOR(pg_catalog.=) $1",
+						   ISSUE_PARAMS, params);
+		written = replaces ||
+			own_sql_run(&sql,
+						"INSERT INTO %s (digest, purpose, subject, series, attempts, max_attempts,"
+						" secret, nonce, mac, issued_at, valid_until, counted_until, expires_at)"
+						" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+						" ON CONFLICT (digest) DO NOTHING",
+						ISSUE_PARAMS, params) > 0;
+	}
+	own_sql_end(&sql);
+}
+
+/*
+ * idem_code_issue(purpose text, subject text, ttl interval, digits int,
+ *				   max_attempts int) RETURNS text
+ */
+Datum
+idem_code_issue(PG_FUNCTION_ARGS)
+{
+	Owner owner;
+	CodeRow row = {0};
+	uint8 nonce[NONCE_BYTES];
+	uint8 mac[MAC_BYTES];
+	bytea *secret;
+	text *code;
+	int digits;
+
+	refuse_in_parallel("idem_code_issue");
+	arg_owner(fcinfo, &owner);
+	if (PG_ARGISNULL(2))
+		error_null("ttl");
+	(void) ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(2), "ttl", NULL);
+	digits = arg_int(fcinfo, 3, "digits", DIGITS_DEFAULT, DIGITS_MIN, DIGITS_MAX);
+	row.max_attempts = arg_int(fcinfo, 4, "max_attempts", ATTEMPTS_DEFAULT, 1, PG_INT32_MAX);
+	if (XactReadOnly)
+		error_token_read_only("issue");
+
+	code = make_code(digits);
+	random_bytes(nonce, sizeof(nonce));
+	row.nonce = make_bytea(nonce, sizeof(nonce));
+	secret = secret_current(&row.secret);
+	make_mac(mac, secret, &owner, row.nonce, code);
+	row.mac = make_bytea(mac, sizeof(mac));
+	secret_forget(secret);
+	write_code(&owner, &row, PG_GETARG_INTERVAL_P(2));
+	stats_count(STAT_CODES_ISSUED, 1);
+	PG_RETURN_TEXT_P(code);
+}
+
+/* ------------------------------------------------------------------------
+ * idem_code_verify
+ * ------------------------------------------------------------------------
+ */
+
+typedef struct Verdict
+{
+	const char *state;
+	bool tells_left;
+	int left;
+	bool verified;
+} Verdict;
+
+static Datum
+verdict_row(const Verdict *verdict)
+{
+	static TupleDesc desc = NULL;
+	static const RowColumn columns[] = {{"state", TEXTOID}, {"attempts_left", INT4OID}};
+	Datum values[] = {CStringGetTextDatum(verdict->state), Int32GetDatum(verdict->left)};
+	bool isnull[] = {false, !verdict->tells_left};
+
+	return row_datum(&desc, columns, lengthof(columns), values, isnull);
+}
+
+/* How many bytes of white space begin there. */
+static int
+blank_bytes(const unsigned char *s, int len)
+{
+	if (*s == ' ' || (*s >= '\t' && *s <= '\r'))
+		return 1;
+	if (GetDatabaseEncoding() != PG_UTF8)
+		return 0;
+	/* no-break space; ideographic space */
+	if (len >= 2 && s[0] == 0xC2 && s[1] == 0xA0)
+		return 2;
+	return len >= 3 && s[0] == 0xE3 && s[1] == 0x80 && s[2] == 0x80 ? 3 : 0;
+}
+
+/* And of a full-width digit, U+FF10 and later, which *digit is then. */
+static int
+full_width_bytes(const unsigned char *s, int len, char *digit)
+{
+	if (GetDatabaseEncoding() != PG_UTF8 || len < 3 || s[0] != 0xEF || s[1] != 0xBC ||
+		s[2] < 0x90 || s[2] > 0x99)
+		return 0;
+	*digit = (char) ('0' + s[2] - 0x90);
+	return 3;
+}
+
+/*
+ * The code as it was issued: without white space, anywhere in it, and with the digits
+ * of East Asian keyboards for what they are.  NULL: too long for a code.
+ */
+static text *
+typed_code(text *typed)
+{
+	const unsigned char *s = (const unsigned char *) VARDATA_ANY(typed);
+	int len = VARSIZE_ANY_EXHDR(typed);
+	char code[DIGITS_MAX];
+	int n = 0;
+
+	while (len > 0)
+	{
+		int skip = blank_bytes(s, len);
+
+		if (skip == 0)
+		{
+			char c = (char) *s;
+
+			skip = Max(full_width_bytes(s, len, &c), 1);
+			if (n == DIGITS_MAX)
+				return NULL;
+			code[n++] = c;
+		}
+		s += skip;
+		len -= skip;
+	}
+	return cstring_to_text_with_len(code, n);
+}
+
+/* What is much too long is not even fetched: it may be megabytes of nonsense. */
+static bool
+is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum typed)
+{
+	uint8 mac[MAC_BYTES];
+	text *code;
+
+	if (VARSIZE_ANY_EXHDR(row->mac) != MAC_BYTES ||
+		toast_raw_datum_size(typed) - VARHDRSZ > TYPED_MAX_BYTES)
+		return false;
+	code = typed_code(DatumGetTextPP(typed));
+	if (code == NULL)
+		return false;
+	make_mac(mac, secret, owner, row->nonce, code);
+	return bytes_equal(mac, VARDATA_ANY(row->mac), MAC_BYTES);
+}
+
+/* The row is locked, and the code neither used nor expired. */
+static Verdict
+guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
+{
+	bytea *secret = secret_by_id(&row->secret);
+	OwnParam params[3];
+	int number;
+	bool right;
+
+	/* whoever has deleted the secret has ended its codes */
+	if (secret == NULL)
+		return (Verdict){"unknown"};
+
+	number = guess_count(&row->series, owner->purpose, owner->purpose_len, row->attempts,
+						 row->max_attempts, row->expires_at);
+	right = number > 0 && is_right(owner, row, secret, code);
+	secret_forget(secret);
+	if (number <= 0)
+		return (Verdict){"locked", true, 0};
+	/* before the update, which may fail */
+	if (right)
+		guess_give_back(&row->series);
+	guess_in_row(&row->series, right ? number - 1 : number);
+	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
+	params[1] = PARAM(INT4OID, Int32GetDatum(number));
+	params[2] = (OwnParam){TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()), right};
+	own_sql_change(sql,
+				   "UPDATE %s SET attempts = $2, used_at = $3"
+				   " WHERE digest OPERATOR(pg_catalog.=) $1",
+				   lengthof(params), params);
+	return right ? (Verdict){"verified", .verified = true}
+				 : (Verdict){"wrong", true, row->max_attempts - number};
+}
+
+/*
+ * idem_code_verify(purpose text, subject text, code text) RETURNS record
+ */
+Datum
+idem_code_verify(PG_FUNCTION_ARGS)
+{
+	Owner owner;
+	CodeRow row;
+	OwnSql sql;
+	Verdict verdict;
+
+	refuse_in_parallel("idem_code_verify");
+	arg_owner(fcinfo, &owner);
+	if (PG_ARGISNULL(2))
+		error_null("code");
+	if (XactReadOnly)
+		error_token_read_only("verify");
+
+	own_sql_start(&sql, CODE_TABLE, RowExclusiveLock);
+	if (!lock_row(&sql, &owner, &row))
+		verdict = (Verdict){"unknown"};
+	else if (row.used)
+	{
+		durable_xmin(row.xmin);
+		verdict = (Verdict){"used"};
+	}
+	else if (row.expired)
+		verdict = (Verdict){"expired"};
+	else
+		verdict = guess(&sql, &owner, &row, PG_GETARG_DATUM(2));
+	own_sql_end(&sql);
+	stats_count(verdict.verified ? STAT_CODES_VERIFIED : STAT_CODES_REFUSED, 1);
+	return verdict_row(&verdict);
+}

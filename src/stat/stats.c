@@ -1,0 +1,407 @@
+/*-------------------------------------------------------------------------
+ *
+ * stats.c
+ *	  What happened, counted for operators: view idem_stat.
+ *
+ * A session counts for itself and adds that up in shared memory when its
+ * transaction ends, so that a loop of calls does not pull a cache line from
+ * processor to processor.  A database keeps its place until another needs it and
+ * the database is gone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "base/shmem.h"
+#include "stat/stats.h"
+
+PG_FUNCTION_INFO_V1(idem_stat_counters);
+PG_FUNCTION_INFO_V1(idem_stat_reset);
+
+/* 200 bytes each; a database beyond them counts nothing */
+#define MAX_DATABASES 500
+
+/*
+ * The table's lock: which database it is.  Counters change without it, also while
+ * somebody resets or reads them; the place of a database in use stays.
+ */
+typedef struct DatabaseStats
+{
+	Oid database; /* InvalidOid: free */
+	pg_atomic_uint64 reset_at;
+	pg_atomic_uint64 purged_at; /* 0: never */
+	pg_atomic_uint64 position[STATS_NPOSITIONS];
+	pg_atomic_uint64 counter[STAT_NCOUNTERS];
+} DatabaseStats;
+
+typedef struct StatsTable
+{
+	LWLock lock;
+	pg_atomic_flag told_full;
+	DatabaseStats databases[MAX_DATABASES];
+} StatsTable;
+
+static Size stats_size(void);
+static void stats_create(void *address, int tranche);
+static void stats_save(void *address, ShmemFile *file);
+static bool stats_load(void *address, ShmemFile *file);
+
+static ShmemArea area = {
+	.name = "idempotency_stat",
+	.size = stats_size,
+	.create = stats_create,
+	.save = stats_save,
+	.load = stats_load,
+};
+
+/* of this session's database; NULL: not looked for yet, or no place */
+static DatabaseStats *mine = NULL;
+
+static int64 unreported[STAT_NCOUNTERS];
+static bool has_unreported = false;
+
+/* ------------------------------------------------------------------------
+ * The table
+ * ------------------------------------------------------------------------
+ */
+
+static Size
+stats_size(void)
+{
+	return sizeof(StatsTable);
+}
+
+static void
+set_counters(DatabaseStats *stats, uint64 reset_at, const uint64 *counters)
+{
+	pg_atomic_write_u64(&stats->reset_at, reset_at);
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		pg_atomic_write_u64(&stats->counter[i], counters == NULL ? 0 : counters[i]);
+}
+
+static void
+stats_create(void *address, int tranche)
+{
+	StatsTable *table = address;
+
+	LWLockInitialize(&table->lock, tranche);
+	pg_atomic_init_flag(&table->told_full);
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseStats *stats = &table->databases[i];
+
+		stats->database = InvalidOid;
+		pg_atomic_init_u64(&stats->reset_at, 0);
+		pg_atomic_init_u64(&stats->purged_at, 0);
+		for (int j = 0; j < STATS_NPOSITIONS; j++)
+			pg_atomic_init_u64(&stats->position[j], 0);
+		for (int j = 0; j < STAT_NCOUNTERS; j++)
+			pg_atomic_init_u64(&stats->counter[j], 0);
+	}
+}
+
+static DatabaseStats *
+find_database(StatsTable *table, Oid database)
+{
+	for (int i = 0; i < MAX_DATABASES; i++)
+		if (table->databases[i].database == database)
+			return &table->databases[i];
+	return NULL;
+}
+
+/* In place of nobody, or of a database that is gone. */
+static DatabaseStats *
+add_database(StatsTable *table, Oid gone)
+{
+	DatabaseStats *stats;
+
+	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
+	stats = find_database(table, MyDatabaseId);
+	if (stats == NULL)
+	{
+		stats = find_database(table, gone);
+		if (stats != NULL)
+		{
+			stats->database = MyDatabaseId;
+			pg_atomic_write_u64(&stats->purged_at, 0);
+			for (int i = 0; i < STATS_NPOSITIONS; i++)
+				pg_atomic_write_u64(&stats->position[i], 0);
+			set_counters(stats, GetCurrentTimestamp(), NULL);
+		}
+	}
+	LWLockRelease(&table->lock);
+	return stats;
+}
+
+static DatabaseStats *
+replace_gone_database(StatsTable *table)
+{
+	DatabaseStats *stats = NULL;
+
+	for (int i = 0; i < MAX_DATABASES && stats == NULL; i++)
+	{
+		Oid database = table->databases[i].database;
+
+		/* somebody else may be faster, and have the place */
+		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
+			stats = add_database(table, database);
+	}
+	return stats;
+}
+
+/* Once, until the server is restarted. */
+static void
+tell_full(StatsTable *table)
+{
+	if (pg_atomic_test_set_flag(&table->told_full))
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no place is left for the counters of database \"%s\"",
+						get_database_name(MyDatabaseId)),
+				 errdetail("View idem_stat has counters of %d databases at most.", MAX_DATABASES),
+				 errhint("Nothing else is affected. A database that is dropped makes room for "
+						 "another.")));
+}
+
+/* This session's; made if there is none and there is a place. */
+static DatabaseStats *
+find_mine(void)
+{
+	static bool no_place = false;
+	StatsTable *table;
+
+	if (mine != NULL || no_place)
+		return mine;
+	table = shmem_try(&area);
+	if (table == NULL)
+		return NULL;
+	mine = add_database(table, InvalidOid);
+	if (mine == NULL)
+		mine = replace_gone_database(table);
+	no_place = mine == NULL;
+	if (no_place)
+		tell_full(table);
+	return mine;
+}
+
+/* ------------------------------------------------------------------------
+ * Counting
+ * ------------------------------------------------------------------------
+ */
+
+void
+stats_count(StatCounter counter, int64 n)
+{
+	/* here, since the end of a transaction is no time to look for it */
+	if (find_mine() == NULL)
+		return;
+	unreported[counter] += n;
+	has_unreported = true;
+}
+
+static void
+report(void)
+{
+	if (!has_unreported)
+		return;
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		if (unreported[i] != 0)
+			(void) pg_atomic_fetch_add_u64(&mine->counter[i], unreported[i]);
+	memset(unreported, 0, sizeof(unreported));
+	has_unreported = false;
+}
+
+pg_atomic_uint64 *
+stats_purge_positions(void)
+{
+	DatabaseStats *stats = find_mine();
+
+	return stats == NULL ? NULL : stats->position;
+}
+
+void
+stats_purged(void)
+{
+	DatabaseStats *stats = find_mine();
+
+	if (stats != NULL)
+		pg_atomic_write_u64(&stats->purged_at, (uint64) GetCurrentTimestamp());
+}
+
+int
+stats_databases(Oid **databases)
+{
+	StatsTable *table = shmem_get(&area);
+	int n = 0;
+
+	*databases = palloc(MAX_DATABASES * sizeof(Oid));
+	if (table == NULL)
+		return 0;
+	LWLockAcquire(&table->lock, LW_SHARED);
+	for (int i = 0; i < MAX_DATABASES; i++)
+		if (OidIsValid(table->databases[i].database))
+			(*databases)[n++] = table->databases[i].database;
+	LWLockRelease(&table->lock);
+	return n;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		report();
+}
+
+void
+stats_init(void)
+{
+	shmem_register(&area);
+	RegisterXactCallback(xact_callback, NULL);
+}
+
+/* ------------------------------------------------------------------------
+ * Copies
+ * ------------------------------------------------------------------------
+ */
+
+/* Of a database's counters, and as it is in the file over a restart. */
+typedef struct SavedStats
+{
+	Oid database;
+	uint64 reset_at;
+	uint64 purged_at;
+	uint64 counter[STAT_NCOUNTERS];
+} SavedStats;
+
+static void
+copy_stats(DatabaseStats *stats, SavedStats *copy)
+{
+	memset(copy, 0, sizeof(*copy));
+	copy->database = stats->database;
+	copy->reset_at = pg_atomic_read_u64(&stats->reset_at);
+	copy->purged_at = pg_atomic_read_u64(&stats->purged_at);
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		copy->counter[i] = pg_atomic_read_u64(&stats->counter[i]);
+}
+
+/* ------------------------------------------------------------------------
+ * Over a restart
+ * ------------------------------------------------------------------------
+ */
+
+static void
+stats_save(void *address, ShmemFile *file)
+{
+	StatsTable *table = address;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		SavedStats saved;
+
+		copy_stats(&table->databases[i], &saved);
+		shmem_write(file, &saved, sizeof(saved));
+	}
+}
+
+static bool
+stats_load(void *address, ShmemFile *file)
+{
+	StatsTable *table = address;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		SavedStats saved;
+
+		if (!shmem_read(file, &saved, sizeof(saved)))
+			return false;
+		table->databases[i].database = saved.database;
+		pg_atomic_write_u64(&table->databases[i].purged_at, saved.purged_at);
+		set_counters(&table->databases[i], saved.reset_at, saved.counter);
+	}
+	return true;
+}
+
+/* ------------------------------------------------------------------------
+ * SQL
+ * ------------------------------------------------------------------------
+ */
+
+#define NCOLUMNS (STAT_NCOUNTERS + 3) /* and datid, stats_reset, last_purge */
+
+static void
+put_row(ReturnSetInfo *rsinfo, const SavedStats *stats)
+{
+	Datum values[NCOLUMNS];
+	bool isnull[NCOLUMNS] = {0};
+
+	values[0] = ObjectIdGetDatum(stats->database);
+	for (int i = 0; i < STAT_NCOUNTERS; i++)
+		values[i + 1] = Int64GetDatum((int64) stats->counter[i]);
+	values[STAT_NCOUNTERS + 1] = TimestampTzGetDatum((TimestampTz) stats->reset_at);
+	values[STAT_NCOUNTERS + 2] = TimestampTzGetDatum((TimestampTz) stats->purged_at);
+	isnull[STAT_NCOUNTERS + 2] = stats->purged_at == 0;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
+
+/*
+ * idem_stat_counters() RETURNS SETOF record
+ *
+ * Of all databases that have counted something, and of this one; none without
+ * shared memory.  What this transaction has counted is among it.
+ */
+Datum
+idem_stat_counters(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	StatsTable *table;
+	SavedStats *copies;
+	int n = 0;
+
+	InitMaterializedSRF(fcinfo, 0);
+	(void) find_mine();
+	report();
+	table = shmem_try(&area);
+	if (table == NULL)
+		return (Datum) 0;
+	/* what is put into a tuplestore may go to a file */
+	copies = palloc(MAX_DATABASES * sizeof(SavedStats));
+	LWLockAcquire(&table->lock, LW_SHARED);
+	for (int i = 0; i < MAX_DATABASES; i++)
+		if (OidIsValid(table->databases[i].database))
+			copy_stats(&table->databases[i], &copies[n++]);
+	LWLockRelease(&table->lock);
+	for (int i = 0; i < n; i++)
+		put_row(rsinfo, &copies[i]);
+	return (Datum) 0;
+}
+
+/*
+ * idem_stat_reset() RETURNS void
+ *
+ * Of this database.
+ */
+Datum
+idem_stat_reset(PG_FUNCTION_ARGS)
+{
+	if (find_mine() != NULL)
+	{
+		memset(unreported, 0, sizeof(unreported));
+		has_unreported = false;
+		set_counters(mine, GetCurrentTimestamp(), NULL);
+	}
+	PG_RETURN_VOID();
+}

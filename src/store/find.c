@@ -1,0 +1,377 @@
+/*-------------------------------------------------------------------------
+ *
+ * find.c
+ *	  Look up the row of a key: what it says now, or under a snapshot.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/xact.h"
+#include "common/hashfn.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/procarray.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/compat.h"
+#include "base/errors.h"
+#include "store/durable.h"
+#include "store/find.h"
+#include "store/store.h"
+#include "store/table.h"
+
+static IndexScanDesc
+begin_scan(Store *store, const IdemKey *key, Snapshot snapshot)
+{
+	IndexScanDesc scan = idem_index_beginscan(store->heap, store->index, snapshot, 1);
+	ScanKeyData skey;
+
+	ScanKeyInit(&skey, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(&key->digest));
+	index_rescan(scan, &skey, 1, NULL, 0);
+	return scan;
+}
+
+static HeapTupleHeader
+slot_header(TupleTableSlot *slot)
+{
+	Assert(TTS_IS_BUFFERTUPLE(slot));
+	return ((BufferHeapTupleTableSlot *) slot)->base.tuple->t_data;
+}
+
+static Buffer
+slot_buffer(TupleTableSlot *slot)
+{
+	Assert(TTS_IS_BUFFERTUPLE(slot));
+	return ((BufferHeapTupleTableSlot *) slot)->buffer;
+}
+
+static TimestampTz
+get_timestamp(TupleTableSlot *slot, int column)
+{
+	bool isnull;
+	Datum d = slot_getattr(slot, column + 1, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(d);
+}
+
+/* The state of a version that is committed or ours. */
+static StoreState
+slot_state(TupleTableSlot *slot)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (get_timestamp(slot, COL_EXPIRES_AT) <= now)
+		return STORE_EXPIRED;
+	if (get_timestamp(slot, COL_FINISHED_AT) != 0)
+		return STORE_FINISHED;
+	return get_timestamp(slot, COL_LEASE_UNTIL) > now ? STORE_LEASED : STORE_ABANDONED;
+}
+
+static int64
+get_fence(TupleTableSlot *slot)
+{
+	bool isnull;
+	Datum d = slot_getattr(slot, COL_FENCE + 1, &isnull);
+
+	return isnull ? NO_FENCE : DatumGetInt64(d);
+}
+
+static int32
+get_attempt(TupleTableSlot *slot)
+{
+	bool isnull;
+
+	return DatumGetInt32(slot_getattr(slot, COL_ATTEMPT + 1, &isnull));
+}
+
+/* Which index entries a scan has met. */
+typedef struct Entries
+{
+	int count;
+	uint64 hash; /* of their TIDs */
+} Entries;
+
+/* index_getnext_slot(), and the entries that it met on its way */
+static bool
+next_version(IndexScanDesc scan, TupleTableSlot *slot, Entries *entries)
+{
+	for (;;)
+	{
+		if (!scan->xs_heap_continue)
+		{
+			ItemPointer tid = index_getnext_tid(scan, ForwardScanDirection);
+
+			if (tid == NULL)
+				return false;
+			entries->count++;
+			entries->hash = hash_combine64(
+				entries->hash, hash_bytes_extended((unsigned char *) tid, sizeof(*tid), 0));
+		}
+		if (index_fetch_heap(scan, slot))
+			return true;
+	}
+}
+
+/*
+ * Look for the version that counts; leave it in the slot, unless it is held.
+ *
+ * SnapshotDirty shows what is committed or ours, and what other transactions
+ * have inserted but not committed, with who they are.  An expired version
+ * that another transaction is replacing is followed by the replacement, on
+ * the same HOT chain or behind an index entry of its own: hence the search
+ * goes on after it, and without a successor its deleter is a purge.
+ *
+ * A version that another transaction is replacing still answers, wherever its
+ * successor was met.  An abandoned one has no answer: who replaces it holds the key.
+ */
+static void
+scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found,
+			  Entries *entries)
+{
+	SnapshotData dirty;
+	IndexScanDesc scan;
+	StoreHolder held = {.xid = InvalidTransactionId};
+
+	memset(found, 0, sizeof(*found));
+	found->state = STORE_ABSENT;
+	memset(entries, 0, sizeof(*entries));
+
+	InitDirtySnapshot(dirty);
+	scan = begin_scan(store, key, &dirty);
+	while (next_version(scan, slot, entries))
+	{
+		StoreState state;
+
+		if (TransactionIdIsValid(dirty.xmin))
+		{
+			held = (StoreHolder){.xid = dirty.xmin, .token = dirty.speculativeToken};
+			continue;
+		}
+
+		state = slot_state(slot);
+
+		/* somebody is taking it over, and may have given the key's lock back */
+		if (state == STORE_ABANDONED && TransactionIdIsValid(dirty.xmax))
+		{
+			held = (StoreHolder){.xid = dirty.xmax};
+			continue;
+		}
+
+		found->tid = slot->tts_tid;
+		found->xmin = HeapTupleHeaderGetXmin(slot_header(slot));
+		found->own = TransactionIdIsCurrentTransactionId(found->xmin);
+		found->fence = get_fence(slot);
+		found->attempt = get_attempt(slot);
+		found->state = state;
+		if (found->state != STORE_EXPIRED)
+			break;
+	}
+	index_endscan(scan);
+
+	if (TransactionIdIsValid(held.xid) &&
+		(found->state == STORE_ABSENT || found->state == STORE_EXPIRED))
+	{
+		found->state = STORE_HELD;
+		found->holder = held;
+	}
+	/* its page is not to stay pinned while the holder is waited for */
+	if (found->state == STORE_HELD)
+		ExecClearTuple(slot);
+}
+
+/*
+ * A row that is there all the time can be missed by one scan: its old version was
+ * replaced when we came to look at it, and the new one, of an update that is not HOT,
+ * got its index entry after we had read the page of the index.  But then the next scan
+ * meets an entry that the last one did not.  So a key is absent if no entry was met,
+ * or none that the last scan had not found dead already.  Likewise a holder may have
+ * ended between the look at its version and that at the one before.
+ */
+void
+find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
+{
+	Entries before;
+	Entries entries = {0};
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		before = entries;
+		scan_versions(store, key, slot, found, &entries);
+	} while ((found->state == STORE_ABSENT && entries.count > 0 &&
+			  (entries.count != before.count || entries.hash != before.hash)) ||
+			 (found->state == STORE_HELD && !TransactionIdIsInProgress(found->holder.xid)));
+}
+
+/* Copy what callers need; the slot's page may go afterwards. */
+static void
+read_row(TupleTableSlot *slot, StoreRow *row, bool with_progress)
+{
+	bool isnull;
+	Datum d;
+
+	d = slot_getattr(slot, COL_FINGERPRINT + 1, &isnull);
+	row->has_fingerprint = !isnull;
+	if (!isnull)
+	{
+		bytea *b = DatumGetByteaPP(d);
+
+		if (VARSIZE_ANY_EXHDR(b) != FINGERPRINT_BYTES)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("fingerprint in table \"%s\" has %d bytes, not %d", TABLE_NAME,
+							(int) VARSIZE_ANY_EXHDR(b), FINGERPRINT_BYTES)));
+		memcpy(row->fingerprint, VARDATA_ANY(b), FINGERPRINT_BYTES);
+	}
+
+	d = slot_getattr(slot, COL_RESULT + 1, &isnull);
+	row->has_result = !isnull;
+	if (!isnull)
+		row->result = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+
+	if (with_progress)
+	{
+		d = slot_getattr(slot, COL_PROGRESS + 1, &isnull);
+		row->has_progress = !isnull;
+		if (!isnull)
+			row->progress = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+	}
+
+	d = slot_getattr(slot, COL_PHASE + 1, &isnull);
+	row->phase = isnull ? NULL : DatumGetTextPCopy(d);
+
+	d = slot_getattr(slot, COL_TTL + 1, &isnull);
+	if (!isnull)
+		row->ttl = *DatumGetIntervalP(d);
+
+	row->fence = get_fence(slot);
+	row->attempt = get_attempt(slot);
+	row->lease_until = get_timestamp(slot, COL_LEASE_UNTIL);
+	row->created_at = get_timestamp(slot, COL_CREATED_AT);
+	row->finished_at = get_timestamp(slot, COL_FINISHED_AT);
+	row->expires_at = get_timestamp(slot, COL_EXPIRES_AT);
+}
+
+void
+store_probe(const IdemKey *key, StoreRow *row)
+{
+	Store store;
+	TupleTableSlot *slot;
+	Version found;
+	XLogRecPtr position = InvalidXLogRecPtr;
+	bool answers;
+
+	memset(row, 0, sizeof(*row));
+	store_open(&store, RowExclusiveLock);
+	slot = table_slot_create(store.heap, NULL);
+
+	find_version(&store, key, slot, &found);
+	row->state = found.state;
+	row->holder = found.holder;
+	row->fence = found.fence;
+	row->own = found.own;
+	answers = found.state == STORE_LEASED || found.state == STORE_ABANDONED ||
+		found.state == STORE_FINISHED;
+	if (answers)
+	{
+		if (!found.own)
+		{
+			row->unseen = IsolationUsesXactSnapshot() &&
+				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
+			position = durable_position(found.xmin, slot_buffer(slot));
+		}
+		/* it can be megabytes, and only who takes over needs it */
+		read_row(slot, row, found.state == STORE_ABANDONED);
+	}
+
+	/* before the wait for a standby: the slot pins a page, and VACUUM may want it */
+	ExecDropSingleTupleTableSlot(slot);
+	if (answers && !found.own)
+		durable_row(position);
+	store_close(&store);
+}
+
+bool
+store_lookup(const IdemKey *key, StoreRow *row)
+{
+	Store store;
+	TupleTableSlot *slot;
+	IndexScanDesc scan;
+	XLogRecPtr position = InvalidXLogRecPtr;
+	bool own = false;
+	bool found = false;
+
+	memset(row, 0, sizeof(*row));
+	store_open(&store, AccessShareLock);
+	slot = table_slot_create(store.heap, NULL);
+
+	/*
+	 * All versions, each put to the snapshot by hand: the same answer as a
+	 * scan under that snapshot, without its SIREAD locks on whole pages,
+	 * which would set transactions on different keys against each other.
+	 */
+	scan = begin_scan(&store, key, SnapshotAny);
+	while (index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		TransactionId xmin;
+
+		if (!table_tuple_satisfies_snapshot(store.heap, slot, GetActiveSnapshot()))
+			continue;
+		xmin = HeapTupleHeaderGetXmin(slot_header(slot));
+		own = TransactionIdIsCurrentTransactionId(xmin);
+		row->state = slot_state(slot);
+		/* our changes of a leased claim are shown: what they are about was committed before */
+		found = row->state != STORE_EXPIRED &&
+			(!own || row->state != STORE_FINISHED || get_fence(slot) != NO_FENCE);
+		if (found)
+		{
+			if (!own)
+				position = durable_position(xmin, slot_buffer(slot));
+			read_row(slot, row, true);
+		}
+		break;
+	}
+	/* before the wait for a standby: scan and slot pin pages, and VACUUM may want them */
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	if (found && !own)
+		durable_row(position);
+	store_close(&store);
+	return found;
+}
+
+void
+find_version_only(Store *store, const IdemKey *key, Version *found)
+{
+	TupleTableSlot *slot = table_slot_create(store->heap, NULL);
+
+	find_version(store, key, slot, found);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+bool
+store_has_expired(const IdemKey *key, TimestampTz at)
+{
+	Store store;
+	TupleTableSlot *slot;
+	Version found;
+	bool expired;
+
+	store_open(&store, RowExclusiveLock);
+	slot = table_slot_create(store.heap, NULL);
+	find_version(&store, key, slot, &found);
+	expired = found.state == STORE_EXPIRED;
+	if (found.state == STORE_LEASED || found.state == STORE_ABANDONED ||
+		found.state == STORE_FINISHED)
+		expired = get_timestamp(slot, COL_CREATED_AT) >= at;
+	ExecDropSingleTupleTableSlot(slot);
+	store_close(&store);
+	return expired;
+}

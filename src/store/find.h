@@ -1,0 +1,35 @@
+/*-------------------------------------------------------------------------
+ *
+ * find.h
+ *	  Find the version of a row of idem_keys that counts.
+ *
+ * Private to this folder.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_FIND_H
+#define IDEM_FIND_H
+
+#include "access/genam.h"
+#include "executor/tuptable.h"
+
+#include "store/store.h"
+#include "store/table.h"
+
+/* A version of a row, as a look-up left it in the slot. */
+typedef struct Version
+{
+	StoreState state;
+	ItemPointerData tid;
+	TransactionId xmin; /* frozen: FrozenTransactionId */
+	bool own;			/* written by this transaction */
+	int64 fence;		/* or NO_FENCE */
+	int32 attempt;
+	StoreHolder holder; /* held: who by */
+} Version;
+
+extern void find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found);
+extern void find_version_only(Store *store, const IdemKey *key, Version *found);
+extern void wait_for_version(const IdemKey *key, const Version *held);
+
+#endif /* IDEM_FIND_H */

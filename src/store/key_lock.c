@@ -1,0 +1,218 @@
+/*-------------------------------------------------------------------------
+ *
+ * key_lock.c
+ *	  The advisory lock of a key, and waits that end without an error.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "storage/proc.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+
+#include "base/errors.h"
+#include "store/key_lock.h"
+#include "store/lock_notes.h"
+
+/*
+ * field4 of the tag.  SQL's pg_advisory_*() functions use 1 and 2; any other
+ * value is a space of its own.
+ */
+#define KEY_LOCK_SPACE 0x1DE0
+
+static void
+key_locktag(LOCKTAG *tag, const IdemKey *key)
+{
+	uint32 half[2];
+
+	memcpy(half, key->digest.data, sizeof(half));
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, half[0], half[1], KEY_LOCK_SPACE);
+}
+
+/*
+ * The lock is to live as long as the (sub)transaction's memory of the claim.
+ * So it belongs to the transaction's resource owner, not to that of a portal
+ * which happens to run: a cursor outlives savepoints, and a failed one does not.
+ */
+static ResourceOwner
+enter_transaction_owner(void)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	return owner;
+}
+
+/*
+ * LockAcquire, with the hint that fits when the lock table is full: the
+ * caller does not know that a claim costs a lock.
+ */
+static bool
+acquire(const IdemKey *key, bool dont_wait)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = enter_transaction_owner();
+	LockAcquireResult result;
+	LOCKTAG tag;
+
+	key_locktag(&tag, key);
+	PG_TRY();
+	{
+		result = LockAcquire(&tag, ExclusiveLock, false, dont_wait);
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		CurrentResourceOwner = owner;
+		if (geterrcode() != ERRCODE_OUT_OF_MEMORY)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+
+		/* the backend's own memory may be short as well */
+		if (strcmp(edata->message_id, "out of shared memory") != 0)
+			PG_RE_THROW();
+		FlushErrorState();
+		error_lock_table_full(key);
+	}
+	PG_END_TRY();
+	CurrentResourceOwner = owner;
+
+	return result != LOCKACQUIRE_NOT_AVAIL;
+}
+
+bool
+lock_try(const IdemKey *key)
+{
+	return acquire(key, true);
+}
+
+void
+lock_show(const IdemKey *key)
+{
+	LOCKTAG tag;
+
+	key_locktag(&tag, key);
+	held_note(&tag, key);
+}
+
+static void
+context_callback(void *arg)
+{
+	errcontext("while waiting for idempotency key \"%s\"", key_display(((LockContext *) arg)->key));
+}
+
+void
+lock_context_push(LockContext *context, const IdemKey *key)
+{
+	context->key = key;
+	context->callback.callback = context_callback;
+	context->callback.arg = context;
+	context->callback.previous = error_context_stack;
+	error_context_stack = &context->callback;
+}
+
+void
+lock_context_pop(LockContext *context)
+{
+	error_context_stack = context->callback.previous;
+}
+
+void
+lock_wait(const IdemKey *key)
+{
+	LockContext context;
+
+	lock_context_push(&context, key);
+	(void) acquire(key, false);
+	lock_context_pop(&context);
+}
+
+void
+lock_release(const IdemKey *key)
+{
+	ResourceOwner owner = enter_transaction_owner();
+	LOCKTAG tag;
+
+	key_locktag(&tag, key);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	CurrentResourceOwner = owner;
+}
+
+static void
+wait_for_lock(void *arg)
+{
+	lock_wait(arg);
+}
+
+/*
+ * The lock is taken by the wait itself, in its subtransaction, whose end hands
+ * it to ours.  To give it back and try again would let several waiters pass
+ * it around among themselves until their time is up.
+ */
+bool
+lock_wait_until(const IdemKey *key, TimestampTz deadline)
+{
+	return lock_bounded(wait_for_lock, unconstify(IdemKey *, key), deadline);
+}
+
+/*
+ * The server knows one way to end a wait for a lock early: lock_timeout, and
+ * that raises.  So the wait runs under our timeout in a subtransaction, which
+ * gives a sane state to go on from.  It writes nothing, so it takes no xid.
+ */
+bool
+lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	int session_timeout = LockTimeout;
+	volatile bool ours = false;
+	volatile bool done = false;
+	long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+	if (left <= 0)
+		return false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		if (session_timeout == 0 || left < session_timeout)
+		{
+			LockTimeout = (int) Min(left, INT_MAX);
+			ours = true;
+		}
+		wait(arg);
+
+		/* our timer may have gone off between the lock's grant and its own end */
+		CHECK_FOR_INTERRUPTS();
+		LockTimeout = session_timeout;
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		LockTimeout = session_timeout;
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (!ours || edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			ReThrowError(edata);
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}

@@ -1,0 +1,220 @@
+/*-------------------------------------------------------------------------
+ *
+ * lock_notes.c
+ *	  Which keys the sessions' locks are for: view idem_in_flight.
+ *
+ * Each session has a few places of its own, the oldest of which is used next, and
+ * a spinlock for them, which nobody else takes but whoever looks at the view.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "storage/spin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "base/compat.h"
+#include "base/shmem.h"
+#include "store/lock_notes.h"
+
+PG_FUNCTION_INFO_V1(idem_held_keys);
+
+#define NOTES 4		  /* of a session */
+#define NOTE_BYTES 96 /* of a key, and of a scope */
+
+typedef struct HeldNote
+{
+	LOCKTAG tag;
+	TimestampTz since;
+	char key[NOTE_BYTES]; /* cut, and NUL-terminated */
+	char scope[NOTE_BYTES];
+} HeldNote;
+
+/* The notes are of the session with that process, in that database. */
+typedef struct HeldKeys
+{
+	slock_t lock;
+	int pid;
+	Oid database;
+	int next;
+	int used;
+	HeldNote note[NOTES];
+} HeldKeys;
+
+static Size held_size(void);
+static void held_create(void *address, int tranche);
+
+static ShmemArea area = {.name = "idempotency_held", .size = held_size, .create = held_create};
+
+/* ------------------------------------------------------------------------
+ * Noting
+ * ------------------------------------------------------------------------
+ */
+
+static Size
+held_size(void)
+{
+	return mul_size(MaxBackends, sizeof(HeldKeys));
+}
+
+static void
+held_create(void *address, int tranche)
+{
+	HeldKeys *sessions = address;
+
+	memset(sessions, 0, held_size());
+	for (int i = 0; i < MaxBackends; i++)
+		SpinLockInit(&sessions[i].lock);
+}
+
+void
+held_init(void)
+{
+	shmem_register(&area);
+}
+
+static void
+copy_text(char *out, text *t)
+{
+	int len = pg_mbcliplen(VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t), NOTE_BYTES - 1);
+
+	memcpy(out, VARDATA_ANY(t), len);
+	out[len] = '\0';
+}
+
+void
+held_note(const LOCKTAG *tag, const IdemKey *key)
+{
+	HeldKeys *sessions = shmem_try(&area);
+	HeldKeys *mine;
+	HeldNote note;
+
+	if (sessions == NULL)
+		return;
+	note.tag = *tag;
+	note.since = GetCurrentTimestamp();
+	copy_text(note.key, key->key);
+	copy_text(note.scope, key->scope);
+
+	mine = &sessions[idem_my_proc_number()];
+	SpinLockAcquire(&mine->lock);
+	if (mine->pid != MyProcPid || mine->database != MyDatabaseId)
+	{
+		mine->pid = MyProcPid;
+		mine->database = MyDatabaseId;
+		mine->next = mine->used = 0;
+	}
+	mine->note[mine->next] = note;
+	mine->next = (mine->next + 1) % NOTES;
+	mine->used = Max(mine->used, mine->next == 0 ? NOTES : mine->next);
+	SpinLockRelease(&mine->lock);
+}
+
+/* ------------------------------------------------------------------------
+ * Looking
+ * ------------------------------------------------------------------------
+ */
+
+static void
+put_note(ReturnSetInfo *rsinfo, int pid, const HeldNote *note)
+{
+	Datum values[6];
+	bool isnull[6] = {0};
+
+	values[0] = Int32GetDatum(pid);
+	values[1] = ObjectIdGetDatum(note->tag.locktag_field2);
+	values[2] = ObjectIdGetDatum(note->tag.locktag_field3);
+	values[3] = CStringGetTextDatum(note->key);
+	values[4] = CStringGetTextDatum(note->scope);
+	values[5] = TimestampTzGetDatum(note->since);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
+
+/* A lock that a session holds. */
+typedef struct HeldLock
+{
+	LOCKTAG tag;
+	int pid;
+} HeldLock;
+
+static int
+compare_locks(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(HeldLock));
+}
+
+/* The advisory locks that are held in this database, sorted; how many. */
+static int
+held_locks(HeldLock **locks)
+{
+	LockData *data = GetLockStatusData();
+	int n = 0;
+
+	*locks = palloc0(Max(data->nelements, 1) * sizeof(HeldLock));
+	for (int i = 0; i < data->nelements; i++)
+	{
+		const LockInstanceData *lock = &data->locks[i];
+
+		if (lock->locktag.locktag_type != LOCKTAG_ADVISORY ||
+			lock->locktag.locktag_field1 != MyDatabaseId || lock->holdMask == 0)
+			continue;
+		(*locks)[n].tag = lock->locktag;
+		(*locks)[n].pid = lock->pid;
+		n++;
+	}
+	qsort(*locks, n, sizeof(HeldLock), compare_locks);
+	return n;
+}
+
+static bool
+is_held(const HeldLock *locks, int nlocks, int pid, const HeldNote *note)
+{
+	HeldLock lock;
+
+	memset(&lock, 0, sizeof(lock));
+	lock.tag = note->tag;
+	lock.pid = pid;
+	return bsearch(&lock, locks, nlocks, sizeof(HeldLock), compare_locks) != NULL;
+}
+
+/*
+ * idem_held_keys() RETURNS TABLE (pid, classid, objid, key, scope, since)
+ *
+ * Locks as in pg_locks, of sessions in this database.  Only notes whose lock is held:
+ * a reader may see what is in flight, and nothing of what has ended.
+ */
+Datum
+idem_held_keys(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HeldKeys *sessions = shmem_try(&area);
+	HeldLock *locks;
+	int nlocks;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (sessions == NULL)
+		return (Datum) 0;
+	nlocks = held_locks(&locks);
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		HeldKeys copy;
+
+		SpinLockAcquire(&sessions[i].lock);
+		memcpy(&copy, &sessions[i], sizeof(copy));
+		SpinLockRelease(&sessions[i].lock);
+		if (copy.database != MyDatabaseId)
+			continue;
+		for (int j = 0; j < copy.used; j++)
+			if (is_held(locks, nlocks, copy.pid, &copy.note[j]))
+				put_note(rsinfo, copy.pid, &copy.note[j]);
+	}
+	return (Datum) 0;
+}

@@ -1,0 +1,221 @@
+/*-------------------------------------------------------------------------
+ *
+ * table.c
+ *	  Open idem_keys and its primary key.
+ *
+ * The store works on the table and its primary key directly: no plans to cache, to be
+ * parsed again under a caller's search_path, or to go stale; no SIREAD locks; and sight of
+ * uncommitted rows.  Nothing happens that only the executor's ModifyTable does, so a table
+ * with triggers or rules is refused.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+
+#include "base/compat.h"
+#include "base/relation.h"
+#include "store/store.h"
+#include "store/table.h"
+
+#define FENCE_NAME "idem_fence"
+
+/* a table that changes more often while it is checked is checked at each use */
+#define CHECK_TRIES 100
+
+static const struct
+{
+	const char *name;
+	Oid type;
+	bool not_null;
+} columns[NCOLUMNS] = {
+	[COL_DIGEST] = {"digest", UUIDOID, true},
+	[COL_CREATED_AT] = {"created_at", TIMESTAMPTZOID, true},
+	[COL_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID},
+	[COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID, true},
+	[COL_LEASE_UNTIL] = {"lease_until", TIMESTAMPTZOID},
+	[COL_FENCE] = {"fence", INT8OID},
+	[COL_TTL] = {"ttl", INTERVALOID},
+	[COL_ATTEMPT] = {"attempt", INT4OID, true},
+	[COL_FINGERPRINT] = {"fingerprint", BYTEAOID},
+	[COL_SCOPE] = {"scope", TEXTOID, true},
+	[COL_KEY] = {"key", TEXTOID, true},
+	[COL_PHASE] = {"phase", TEXTOID},
+	[COL_PROGRESS] = {"progress", JSONBOID},
+	[COL_RESULT] = {"result", JSONBOID},
+};
+
+/*
+ * Where the table is; forgotten when anything about it changes, so that DROP
+ * EXTENSION and CREATE EXTENSION elsewhere need no new session.
+ */
+static struct
+{
+	Oid heap;
+	Oid index;
+	Oid fence;
+	Oid checked;	/* the table that is being checked, or was last */
+	uint64 changes; /* of that table, which count while it is being checked as well */
+} known;
+
+static void
+forget_known(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == known.heap)
+		known.heap = InvalidOid;
+	if (relid == InvalidOid || relid == known.checked)
+		known.changes++;
+}
+
+void
+store_init(void)
+{
+	CacheRegisterRelcacheCallback(forget_known, (Datum) 0);
+}
+
+static void
+check_columns(TupleDesc desc)
+{
+	bool same = desc->natts >= NCOLUMNS;
+
+	for (int i = 0; same && i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		/* a column that was added by hand and dropped again leaves a trace */
+		if (i >= NCOLUMNS)
+			same = att->attisdropped;
+		else
+			same = !att->attisdropped && att->atttypid == columns[i].type &&
+				att->attnotnull == columns[i].not_null &&
+				strcmp(NameStr(att->attname), columns[i].name) == 0;
+	}
+	if (!same)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("columns of table \"%s\" are not those that version %s of the library knows",
+					TABLE_NAME, IDEM_VERSION),
+			 errhint("Run ALTER EXTENSION %s UPDATE, and undo changes to the table made by hand.",
+					 EXTENSION_NAME)));
+}
+
+/* InvalidOid if there is none, or none that is good. */
+static Oid
+find_primary_key(Relation rel)
+{
+	Oid pkey = idem_primary_key(rel);
+
+	if (OidIsValid(pkey))
+	{
+		Relation index = index_open(pkey, AccessShareLock);
+		bool good = IndexRelationGetNumberOfKeyAttributes(index) == 1 &&
+			index->rd_index->indkey.values[0] == COL_DIGEST + 1 && index->rd_index->indisvalid &&
+			index->rd_index->indimmediate && index->rd_rel->relam == BTREE_AM_OID;
+
+		index_close(index, NoLock);
+		if (good)
+			return pkey;
+	}
+	return InvalidOid;
+}
+
+pg_noreturn static void
+error_no_primary_key(void)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		 errmsg("table \"%s\" lacks its primary key", TABLE_NAME),
+		 errhint(
+			 "ALTER TABLE ... ADD PRIMARY KEY (digest) brings it back; until then nothing could keep "
+			 "duplicates out.")));
+}
+
+/*
+ * What is found holds for one moment only if nothing has changed in the meantime.
+ * REINDEX CONCURRENTLY puts another index in the primary key's place while we hold
+ * our lock; then the one that was primary a moment ago is no more.  That commit may
+ * be seen before its invalidation messages come, so before the key is held to be
+ * missing, the list of indexes is made anew.
+ */
+static void
+check_table(Relation heap)
+{
+	bool renewed = false;
+	bool same;
+	Oid index;
+
+	known.checked = RelationGetRelid(heap);
+	for (int i = 0;; i++)
+	{
+		uint64 changes = known.changes;
+
+		CHECK_FOR_INTERRUPTS();
+		relation_check_plain(heap);
+		check_columns(RelationGetDescr(heap));
+		index = find_primary_key(heap);
+		known.fence = relation_find(FENCE_NAME);
+		same = changes == known.changes;
+		if (i < CHECK_TRIES && !same)
+			continue;
+		if (OidIsValid(index))
+			break;
+		if (renewed)
+			error_no_primary_key();
+		RelationCacheInvalidateEntry(RelationGetRelid(heap));
+		renewed = true;
+	}
+	known.index = index;
+	known.heap = same ? RelationGetRelid(heap) : InvalidOid;
+}
+
+/*
+ * Locks are kept to the end of the transaction: finish then takes over what
+ * begin has opened.
+ */
+void
+store_open(Store *store, LOCKMODE lockmode)
+{
+	for (;;)
+	{
+		Oid relid = OidIsValid(known.heap) ? known.heap : relation_find(TABLE_NAME);
+		bool checked = OidIsValid(known.heap);
+
+		store->heap = try_relation_open(relid, lockmode);
+		if (store->heap == NULL)
+		{
+			/* dropped just now; look again, and fail if it is really gone */
+			known.heap = InvalidOid;
+			continue;
+		}
+		if (checked && known.heap == relid)
+			break;
+
+		check_table(store->heap);
+		break;
+	}
+	store->index = index_open(known.index, lockmode);
+}
+
+void
+store_close(Store *store)
+{
+	index_close(store->index, NoLock);
+	table_close(store->heap, NoLock);
+}
+
+Oid
+store_fence_sequence(void)
+{
+	return known.fence;
+}

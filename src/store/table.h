@@ -1,0 +1,54 @@
+/*-------------------------------------------------------------------------
+ *
+ * table.h
+ *	  Open idem_keys and its primary key; the columns of the table.
+ *
+ * Private to this folder.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_TABLE_H
+#define IDEM_TABLE_H
+
+#include "utils/rel.h"
+
+#define TABLE_NAME "idem_keys"
+
+/* The columns, in the order of the install script. */
+enum
+{
+	COL_DIGEST,
+	COL_CREATED_AT,
+	COL_FINISHED_AT,
+	COL_EXPIRES_AT,
+	COL_LEASE_UNTIL,
+	COL_FENCE,
+	COL_TTL,
+	COL_ATTEMPT,
+	COL_FINGERPRINT,
+	COL_SCOPE,
+	COL_KEY,
+	COL_PHASE,
+	COL_PROGRESS,
+	COL_RESULT,
+	NCOLUMNS
+};
+
+typedef struct Store
+{
+	Relation heap;
+	Relation index; /* the primary key, on digest */
+} Store;
+
+/*
+ * Locks are kept to the end of the transaction: finish then takes over what begin has
+ * opened.  0A000 if idem_keys is not a plain, logged, local heap without triggers; 55000 if
+ * its columns are not those of this library, or its primary key is missing.
+ */
+extern void store_open(Store *store, LOCKMODE lockmode);
+extern void store_close(Store *store);
+
+/* The sequence of fences; the table must have been opened before. */
+extern Oid store_fence_sequence(void);
+
+#endif /* IDEM_TABLE_H */

@@ -1,0 +1,136 @@
+/*-------------------------------------------------------------------------
+ *
+ * wait.c
+ *	  Wait for the transaction that holds a row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/subtrans.h"
+#include "access/transam.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "base/compat.h"
+#include "base/errors.h"
+#include "store/find.h"
+#include "store/key_lock.h"
+#include "store/store.h"
+
+/* how often a standby looks whether a holder has ended, in milliseconds */
+#define STANDBY_POLL_MS 10
+
+static void
+wait_for_insertion(void *arg)
+{
+	const StoreHolder *holder = arg;
+
+	SpeculativeInsertionWait(holder->xid, holder->token);
+}
+
+static void
+wait_for_xid(void *arg)
+{
+	LOCKTAG tag;
+
+	SET_LOCKTAG_TRANSACTION(tag, *(TransactionId *) arg);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	(void) LockRelease(&tag, ShareLock, false);
+}
+
+/*
+ * XactLockTableWait() with a deadline.  The holder may be a subtransaction whose
+ * savepoint is released while we wait; then the transaction above is waited for, in
+ * the time that is left.
+ */
+static bool
+wait_for_transaction(TransactionId xid, TimestampTz deadline)
+{
+	for (bool first = true;; first = false)
+	{
+		if (!lock_bounded(wait_for_xid, &xid, deadline))
+			return false;
+		if (!TransactionIdIsInProgress(xid))
+			return true;
+		/* it has its xid, and not yet its lock */
+		if (!first)
+			pg_usleep(1000);
+		CHECK_FOR_INTERRUPTS();
+		xid = SubTransGetTopmostTransaction(xid);
+	}
+}
+
+static bool
+wait_for_holder(const StoreHolder *holder, TimestampTz deadline)
+{
+	if (holder->token != 0)
+	{
+		if (!TIMESTAMP_IS_NOEND(deadline))
+			return lock_bounded(wait_for_insertion, unconstify(StoreHolder *, holder), deadline);
+		SpeculativeInsertionWait(holder->xid, holder->token);
+		return true;
+	}
+	if (!TIMESTAMP_IS_NOEND(deadline))
+		return wait_for_transaction(holder->xid, deadline);
+	XactLockTableWait(holder->xid, NULL, NULL, XLTW_None);
+	return true;
+}
+
+/*
+ * On a standby the holder runs elsewhere and holds no lock here, so the server
+ * itself could only poll, and would not stop at a timeout.
+ */
+static bool
+wait_on_standby(const StoreRow *row, TimestampTz deadline)
+{
+	static uint32 wait_event = 0;
+	TimestampTz lock_deadline =
+		LockTimeout > 0 ? GetCurrentTimestamp() + LockTimeout * INT64CONST(1000) : DT_NOEND;
+
+	while (TransactionIdIsInProgress(row->holder.xid))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (deadline <= now)
+			return false;
+		if (lock_deadline <= now)
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("canceling statement due to lock timeout")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STANDBY_POLL_MS,
+						 idem_wait_event(&wait_event, "IdempotencyHolder"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return true;
+}
+
+bool
+store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline)
+{
+	LockContext context;
+	bool ended = true;
+
+	lock_context_push(&context, key);
+	if (RecoveryInProgress())
+		ended = wait_on_standby(row, deadline);
+	else
+		ended = wait_for_holder(&row->holder, deadline);
+	lock_context_pop(&context);
+	return ended;
+}
+
+void
+wait_for_version(const IdemKey *key, const Version *held)
+{
+	StoreRow row = {.holder = held->holder};
+
+	(void) store_wait(key, &row, DT_NOEND);
+}

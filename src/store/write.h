@@ -1,0 +1,39 @@
+/*-------------------------------------------------------------------------
+ *
+ * write.h
+ *	  Change a version of a row of idem_keys.
+ *
+ * Private to this folder.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_WRITE_H
+#define IDEM_WRITE_H
+
+#include "store/find.h"
+#include "store/store.h"
+#include "store/table.h"
+
+/* New contents of some columns; as many as the table has, dropped ones included. */
+typedef struct Change
+{
+	Datum *values;
+	bool *isnull;
+	bool *replace;
+} Change;
+
+extern void change_init(Change *change, Store *store);
+extern void set_datum(Change *change, int column, Datum value);
+extern void set_null(Change *change, int column);
+extern void set_time(Change *change, int column, TimestampTz time);
+extern void set_jsonb(Change *change, int column, bool given, Datum value);
+
+/*
+ * Change the version in the slot.  Unchanged columns stay as they are stored,
+ * so that no toasted value is written again.  Waits for a purge that is
+ * deleting it.  False if somebody else has deleted or changed it: look again.
+ */
+extern bool update_version(Store *store, const IdemKey *key, TupleTableSlot *old,
+						   const Version *version, Change *change);
+
+#endif /* IDEM_WRITE_H */

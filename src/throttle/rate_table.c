@@ -1,0 +1,876 @@
+/*-------------------------------------------------------------------------
+ *
+ * rate_table.c
+ *	  The state of rate limits, in a table of fixed size in shared memory.
+ *
+ * A hash table in partitions with a lock each.  A partition has places for entries,
+ * twice as many as it needs, and linear probing: a call reads memory that is in no
+ * cache, which is most of its time, and this way it is one line of it.
+ *
+ * A partition also has a heap of its entries, by the time from which they carry no
+ * information: the first is the one to reuse or to evict.  That time only ever moves
+ * on, so the heap is told of it no sooner than when the entry comes first: most calls
+ * leave the heap alone.
+ *
+ * The first times of all partitions lie together, where a look at them takes no lock.
+ * When as many entries are used as there may be, the first of all partitions goes, and
+ * another comes where it is needed, while both locks are held, taken in the order of
+ * the partitions.  Nothing under the locks raises or allocates.
+ *
+ * The owners of limits, in the caller's sense, share the table.  An owner with more than a
+ * quarter of all entries is heavy, and there are three such at most.  While there is one,
+ * no limit of another owner is evicted, but one of a heavy owner's: a sample of the heap
+ * finds it, since a quarter of what is drawn is one, wherever in the heap it is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+#include <time.h>
+
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "port/pg_bitutils.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+
+#include "base/compat.h"
+#include "base/guc.h"
+#include "base/random.h"
+#include "base/shmem.h"
+#include "throttle/rate_table.h"
+
+/* children of a slot in a heap, which are a line of cache: fewer levels, fewer lines to wait for */
+#define ARITY 4
+
+#define NO_PARTITION (-1)
+#define NO_PLACE (-1)
+#define NO_TIME PG_UINT64_MAX /* first time of an empty partition */
+
+#define MAX_PARTITIONS 128
+/* with fewer each, some would be much fuller than others */
+#define MIN_PARTITION_ENTRIES 512
+
+/* steps to put a heap right with the lock held, a tenth of a microsecond each */
+#define MAX_SETTLE 256
+
+/*
+ * How often to look for the first of all, which others keep changing, until any entry
+ * at hand will do.
+ */
+#define MAX_LOOKS 10000
+
+/* owners are told apart by a hash; one in so many shares a count with another one */
+#define NOWNERS 1024
+
+/* how many entries to draw for one of a heavy owner: one in 10^8 times there is none */
+#define MAX_DRAWS 64
+#define ENOUGH_DRAWS 4
+
+/*
+ * Half a line of cache.  In its partition it is known by the second half of its id, the
+ * first half of which chose the partition: 64 bits and more.
+ */
+typedef struct LimitEntry
+{
+	SipHash id;
+	int64 arrival; /* RateState */
+	uint32 fraction;
+	uint16 owner;
+	bool used;
+} LimitEntry;
+
+/*
+ * It names its entry by the id, so that either moves without touching the other, and
+ * what is done to the heap stays in the heap's memory.
+ */
+typedef struct HeapSlot
+{
+	int64 end;	  /* of the entry's information, when last looked at: it may be later now */
+	uint64 entry; /* second half of its id */
+} HeapSlot;
+
+/* A line of cache each. */
+typedef union LimitPartition
+{
+	struct
+	{
+		LWLock lock; /* of its entries and its heap */
+		int used;	 /* slots of the heap */
+	};
+	char padding[PG_CACHE_LINE_SIZE];
+} LimitPartition;
+
+typedef struct LimitTable
+{
+	/* never change */
+	SipHashKey key;
+	int nentries;
+	int npartitions; /* a power of 2 */
+	int heap_size;	 /* of each partition */
+	int places;		 /* of each partition */
+	Size entries;	 /* where those of the first partition are, from the table's start */
+	Size heaps;
+
+	pg_atomic_uint32 used;			/* entries, in all partitions */
+	pg_atomic_uint32 heavy;			/* owners with more than a quarter of them */
+	pg_atomic_uint32 held[NOWNERS]; /* entries, by owner */
+
+	pg_atomic_uint64 first_end[MAX_PARTITIONS]; /* end of each heap's first, or NO_TIME */
+	LimitPartition partition[MAX_PARTITIONS];
+
+	/* then the entries, and the heaps, of each partition */
+} LimitTable;
+
+static Size limit_size(void);
+static void limit_create(void *address, int tranche);
+static void limit_save(void *address, ShmemFile *file);
+static bool limit_load(void *address, ShmemFile *file);
+
+static ShmemArea area = {
+	.name = "idempotency_throttle",
+	.size = limit_size,
+	.create = limit_create,
+	.save = limit_save,
+	.load = limit_load,
+};
+
+/* ------------------------------------------------------------------------
+ * Where things are
+ * ------------------------------------------------------------------------
+ */
+
+static int
+count_partitions(int nentries)
+{
+	int n = Max(nentries / MIN_PARTITION_ENTRIES, 1);
+
+	return Min((int) pg_prevpower2_32(n), MAX_PARTITIONS);
+}
+
+/*
+ * Entries are where their hashes send them, so some partitions need more than an
+ * even share: with eight standard deviations and 64 more hardly any is too small, and it
+ * only evicts early.
+ */
+static int
+size_heap(int nentries)
+{
+	int share = nentries / count_partitions(nentries);
+
+	return share == nentries ? nentries : share + (int) (8 * sqrt(share)) + 64;
+}
+
+/* so that probing is short: less than two thirds are ever used */
+static int
+count_places(int nentries)
+{
+	return size_heap(nentries) + size_heap(nentries) / 5 * 3 + 1;
+}
+
+/* that a heap takes, with what is left free for the sake of lines of cache */
+static int
+heap_slots(int size)
+{
+	return TYPEALIGN(ARITY, ARITY - 1 + size);
+}
+
+static Size
+table_bytes(void)
+{
+	return CACHELINEALIGN(sizeof(LimitTable));
+}
+
+static Size
+entry_bytes(int nentries)
+{
+	return CACHELINEALIGN(
+		mul_size(count_partitions(nentries), mul_size(count_places(nentries), sizeof(LimitEntry))));
+}
+
+static Size
+limit_size(void)
+{
+	int n = idem_throttle_entries;
+
+	return add_size(
+		add_size(table_bytes(), entry_bytes(n)),
+		mul_size(count_partitions(n), mul_size(heap_slots(size_heap(n)), sizeof(HeapSlot))));
+}
+
+static LimitEntry *
+get_entries(LimitTable *table, int partition)
+{
+	return (LimitEntry *) ((char *) table + table->entries) + (Size) partition * table->places;
+}
+
+/* Its second slot begins a line of cache. */
+static HeapSlot *
+get_heap(LimitTable *table, int partition)
+{
+	return (HeapSlot *) ((char *) table + table->heaps) +
+		(Size) partition * heap_slots(table->heap_size) + ARITY - 1;
+}
+
+static int
+partition_number(LimitTable *table, const SipHash *id)
+{
+	return (int) (id->half[0] & (table->npartitions - 1));
+}
+
+/* Where in its partition an entry would like to be; by the second half of its id. */
+static int
+home_place(LimitTable *table, uint64 entry)
+{
+	return (int) (((entry >> 32) * (uint64) table->places) >> 32);
+}
+
+static int
+next_place(LimitTable *table, int place)
+{
+	return place + 1 < table->places ? place + 1 : 0;
+}
+
+static void
+limit_create(void *address, int tranche)
+{
+	LimitTable *table = address;
+
+	random_bytes(&table->key, sizeof(table->key));
+	table->nentries = idem_throttle_entries;
+	table->npartitions = count_partitions(table->nentries);
+	table->heap_size = size_heap(table->nentries);
+	table->places = count_places(table->nentries);
+	table->entries = table_bytes();
+	table->heaps = table->entries + entry_bytes(table->nentries);
+	pg_atomic_init_u32(&table->used, 0);
+	pg_atomic_init_u32(&table->heavy, 0);
+	for (int i = 0; i < NOWNERS; i++)
+		pg_atomic_init_u32(&table->held[i], 0);
+	for (int i = 0; i < table->npartitions; i++)
+	{
+		LWLockInitialize(&table->partition[i].lock, tranche);
+		table->partition[i].used = 0;
+		pg_atomic_init_u64(&table->first_end[i], NO_TIME);
+		for (int j = 0; j < table->places; j++)
+			get_entries(table, i)[j].used = false;
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * The heap of a partition
+ * ------------------------------------------------------------------------
+ */
+
+/* A partition and what is in it, its lock held. */
+typedef struct Locked
+{
+	LimitTable *table;
+	int number;
+	LimitPartition *partition;
+	LimitEntry *entries;
+	HeapSlot *heap;
+} Locked;
+
+static Locked
+get_locked(LimitTable *table, int number)
+{
+	Locked locked = {
+		.table = table,
+		.number = number,
+		.partition = &table->partition[number],
+		.entries = get_entries(table, number),
+		.heap = get_heap(table, number),
+	};
+
+	return locked;
+}
+
+/* From then on the state says nothing. */
+static int64
+state_end(const RateState *state)
+{
+	return state->arrival + (state->fraction > 0 ? 1 : 0);
+}
+
+static void
+sift_up(Locked *p, int slot, HeapSlot what)
+{
+	while (slot > 0 && p->heap[(slot - 1) / ARITY].end > what.end)
+	{
+		p->heap[slot] = p->heap[(slot - 1) / ARITY];
+		slot = (slot - 1) / ARITY;
+	}
+	p->heap[slot] = what;
+}
+
+/* The slot that comes first of these; without a branch, as it is anybody's guess. */
+static int
+first_slot(const HeapSlot *heap, int from, int to)
+{
+	int found = from;
+	int64 first = heap[from].end;
+
+	for (int i = from + 1; i < to; i++)
+	{
+		bool sooner = heap[i].end < first;
+
+		first = sooner ? heap[i].end : first;
+		found = sooner ? i : found;
+	}
+	return found;
+}
+
+static void
+sift_down(Locked *p, int slot, HeapSlot what)
+{
+	HeapSlot *heap = p->heap;
+	int used = p->partition->used;
+	int child;
+
+	while ((child = ARITY * slot + 1) < used)
+	{
+		/* one of these lines is next */
+		for (int i = 0; i < ARITY; i++)
+			idem_prefetch(&heap[ARITY * (child + i) + 1]);
+		child = first_slot(heap, child, Min(child + ARITY, used));
+		if (heap[child].end >= what.end)
+			break;
+		heap[slot] = heap[child];
+		slot = child;
+	}
+	heap[slot] = what;
+}
+
+static void
+publish_first(Locked *p)
+{
+	pg_atomic_uint64 *first = &p->table->first_end[p->number];
+	uint64 end = p->partition->used > 0 ? (uint64) p->heap[0].end : NO_TIME;
+
+	/* others look at that line all the time */
+	if (pg_atomic_read_u64(first) != end)
+		pg_atomic_write_u64(first, end);
+}
+
+/* ------------------------------------------------------------------------
+ * Owners
+ * ------------------------------------------------------------------------
+ */
+
+static uint32
+light_limit(const LimitTable *table)
+{
+	return table->nentries / 4;
+}
+
+static void
+count_owner(LimitTable *table, int owner)
+{
+	if (pg_atomic_fetch_add_u32(&table->held[owner], 1) == light_limit(table))
+		pg_atomic_fetch_add_u32(&table->heavy, 1);
+}
+
+static void
+discount_owner(LimitTable *table, int owner)
+{
+	if (pg_atomic_fetch_sub_u32(&table->held[owner], 1) == light_limit(table) + 1)
+		pg_atomic_fetch_sub_u32(&table->heavy, 1);
+}
+
+static bool
+is_heavy(LimitTable *table, int owner)
+{
+	return pg_atomic_read_u32(&table->held[owner]) > light_limit(table);
+}
+
+/* ------------------------------------------------------------------------
+ * Entries
+ * ------------------------------------------------------------------------
+ */
+
+/* Where the entry is, or the free place where it is to be. */
+static int
+find_place(Locked *p, uint64 entry)
+{
+	int place = home_place(p->table, entry);
+
+	while (p->entries[place].used && p->entries[place].id.half[1] != entry)
+		place = next_place(p->table, place);
+	return place;
+}
+
+static RateState
+get_state(const LimitEntry *entry)
+{
+	RateState state = {.arrival = entry->arrival, .fraction = entry->fraction};
+
+	return state;
+}
+
+/* The heap learns of it when the entry comes first. */
+static void
+set_state(LimitEntry *entry, const RateState *state)
+{
+	entry->arrival = state->arrival;
+	entry->fraction = state->fraction;
+}
+
+static void
+add_entry(Locked *p, const SipHash *id, int owner, const RateState *state)
+{
+	int place = find_place(p, id->half[1]);
+	HeapSlot slot = {.end = state_end(state), .entry = id->half[1]};
+
+	p->entries[place].used = true;
+	p->entries[place].id = *id;
+	p->entries[place].owner = (uint16) owner;
+	set_state(&p->entries[place], state);
+	count_owner(p->table, owner);
+	sift_up(p, p->partition->used++, slot);
+	publish_first(p);
+}
+
+/*
+ * Where the first of the heap is.  NO_PLACE if that had moved on: it and what came
+ * first then are now where they belong, or some of it, and it takes another look.
+ */
+static int
+first_place(Locked *p)
+{
+	HeapSlot *first = &p->heap[0];
+
+	for (int step = 0; step < MAX_SETTLE; step++)
+	{
+		int place = find_place(p, first->entry);
+		RateState state = get_state(&p->entries[place]);
+		HeapSlot now = {.end = state_end(&state), .entry = first->entry};
+
+		if (now.end == first->end)
+		{
+			if (step == 0)
+				return place;
+			break;
+		}
+		sift_down(p, 0, now);
+	}
+	publish_first(p);
+	return NO_PLACE;
+}
+
+/* From "from" to "to", onwards. */
+static int
+distance(LimitTable *table, int from, int to)
+{
+	return to >= from ? to - from : to - from + table->places;
+}
+
+/* Leave no gap between the home of any entry and where it is. */
+static void
+free_place(Locked *p, int place)
+{
+	int next = place;
+
+	for (;;)
+	{
+		next = next_place(p->table, next);
+		if (!p->entries[next].used)
+			break;
+		if (distance(p->table, home_place(p->table, p->entries[next].id.half[1]), next) <
+			distance(p->table, place, next))
+			continue;
+		p->entries[place] = p->entries[next];
+		place = next;
+	}
+	p->entries[place].used = false;
+}
+
+static void
+remove_entry(Locked *p, int slot, int place)
+{
+	HeapSlot *heap = p->heap;
+	HeapSlot last = heap[p->partition->used - 1];
+
+	discount_owner(p->table, p->entries[place].owner);
+	free_place(p, place);
+	if (--p->partition->used > slot)
+	{
+		if (slot > 0 && heap[(slot - 1) / ARITY].end > last.end)
+			sift_up(p, slot, last);
+		else
+			sift_down(p, slot, last);
+	}
+	publish_first(p);
+}
+
+/*
+ * A live entry of a heavy owner's: of those that are drawn, the one that ends first.  *slot:
+ * in the heap.  NO_PLACE: none is.  Draws begin with the new entry's id, which nobody can
+ * choose.
+ */
+static int
+draw_heavy(Locked *p, uint64 random, int *slot)
+{
+	int found = NO_PLACE;
+	int nfound = 0;
+
+	for (int i = 0; i < MAX_DRAWS && nfound < ENOUGH_DRAWS; i++)
+	{
+		int drawn;
+		int place;
+
+		random = random * UINT64CONST(6364136223846793005) + UINT64CONST(1442695040888963407);
+		drawn = (int) (((random >> 32) * (uint64) p->partition->used) >> 32);
+		place = find_place(p, p->heap[drawn].entry);
+		if (!is_heavy(p->table, p->entries[place].owner))
+			continue;
+		if (nfound++ == 0 || p->heap[drawn].end < p->heap[*slot].end)
+		{
+			*slot = drawn;
+			found = place;
+		}
+	}
+	return found;
+}
+
+/*
+ * The first of the heap, if it is that, or one of a heavy owner's of "p" instead;
+ * *live: it still said something.
+ */
+static bool
+remove_first(Locked *victim, Locked *p, const SipHash *id, int64 now, bool *live)
+{
+	LimitTable *table = victim->table;
+	int place = first_place(victim);
+
+	if (place == NO_PLACE)
+		return false;
+	*live = victim->heap[0].end > now;
+	if (*live && pg_atomic_read_u32(&table->heavy) > 0 && p->partition->used > 0 &&
+		!is_heavy(table, victim->entries[place].owner))
+	{
+		int slot;
+		int heavy = draw_heavy(p, id->half[1], &slot);
+
+		if (heavy != NO_PLACE)
+		{
+			remove_entry(p, slot, heavy);
+			return true;
+		}
+	}
+	remove_entry(victim, 0, place);
+	return true;
+}
+
+/* When time is up: the first as far as its heap knows, or one more than there may be. */
+static void
+remove_any(Locked *p, int64 now, bool *live)
+{
+	int place;
+	RateState state;
+
+	if (p->partition->used == 0)
+	{
+		pg_atomic_fetch_add_u32(&p->table->used, 1);
+		return;
+	}
+	place = find_place(p, p->heap[0].entry);
+	state = get_state(&p->entries[place]);
+	*live = state_end(&state) > now;
+	remove_entry(p, 0, place);
+}
+
+/* One more entry may be used. */
+static bool
+take_unused(LimitTable *table)
+{
+	/* beyond the end it would count on for ever */
+	return pg_atomic_read_u32(&table->used) < (uint32) table->nentries &&
+		pg_atomic_fetch_add_u32(&table->used, 1) < (uint32) table->nentries;
+}
+
+/* The partition with the entry whose time comes first, as far as can be seen without a lock. */
+static int
+find_first(LimitTable *table)
+{
+	uint64 first = NO_TIME;
+	int found = NO_PARTITION;
+
+	for (int i = 0; i < table->npartitions; i++)
+	{
+		uint64 end = pg_atomic_read_u64(&table->first_end[i]);
+		bool sooner = end < first;
+
+		/* without a branch */
+		first = sooner ? end : first;
+		found = sooner ? i : found;
+	}
+	return found;
+}
+
+/* What is about to be evicted there, read without a lock, and maybe wrong. */
+static void
+prefetch_first(LimitTable *table, int partition)
+{
+	HeapSlot *heap = get_heap(table, partition);
+
+	idem_prefetch(&heap[1]);
+	idem_prefetch(&get_entries(table, partition)[home_place(table, heap->entry)]);
+}
+
+/*
+ * Room in partition p; "other" is locked as well, unless it is none.  False: it takes
+ * another look, and maybe another partition.
+ */
+static bool
+make_room(Locked *p, const SipHash *id, int other, int64 now, bool *evicted)
+{
+	LimitTable *table = p->table;
+	Locked victim;
+
+	if (p->partition->used < p->table->heap_size)
+	{
+		if (take_unused(table))
+			return true;
+		if (other == NO_PARTITION)
+			return false;
+		if (pg_atomic_read_u64(&table->first_end[other]) <
+			pg_atomic_read_u64(&table->first_end[p->number]))
+		{
+			victim = get_locked(table, other);
+			return remove_first(&victim, p, id, now, evicted);
+		}
+		if (p->partition->used == 0)
+			return false;
+	}
+	return remove_first(p, p, id, now, evicted);
+}
+
+static void
+lock_partitions(LimitTable *table, int p, int other)
+{
+	if (other != NO_PARTITION && other < p)
+		LWLockAcquire(&table->partition[other].lock, LW_EXCLUSIVE);
+	LWLockAcquire(&table->partition[p].lock, LW_EXCLUSIVE);
+	if (other != NO_PARTITION && other > p)
+		LWLockAcquire(&table->partition[other].lock, LW_EXCLUSIVE);
+}
+
+static void
+unlock_partitions(LimitTable *table, int p, int other)
+{
+	LWLockRelease(&table->partition[p].lock);
+	if (other != NO_PARTITION && other != p)
+		LWLockRelease(&table->partition[other].lock);
+}
+
+/* What is to be done with which limit. */
+typedef struct Change
+{
+	const SipHash *id;
+	const LimitOwner *owner;
+	int64 now;
+	LimitChange change;
+	void *arg;
+	bool evicted;
+} Change;
+
+static int
+owner_number(LimitTable *table, const LimitOwner *owner)
+{
+	SipHash hash;
+
+	if (owner->data == NULL)
+		return owner->number;
+	hash = siphash(&table->key, owner->data, owner->len);
+	return (int) (hash.half[0] % NOWNERS);
+}
+
+/* False if there was no room yet; "last": there is to be. */
+static bool
+change_locked(Locked *p, Change *c, int other, bool last)
+{
+	int place = find_place(p, c->id->half[1]);
+	LimitEntry *entry = &p->entries[place];
+	RateState state = {0};
+
+	if (entry->used)
+		state = get_state(entry);
+	if (!c->change(&state, c->arg))
+		return true;
+	if (entry->used)
+	{
+		set_state(entry, &state);
+		return true;
+	}
+	if (!make_room(p, c->id, other, c->now, &c->evicted))
+	{
+		if (!last)
+			return false;
+		remove_any(p, c->now, &c->evicted);
+	}
+	add_entry(p, c->id, owner_number(p->table, c->owner), &state);
+	return true;
+}
+
+static bool
+change_entry(LimitTable *table, Change *c)
+{
+	Locked p = get_locked(table, partition_number(table, c->id));
+	int other = NO_PARTITION;
+	bool done = false;
+
+	for (int look = 1; !done; look++)
+	{
+		lock_partitions(table, p.number, other);
+		done = change_locked(&p, c, other, look >= MAX_LOOKS);
+		unlock_partitions(table, p.number, other);
+		if (!done)
+		{
+			other = find_first(table);
+			if (other != NO_PARTITION)
+				prefetch_first(table, other);
+		}
+	}
+	return c->evicted;
+}
+
+/* ------------------------------------------------------------------------
+ * The face
+ * ------------------------------------------------------------------------
+ */
+
+void
+limit_init(void)
+{
+	shmem_register(&area);
+}
+
+bool
+limit_available(void)
+{
+	return shmem_get(&area) != NULL;
+}
+
+/*
+ * Not instr_time.h: from PostgreSQL 19 on, sessions can choose what that reads,
+ * and here they must agree.
+ */
+int64
+limit_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64) now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000;
+}
+
+SipHash
+limit_id(const void *data, Size len)
+{
+	LimitTable *table = shmem_get(&area);
+	SipHash id = siphash(&table->key, data, len);
+
+	/* it will be there when the caller has read the clock, and we have the lock */
+	idem_prefetch(&get_entries(table, partition_number(table, &id))[home_place(table, id.half[1])]);
+	return id;
+}
+
+bool
+limit_change(const SipHash *id, const LimitOwner *owner, int64 now, LimitChange change, void *arg)
+{
+	Change c = {.id = id, .owner = owner, .now = now, .change = change, .arg = arg};
+
+	return change_entry(shmem_get(&area), &c);
+}
+
+/* ------------------------------------------------------------------------
+ * Over a restart
+ * ------------------------------------------------------------------------
+ */
+
+/* The machine may be started anew as well, so the time in between is the wall clock's. */
+typedef struct SavedLimits
+{
+	SipHashKey key;
+	TimestampTz saved_at;
+	int64 now; /* the clock of the states */
+	int64 count;
+} SavedLimits;
+
+typedef struct SavedLimit
+{
+	SipHash id;
+	int64 arrival;
+	uint32 fraction;
+	uint32 owner;
+} SavedLimit;
+
+static void
+limit_save(void *address, ShmemFile *file)
+{
+	LimitTable *table = address;
+	SavedLimits header = {.key = table->key, .saved_at = GetCurrentTimestamp(), .now = limit_now()};
+
+	for (int p = 0; p < table->npartitions; p++)
+		header.count += table->partition[p].used;
+	shmem_write(file, &header, sizeof(header));
+	for (int p = 0; p < table->npartitions; p++)
+		for (int i = 0; i < table->places; i++)
+		{
+			LimitEntry *entry = &get_entries(table, p)[i];
+			SavedLimit saved;
+
+			if (!entry->used)
+				continue;
+			saved.id = entry->id;
+			saved.arrival = entry->arrival;
+			saved.fraction = entry->fraction;
+			saved.owner = entry->owner;
+			shmem_write(file, &saved, sizeof(saved));
+		}
+}
+
+static bool
+store_state(RateState *state, void *arg)
+{
+	*state = *(RateState *) arg;
+	return true;
+}
+
+static bool
+limit_load(void *address, ShmemFile *file)
+{
+	LimitTable *table = address;
+	int64 now = limit_now();
+	SavedLimits header;
+	int64 shift;
+
+	if (!shmem_read(file, &header, sizeof(header)) || header.now < 0)
+		return false;
+	table->key = header.key;
+	/* a wall clock that was set back does not make time longer than it was */
+	shift = now - header.now - Max(GetCurrentTimestamp() - header.saved_at, 0);
+	for (int64 i = 0; i < header.count; i++)
+	{
+		SavedLimit saved;
+		RateState state;
+		LimitOwner owner = {0};
+		Change c = {
+			.id = &saved.id, .owner = &owner, .now = now, .change = store_state, .arg = &state};
+
+		if (!shmem_read(file, &saved, sizeof(saved)) || saved.owner >= NOWNERS)
+			return false;
+		/* a test may have had another idea of the time */
+		if (saved.arrival < header.now || saved.arrival - header.now > LIMIT_MAX_AHEAD)
+			continue;
+		state.arrival = saved.arrival + shift;
+		state.fraction = saved.fraction;
+		owner.number = (int) saved.owner;
+		if (state_end(&state) > now)
+			(void) change_entry(table, &c);
+	}
+	return true;
+}

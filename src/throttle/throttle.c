@@ -1,0 +1,285 @@
+/*-------------------------------------------------------------------------
+ *
+ * throttle.c
+ *	  idem_throttle(): so many calls in so much time, in shared memory.
+ *
+ * The generic cell rate algorithm (ITU-T I.371): a limit of "max_calls" calls in
+ * "period" has a theoretical arrival time, from which on it is unused.  A call moves it on
+ * by period / max_calls, from now if it has passed, and is allowed if that is then
+ * not further away than a period.  A call that is not allowed changes nothing.
+ *
+ * All of it is exact: times are in microseconds, multiplied by max_calls, which
+ * needs up to 80 bits.  What the caller is told is rounded up to a microsecond, so
+ * that whoever waits as long finds what was promised.
+ *
+ * The clock never steps back; if it did, the arrival time would stay where it is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/args.h"
+#include "base/errors.h"
+#include "base/interval.h"
+#include "base/key.h"
+#include "base/result_row.h"
+#include "stat/stats.h"
+#include "throttle/rate_table.h"
+
+PG_FUNCTION_INFO_V1(idem_throttle);
+PG_FUNCTION_INFO_V1(idem_throttle_set_clock);
+
+#define MIN_PERIOD INT64CONST(1000)
+#define MAX_PERIOD LIMIT_MAX_AHEAD
+
+/* for tests; negative: the real one */
+static int64 test_clock = -1;
+
+typedef struct Call
+{
+	int64 now;
+	int64 period;
+	int max_calls;
+	int cost;
+
+	/* the answer; microseconds */
+	bool allowed;
+	int remaining;
+	int64 retry_after;
+	int64 reset_after;
+} Call;
+
+/* ------------------------------------------------------------------------
+ * The algorithm
+ * ------------------------------------------------------------------------
+ */
+
+/* Both positive; most are small, and division of 128 bits is slow. */
+static inline int64
+divide(int128 dividend, int64 divisor)
+{
+	if (dividend <= PG_INT64_MAX)
+		return (int64) dividend / divisor;
+	return (int64) (dividend / divisor);
+}
+
+static inline int64
+divide_up(int128 dividend, int64 divisor)
+{
+	return divide(dividend + divisor - 1, divisor);
+}
+
+/* "debt": how far away the arrival time is; "burst": how far it may be */
+static bool
+decide(RateState *state, void *arg)
+{
+	Call *call = arg;
+	int128 burst = (int128) call->period * call->max_calls;
+	int128 debt =
+		((int128) state->arrival - call->now) * call->max_calls + (int128) state->fraction;
+	int128 wanted;
+
+	debt = Max(debt, 0);
+	wanted = debt + (int128) call->period * call->cost;
+	call->allowed = wanted <= burst;
+	call->retry_after = 0;
+	if (call->allowed)
+	{
+		int64 ahead = divide(wanted, call->max_calls);
+
+		debt = wanted;
+		state->arrival = call->now + ahead;
+		state->fraction = (uint32) (wanted - (int128) ahead * call->max_calls);
+	}
+	else
+		call->retry_after = divide_up(wanted - burst, call->max_calls);
+	call->remaining = debt < burst ? (int) divide(burst - debt, call->period) : 0;
+	call->reset_after = divide_up(debt, call->max_calls);
+	return call->allowed;
+}
+
+/* ------------------------------------------------------------------------
+ * Arguments
+ * ------------------------------------------------------------------------
+ */
+
+static int64
+arg_period(FunctionCallInfo fcinfo, int n, text *key)
+{
+	int128 period;
+
+	if (PG_ARGISNULL(n))
+		error_null("period");
+	period = ttl_usecs(PG_GETARG_INTERVAL_P(n));
+	if (period < MIN_PERIOD || period > MAX_PERIOD)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("period of throttle key \"%s\" is out of range", key_text_display(key)),
+				 errhint("It must be from 1 millisecond to 10 years.")));
+	return (int64) period;
+}
+
+static int
+arg_count(FunctionCallInfo fcinfo, int n, const char *what, text *key)
+{
+	int count = PG_ARGISNULL(n) ? 1 : PG_GETARG_INT32(n);
+
+	if (count < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s of throttle key \"%s\" must be at least 1, not %d", what,
+						key_text_display(key), count)));
+	return count;
+}
+
+static void
+check_cost(const Call *call, text *key)
+{
+	if (call->cost > call->max_calls)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("cost of throttle key \"%s\" must be at most max_calls", key_text_display(key)),
+			 errdetail("A call that costs %d would never be allowed with max_calls %d.", call->cost,
+					   call->max_calls)));
+}
+
+/* What makes two calls calls of one limit. */
+typedef struct Identity
+{
+	int64 period;
+	int max_calls;
+	int scope_len;
+	Oid database;				  /* here begins what makes the owner */
+	char text[2 * KEY_MAX_BYTES]; /* scope, then key */
+} Identity;
+
+static SipHash
+identify(Identity *identity, const Call *call, text *key, text *scope)
+{
+	int key_len;
+	const char *key_bytes = key_utf8("throttle key", key, 1, &key_len);
+
+	identity->period = call->period;
+	identity->database = MyDatabaseId;
+	identity->max_calls = call->max_calls;
+	identity->scope_len = 0;
+	if (scope != NULL)
+	{
+		const char *bytes = key_utf8("throttle scope", scope, 0, &identity->scope_len);
+
+		memcpy(identity->text, bytes, identity->scope_len);
+	}
+	memcpy(identity->text + identity->scope_len, key_bytes, key_len);
+	return limit_id(identity, offsetof(Identity, text) + identity->scope_len + key_len);
+}
+
+/* ------------------------------------------------------------------------
+ * idem_throttle
+ * ------------------------------------------------------------------------
+ */
+
+/* Columns of idem_throttle's row, in the order of the install script. */
+static const RowColumn throttle_columns[] = {
+	{"allowed", BOOLOID},
+	{"remaining", INT4OID},
+	{"retry_after", FLOAT8OID},
+	{"reset_after", FLOAT8OID},
+};
+
+/* Where heap_form_tuple puts them. */
+typedef struct ThrottleRow
+{
+	bool allowed;
+	int32 remaining;
+	float8 retry_after;
+	float8 reset_after;
+} ThrottleRow;
+
+/*
+ * All such rows differ by their columns only, which have a fixed place: a copy of one
+ * is what heap_form_tuple makes, in a third of the time.
+ */
+static Datum
+throttle_row(const Call *call)
+{
+	static HeapTupleHeader first = NULL;
+	HeapTupleHeader header;
+	ThrottleRow row;
+
+	/* with what lies between the columns */
+	memset(&row, 0, sizeof(row));
+	row.allowed = call->allowed;
+	row.remaining = call->remaining;
+	row.retry_after = call->retry_after / (double) USECS_PER_SEC;
+	row.reset_after = call->reset_after / (double) USECS_PER_SEC;
+
+	if (first == NULL)
+		first = row_first(throttle_columns, lengthof(throttle_columns), sizeof(ThrottleRow));
+	header = palloc(HeapTupleHeaderGetDatumLength(first));
+	memcpy(header, first, HeapTupleHeaderGetDatumLength(first) - sizeof(row));
+	memcpy((char *) header + header->t_hoff, &row, sizeof(row));
+	return PointerGetDatum(header);
+}
+
+/*
+ * idem_throttle(key text, period interval, max_calls int, scope text, cost int)
+ *		RETURNS record
+ */
+Datum
+idem_throttle(PG_FUNCTION_ARGS)
+{
+	text *key = arg_text(fcinfo, 0);
+	text *scope = arg_text(fcinfo, 3);
+	Identity identity; /* not zeroed: it is large */
+	LimitOwner owner;
+	Call call;
+	SipHash id;
+
+	refuse_in_worker("idem_throttle");
+	if (key == NULL)
+		error_null("throttle key");
+	key_require_scope("throttle key", key, scope);
+	call.period = arg_period(fcinfo, 1, key);
+	call.max_calls = arg_count(fcinfo, 2, "max_calls", key);
+	call.cost = arg_count(fcinfo, 4, "cost", key);
+	check_cost(&call, key);
+	if (!limit_available())
+		error_no_shared_memory("idem_throttle");
+
+	id = identify(&identity, &call, key, scope);
+	owner.data = &identity.database;
+	owner.len = offsetof(Identity, text) - offsetof(Identity, database) + identity.scope_len;
+	call.now = test_clock < 0 ? limit_now() : test_clock;
+	if (limit_change(&id, &owner, call.now, decide, &call))
+		stats_count(STAT_THROTTLE_EVICTED, 1);
+	stats_count(call.allowed ? STAT_THROTTLE_ALLOWED : STAT_THROTTLE_REJECTED, 1);
+	return throttle_row(&call);
+}
+
+/*
+ * idem_throttle_set_clock(microseconds bigint) RETURNS void
+ *
+ * For tests, which have to declare it: the clock of this session stands at that
+ * time, or, NULL, is the real one again.
+ */
+Datum
+idem_throttle_set_clock(PG_FUNCTION_ARGS)
+{
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to set the clock of idem_throttle")));
+	if (!PG_ARGISNULL(0) && PG_GETARG_INT64(0) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("clock must not be negative")));
+	test_clock = PG_ARGISNULL(0) ? -1 : PG_GETARG_INT64(0);
+	PG_RETURN_VOID();
+}
