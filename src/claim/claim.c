@@ -3,10 +3,10 @@
  * claim.c
  *	  How a key is claimed: look, decide, act.
  *
- * The order is always lock, then look, then write (decide.h has the rules).  A
- * concurrent idem_begin holds its key by the advisory lock alone, since its row is
- * written only when it finishes.  A batch takes no locks: its uncommitted rows hold its
- * keys.  So a claim must respect both.
+ * The order is always lock, look, write; decide.h has the rules.  A claim must respect
+ * both the key's lock and uncommitted rows.  idem_begin holds its key by the advisory lock
+ * alone, because it writes the row only when it finishes.  A batch takes no lock for a free
+ * key; its uncommitted rows hold the keys.
  *
  *-------------------------------------------------------------------------
  */
@@ -63,7 +63,7 @@ request_fingerprint(const ClaimRequest *request)
 	return request->has_fingerprint ? request->fingerprint : NULL;
 }
 
-/* Compared only where both sides gave one. */
+/* Fingerprints are compared only if both sides have one. */
 static bool
 is_mismatch(const ClaimRequest *request, const StoreRow *row)
 {
@@ -77,10 +77,9 @@ is_mismatch(const ClaimRequest *request, const StoreRow *row)
  */
 
 /*
- * The lease of a claim that this transaction has begun, or changed, has run out
- * before its end.  To take it over from ourselves would do the work twice in
- * one transaction.  Where the whole row has expired, the transaction cannot
- * commit any more.
+ * Has a lease that this transaction has begun or changed run out before the transaction
+ * ended?  Taking over our own claim would do the work twice in one transaction.  If the row
+ * itself has expired, the transaction can no longer commit.
  */
 static bool
 is_own_lapsed(const IdemKey *key, const StoreRow *row)
@@ -96,8 +95,8 @@ is_own_lapsed(const IdemKey *key, const StoreRow *row)
 /* When a claim takes the key's lock. */
 typedef enum LockUse
 {
-	LOCK_IF_FREE, /* before it looks, if nobody holds it; a finished row answers without it */
-	LOCK_FIRST,	  /* before it looks, and waits for it */
+	LOCK_IF_FREE, /* before it looks, without waiting; a finished row needs no lock */
+	LOCK_FIRST,	  /* before it looks, waiting if necessary */
 	LOCK_AT_NEED  /* only to take over a leased row: a batch would fill the lock table */
 } LockUse;
 
@@ -107,7 +106,7 @@ typedef struct Attempt
 	LockUse lock_use;
 	TimestampTz wait_until; /* DT_NOEND: as long as the session's timeouts allow */
 
-	/* Writes what the claim writes over "row"; false: a writer without the lock was faster. */
+	/* Write the claim's row over "row".  False if a writer without the lock was faster. */
 	bool (*write)(struct Attempt *attempt);
 
 	StoreRow *row; /* the last look */
@@ -162,17 +161,17 @@ decide(const Attempt *attempt)
 		.own_lapsed = is_own_lapsed(&attempt->request->key, row),
 	};
 
-	/* a leased row is only ever changed under the key's lock, by a batch as well */
+	/* every change to a leased row needs the key's lock, in a batch too */
 	view.may_claim = attempt->locked || attempt->write == NULL ||
 		(attempt->lock_use == LOCK_AT_NEED && row->state != STORE_ABANDONED);
 	return decide_claim(&view);
 }
 
 /*
- * Claim the key, or find out why not.  DECIDE_WAIT_ROW and DECIDE_WAIT_LOCK are returned
- * only when the time to wait is over.  The lock is still held after DECIDE_CLAIM, if it was
- * taken, and never after anything else.  Without "write" nothing is claimed: DECIDE_CLAIM
- * then says that the key is free.
+ * Claim the key, or return why it cannot be claimed.  Returns DECIDE_WAIT_ROW and
+ * DECIDE_WAIT_LOCK only when the wait has timed out.  After DECIDE_CLAIM a lock that was
+ * taken is still held; after any other result it is not.  Without "write" nothing is
+ * claimed: DECIDE_CLAIM then means that the key is free.
  */
 static ClaimDecision
 attempt_claim(Attempt *attempt)
@@ -226,8 +225,8 @@ const char *const claim_begin_states[] = {
 };
 
 /*
- * A transaction claim is remembered, and written when it finishes.  A leased claim is
- * written at once, to be seen by other sessions from its commit on.
+ * A transaction claim is only remembered here; its row is written when it finishes.  A
+ * leased claim is written at once, so that other sessions see it as soon as it commits.
  */
 static bool
 write_begin(Attempt *attempt)
@@ -266,7 +265,7 @@ try_begin(Attempt *attempt)
 	const IdemKey *key = &attempt->request->key;
 	PendingClaim *mine = pending_find(key);
 
-	/* one claim, one begin: to wait for ourselves would be to wait for ever */
+	/* a second begin of our own open claim must not wait: it would wait for itself */
 	if (mine != NULL && mine->state == PENDING_OPEN)
 		return BEGIN_IN_PROGRESS;
 
@@ -348,7 +347,7 @@ claim_finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datu
 	stats_count(STAT_FINISHED, 1);
 }
 
-/* The work in between may have finished, released or replaced the claim. */
+/* The work since the begin may have finished, released or replaced the claim. */
 void
 claim_finish(const ClaimRequest *request, bool has_result, Datum result)
 {
@@ -385,7 +384,7 @@ finished_row(const ClaimRequest *request)
 	};
 }
 
-/* A row that claims are answered from must be seen, and of the same request. */
+/* Answer only from a row that the snapshot can see and that has the same request. */
 static void
 check_same_request(const ClaimRequest *request, const StoreRow *row)
 {
@@ -398,7 +397,7 @@ check_same_request(const ClaimRequest *request, const StoreRow *row)
 	}
 }
 
-/* It would wait for itself. */
+/* Waiting for our own open claim would never end. */
 static void
 refuse_own_claim(const IdemKey *key)
 {
@@ -418,7 +417,7 @@ write_finished(Attempt *attempt)
 	return store_claim(key, &write, attempt->row);
 }
 
-/* A read-only transaction is told that a key is taken, and cannot claim one. */
+/* A read-only transaction may learn that a key is taken, but cannot claim one. */
 static bool
 claim_read_only(const ClaimRequest *request)
 {
@@ -460,7 +459,7 @@ try_claim(const ClaimRequest *request, bool lock, TimestampTz *expires_at)
 		return false;
 	}
 
-	/* From now on the row itself holds the key, and the lock table may be small. */
+	/* The row holds the key from now on, so free the lock's entry in the lock table. */
 	give_lock_back(&attempt);
 	*expires_at = attempt.expires_at;
 	return true;

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * claim.h
- *	  What is decided about claims, for whoever has a face of its own:
- *	  idem_call() and the trigger.
+ *	  Claim a key and finish the claim, without the SQL interface.  Used by the SQL
+ *	  functions, by idem_call() and by the trigger.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,55 +39,55 @@ typedef enum BeginState
 extern const char *const claim_begin_states[];
 
 /*
- * Check key, scope and ttl (each NULL: not given), without a fingerprint and a
- * lease.  22004, 22023.
+ * Fill the request from key, scope and ttl (each NULL: not given) and check them.  The
+ * request has no fingerprint and no lease.  Raises 22004 or 22023.
  */
 extern void claim_request(ClaimRequest *request, text *key, text *scope, const Interval *ttl);
 
-/* The ttl alone, unchecked. */
+/* Set the time and the ttl only; the ttl is not checked. */
 extern void claim_request_ttl(ClaimRequest *request, const Interval *ttl);
 
-/* The moment until which to wait for a holder; wait NULL: not at all. */
+/* Until when to wait for a holder.  wait NULL: do not wait. */
 extern TimestampTz claim_wait_until(const ClaimRequest *request, const Interval *wait);
 
 /*
- * Decide a begin.  Fills "row" when the answer comes from one, "fence" for a
- * leased claim.  On started the claim is remembered and the lock kept; on
- * anything else no lock stays.
+ * Begin a claim.  Fills "row" if the answer comes from a row, and "fence" for a leased
+ * claim.  On BEGIN_STARTED the claim is remembered and the key's lock stays held; otherwise
+ * the lock is released.
  */
 extern BeginState
 claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, int64 *fence);
 
-/* How long a caller who was told in_progress should wait, in seconds. */
+/* How many seconds a caller that got in_progress should wait before it retries. */
 extern double claim_retry_after(const StoreRow *row);
 
 /*
- * Finish what claim_begin() started for the same request, in the same
- * transaction.  ID003 or ID006 if that is not open any more, 25006 if the transaction
- * became read-only.
+ * Finish the claim that claim_begin() started for the same request in the same transaction.
+ * ID003 or ID006 if it is no longer open; 25006 if the transaction became read-only.
  */
 extern void claim_finish(const ClaimRequest *request, bool has_result, Datum result);
 
-/* Finish an open claim of this transaction, whose entry is "claim". */
+/* Finish "claim", an open claim of this transaction. */
 extern void
 claim_finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result);
 
 /*
- * Write the key's finished row unless one is there; waits for concurrent
- * holders.  True if written.  Without "lock", no lock-table entry is needed.
+ * Write the key's finished row unless there is one already.  Waits for concurrent holders.
+ * True if written.  Without "lock", a claim of a free key needs no entry in the lock table.
  */
 extern bool claim_once(const ClaimRequest *request, bool lock);
 
 /*
- * The same in two steps, for who may have to take the row back: the row, with when it
- * expires; and that it stays, before anything can commit.
+ * The same in two steps, for a caller that may have to undo the write.  claim_write() writes
+ * the row and returns when it expires.  claim_stays() confirms that the row stays; call it
+ * before anything can commit.
  */
 extern bool claim_write(const ClaimRequest *request, bool lock, TimestampTz *expires_at);
 extern void claim_stays(const ClaimRequest *request, TimestampTz expires_at);
 
 /*
- * Would claim_once() find the key taken?  Waits for concurrent holders as that
- * does, and writes nothing.  "abandoned": a claim would take over a lease.
+ * Would claim_once() find the key taken?  Waits for concurrent holders as claim_once()
+ * does, but writes nothing.  "abandoned": a claim would take over an abandoned lease.
  */
 extern bool claim_taken(const ClaimRequest *request, bool *abandoned);
 

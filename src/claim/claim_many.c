@@ -61,8 +61,8 @@ by_position(const void *a, const void *b)
 			 errhint("Pass only what can be a key: ARRAY(SELECT id FROM ... WHERE id <> '').")))
 
 /*
- * So that the one bad element of a batch is found.  Only where the length may be wrong, in
- * UTF-8 as well: key_make() checks it in any case.
+ * Name the bad element of a batch in the error.  The conversion to UTF-8 is needed only if
+ * it could make the key too long; key_make() checks every key anyway.
  */
 static void
 check_element(text *element, int number)
@@ -75,7 +75,7 @@ check_element(text *element, int number)
 		(void) key_utf8(psprintf("element %d of the idempotency keys", number), element, 1, &len);
 }
 
-/* All keys of the array, checked before any is claimed. */
+/* The keys of the array; all are checked before any is claimed. */
 static BatchKey *
 get_batch(ArrayType *array, text *scope, int *nkeys)
 {
@@ -107,8 +107,8 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 /*
  * idem_claim_many(keys text[], ttl interval, scope text) RETURNS TABLE (key text)
  *
- * Claims in digest order, so that two batches cannot deadlock, each key once;
- * answers in the order given.
+ * Claims each key once, in digest order, so that two batches cannot deadlock.  Returns the
+ * keys in the order given.
  */
 Datum
 idem_claim_many(PG_FUNCTION_ARGS)
@@ -121,7 +121,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	MemoryContext per_key;
 
 	refuse_in_parallel("idem_claim_many");
-	/* one column is not a row type to the server */
+	/* with one OUT column the server's result type is the column's, not a row type */
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	if (PG_ARGISNULL(0))
 		error_null("array of idempotency keys");
@@ -129,7 +129,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope ? scope : cstring_to_text(""), &nkeys);
 	(void) ttl_after(request.now, &request.ttl, "ttl", nkeys > 0 ? &batch[0].key : NULL);
 
-	/* a probe and an insertion leave a few kilobytes behind */
+	/* each probe and insertion leaves a few kilobytes allocated */
 	per_key =
 		AllocSetContextCreate(CurrentMemoryContext, "idem_claim_many", ALLOCSET_DEFAULT_SIZES);
 

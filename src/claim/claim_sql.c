@@ -3,8 +3,8 @@
  * claim_sql.c
  *	  idem_begin, idem_finish, idem_release and idem_claim.
  *
- * The functions are not STRICT and check their NULLs here: an optional argument that is
- * NULL counts as not given.
+ * The functions are not STRICT, because a NULL in an optional argument means "not given".
+ * They check for NULL themselves.
  *
  *-------------------------------------------------------------------------
  */
@@ -110,7 +110,7 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 	}
 	if (state == BEGIN_REPLAYED || state == BEGIN_MISMATCH)
 	{
-		/* somebody else's request is told when, but nothing of what */
+		/* a mismatch reports the times of the stored request, but not its result */
 		SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(row->created_at));
 		if (row->state == STORE_FINISHED)
 			SET(BEGIN_COL_FINISHED_AT, TimestampTzGetDatum(row->finished_at));
@@ -179,7 +179,7 @@ idem_finish(PG_FUNCTION_ARGS)
 /*
  * idem_release(key text, scope text, fence bigint) RETURNS boolean
  *
- * The lock stays: where a savepoint is rolled back, the claim is open again.
+ * The key's lock stays held, because rolling back to a savepoint reopens the claim.
  */
 Datum
 idem_release(PG_FUNCTION_ARGS)

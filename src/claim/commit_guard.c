@@ -1,23 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * commit_guard.c
- *	  Run a check before a transaction commits or is prepared, before anything else does.
+ *	  Check a transaction before it commits or is prepared, ahead of all other callbacks.
  *
- * Callbacks run last-registered-first, and one that runs before ours may do what cannot be
- * undone: postgres_fdw commits its remote transactions in its own.  It registers at its
- * first connection of a session, which may come after our begin, even in the same
- * statement.  So the guard is registered when it is armed, and once more, in front,
- * whenever a command ends while it is armed: a foreign connection is made inside a
- * command, and COMMIT itself is a utility command.  Nothing that runs inside an executor
- * run can be followed by a commit, so only the end of the outermost one counts.
+ * The server runs the callback that was registered last first.  A callback that runs before
+ * ours may do something that cannot be undone: postgres_fdw commits its remote transactions
+ * in its callback.  It registers that at the first connection of a session, which may come
+ * after our begin, even in the same statement.  So the guard is registered when it is
+ * armed, and again, in front, whenever a command ends while it is armed.  That suffices: a
+ * foreign connection is made inside a command, and COMMIT itself is a utility command.  No
+ * commit can follow a command inside an executor run, so only the end of the outermost
+ * command counts.
  *
  * Another extension may run SQL in its own callback, so a command may end while the server
- * walks the list of callbacks.  Since version 16 it does not survive the removal of the
- * item that it would visit next.  So items are added in front of the walk, and the old ones
- * stay.  They are removed when the transaction has ended, or earlier, when there are many
- * and certainly no commit is under way.  xact_callback is registered at load, behind all of
- * them: it can remove them, and it guards a claim that was begun in a callback between.
- * A claim begun in a callback behind it is refused.
+ * walks the list of callbacks.  Since version 16 that walk does not survive the removal of
+ * the item that it would visit next.  So new items are added at the front, which the walk
+ * has passed, and the old ones stay.  They are removed after the transaction has ended, or
+ * earlier if there are many and certainly no commit is under way.  xact_callback is
+ * registered at load, behind all of them: there it can remove them, and it checks a claim
+ * that was begun in a callback between the guards and itself.  A claim begun in a callback
+ * behind it is refused.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,12 +34,12 @@
 #include "base/compat.h"
 #include "claim/commit_guard.h"
 
-/* What is run before the commit; it raises to forbid it. */
+/* Runs before the commit; raises an error to prevent it. */
 static void (*check_commit)(void) = NULL;
 
 /*
- * guard_callback is registered with that many arguments, which count from 1: this
- * transaction has, or had, claims.
+ * How many times guard_callback is registered, with the arguments 1 to that number.  Not 0:
+ * this transaction has or had claims.
  */
 static uintptr_t guards = 0;
 
@@ -46,11 +48,11 @@ static uintptr_t guards = 0;
 /* COMMIT or PREPARE TRANSACTION has run: callbacks come next */
 static bool ending = false;
 
-/* the first guard has run, and the last one */
+/* the first guard has run; the last guard has run */
 static bool committing = false;
 static bool guard_is_over = false;
 
-/* executor runs on the stack */
+/* number of executor runs on the stack */
 static int running = 0;
 
 static ExecutorRun_hook_type prev_executor_run = NULL;
@@ -63,15 +65,15 @@ static void guard_callback(XactEvent event, void *arg);
 static void
 remove_guards(void)
 {
-	/* the newest is the first that the server finds */
+	/* newest first: the server finds it at the head of its list */
 	for (; guards > 0; guards--)
 		UnregisterXactCallback(guard_callback, (void *) guards);
 }
 
 /*
- * Inside of a transaction block that has not been told to end, no callback is
- * called.  Outside of one there is a commit in a procedure, which gives up the
- * snapshot of the procedure's statements before.
+ * Inside a transaction block no callback runs until COMMIT or PREPARE.  Outside a block, a
+ * procedure may commit; but it drops the snapshot of its statements first, so no commit is
+ * under way while there is one.
  */
 static bool
 certainly_not_ending(void)
@@ -117,7 +119,7 @@ guard_callback(XactEvent event, void *arg)
 	check_commit();
 }
 
-/* The registration that never moves: the guard once more, then the end. */
+/* Always last in the list: runs the check once more, and cleans up after the end. */
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -208,7 +210,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
 				DestReceiver *dest, QueryCompletion *qc)
 {
-	/* the end of an aborted block calls no callback that could take this back */
+	/* COMMIT of an aborted block calls no callback that could reset "ending" */
 	bool end = is_end(pstmt->utilityStmt) && !IsAbortedTransactionBlockState();
 
 	if (prev_process_utility)

@@ -1,20 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * commit_guard.h
- *	  Run a check before a transaction commits or is prepared, before anything else does.
+ *	  Check a transaction before it commits or is prepared, ahead of all other callbacks.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef IDEM_COMMIT_GUARD_H
 #define IDEM_COMMIT_GUARD_H
 
-/* "check" raises to forbid the commit.  It may run more than once. */
+/* "check" raises an error to prevent the commit.  It may run more than once. */
 extern void commit_guard_init(void (*check)(void));
 
-/* The current transaction is checked from now on. */
+/* Have the current transaction checked. */
 extern void commit_guard_arm(void);
 
-/* The last check of this transaction has run: what begins now would not be checked. */
+/* Has the last check of this transaction run?  A claim begun now would go unchecked. */
 extern bool commit_guard_is_over(void);
 
 #endif /* IDEM_COMMIT_GUARD_H */

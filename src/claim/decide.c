@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * decide.c
- *	  What a claim does next: the rules alone, without I/O or locks.
+ *	  Decide what a claim does next: pure rules, no I/O, no locks.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,11 +9,11 @@
 
 #include "claim/decide.h"
 
-/* A held row is of unknown content until its transaction ends: it can only be waited for. */
+/* The contents of a held row are unknown until its transaction ends: we can only wait. */
 ClaimDecision
 decide_claim(const ClaimView *view)
 {
-	/* retrying with a new snapshot is right for these, whatever else holds */
+	/* a retry with a new snapshot is the right answer here, whatever else is true */
 	if (view->unseen && (view->state != STORE_LEASED || view->mismatch))
 		return DECIDE_UNSEEN;
 	if (view->mismatch)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * decide.h
- *	  What a claim does next: the rules alone, without I/O or locks.
+ *	  Decide what a claim does next: pure rules, no I/O, no locks.
  *
  * A claim looks at its key's row, decides, and acts: it writes, waits and looks
  * again, or answers.  idem_begin, idem_claim, the batch and the trigger share
@@ -9,10 +9,10 @@
  *
  * Three rules matter most:
  *
- *	- Only a committed row, or one of this transaction, can say that a key is taken for
- *	  good.  A busy lock or an uncommitted row only says "wait".
- *	- A request that differs from the stored one is refused before anything else is said.
- *	- A row that the transaction's snapshot cannot see is never acted upon.
+ *	- Only a row that is committed, or written by this transaction, makes a key taken for
+ *	  good.  A busy lock or an uncommitted row only means "wait".
+ *	- A request that differs from the stored one is refused before any other answer.
+ *	- Never act on a row that the transaction's snapshot cannot see.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,17 +26,17 @@ typedef enum ClaimDecision
 	DECIDE_CLAIM,	   /* the key is free: write */
 	DECIDE_FINISHED,   /* the row's result is the answer */
 	DECIDE_MISMATCH,   /* the row belongs to a different request */
-	DECIDE_LEASED,	   /* somebody's lease is running */
-	DECIDE_OWN_LAPSED, /* a lease of this very transaction has run out */
+	DECIDE_LEASED,	   /* a lease on the key is running */
+	DECIDE_OWN_LAPSED, /* this transaction's own lease has run out */
 	DECIDE_UNSEEN,	   /* committed after the transaction's snapshot: 40001 */
 	DECIDE_WAIT_ROW,   /* an uncommitted row: wait for its transaction */
 	DECIDE_WAIT_LOCK   /* free, but another session holds the key's lock */
 } ClaimDecision;
 
-/* All that a decision depends on. */
+/* Everything that a decision depends on. */
 typedef struct ClaimView
 {
-	StoreState state; /* of the row */
+	StoreState state; /* the row's state */
 	bool unseen;	  /* the transaction's snapshot cannot see the row */
 	bool mismatch;	  /* both requests are known, and they differ */
 	bool own_lapsed;  /* the lease that ran out is this transaction's */

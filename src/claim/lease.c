@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lease.c
- *	  Leased claims after their begin: finish, release, extend, checkpoint.
+ *	  Finish, release, extend and checkpoint leased claims.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,7 +55,7 @@ lease_error_not_begun(const IdemKey *key)
 	error_not_begun(key, &row);
 }
 
-/* What this transaction has finished may have expired, or been erased, since. */
+/* A row that this transaction has finished may have expired or been erased since. */
 static bool
 is_finished(const StoreRow *row, const PendingClaim *mine)
 {
@@ -85,7 +85,7 @@ lease_check_finished(const IdemKey *key, const PendingClaim *mine)
 		error_not_begun(key, &row);
 }
 
-/* Fences rise.  The current one may be none, after a release. */
+/* Fences only grow: a larger one was never issued.  After a release there is none. */
 pg_noreturn static void
 error_wrong_fence(const IdemKey *key, int64 fence, int64 current)
 {
@@ -95,8 +95,8 @@ error_wrong_fence(const IdemKey *key, int64 fence, int64 current)
 }
 
 /*
- * Take the lock and find the row that the fence is for.  Raises unless it is
- * leased or abandoned under this fence.  Returns the fence.
+ * Take the lock and find the row with this fence.  Raises an error unless the row is leased
+ * or abandoned under this fence.  Returns the fence.
  */
 static int64
 open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
@@ -117,7 +117,7 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 		if (row->state != STORE_HELD)
 			break;
 
-		/* the holder may ask for the key once more, and would wait for our lock */
+		/* release it: the holder may use the key again, and would wait for our lock */
 		lock_release(key);
 		(void) store_wait(key, row, DT_NOEND);
 	}
@@ -135,14 +135,14 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 			error_lease_gone(key);
 	}
 
-	/* a transaction claim of our own has taken over, though it has no row yet */
+	/* our own open transaction claim has taken over, although it has no row yet */
 	if (row->fence != fence || (mine != NULL && mine->state == PENDING_OPEN))
 		error_wrong_fence(key, fence, row->fence);
 	lock_show(key);
 	return fence;
 }
 
-/* What must not be changed is what a promised snapshot does not see. */
+/* Never change a row that the transaction's snapshot cannot see. */
 static void
 check_seen(const StoreRow *row, const IdemKey *key)
 {
@@ -150,7 +150,7 @@ check_seen(const StoreRow *row, const IdemKey *key)
 		error_serialization(key);
 }
 
-/* The lock is ours, so only hands on the table itself can have been faster. */
+/* We hold the lock, so only direct DML on the table can have changed the row. */
 static void
 check_changed(bool changed, const IdemKey *key)
 {
@@ -188,7 +188,7 @@ lease_release(const IdemKey *key, int64 fence, PendingClaim *mine)
 }
 
 /*
- * Take a new lease, from now: the lock may have been waited for.
+ * The new lease starts now, not when the call began: we may have waited for the lock.
  */
 static void
 renew_lease(StoreRenewal *renewal, const Interval *lease, const StoreRow *row, const IdemKey *key)

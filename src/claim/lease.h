@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * lease.h
- *	  Leased claims after their begin: finish, release, extend, checkpoint.
+ *	  Finish, release, extend and checkpoint leased claims.
  *
- * Whoever knows the current fence of a key's row holds the claim, late or
- * not; the claiming transaction knows it anyway.  Each change takes the key's
- * lock first, so that it and a take-over come one after the other, and the
- * later one finds the fence gone:
+ * A caller that knows the current fence of a key's row holds the claim, even after the
+ * lease has run out.  The claiming transaction need not pass the fence.  Each change takes
+ * the key's lock first.  So a change and a take-over never overlap, and the later of the
+ * two finds that the fence is no longer current:
  *
  *		ID003	no such claim, or no fence given
  *		ID004	the claim was taken over or released: nothing is changed
- *		ID006	finished, or at this phase, already: the transaction is a
- *				repetition, and its other effects must not stay either
+ *		ID006	the claim is already finished, or already at this phase: this
+ *				transaction repeats earlier work and must roll back as a whole
  *
  *-------------------------------------------------------------------------
  */
@@ -23,7 +23,7 @@
 #include "base/compat.h"
 #include "claim/pending.h"
 
-/* An argument that is a fence; NULL: NO_FENCE. */
+/* The fence in argument n; NO_FENCE if it is NULL. */
 static inline int64
 arg_fence(FunctionCallInfo fcinfo, int n)
 {
@@ -32,17 +32,17 @@ arg_fence(FunctionCallInfo fcinfo, int n)
 	if (PG_ARGISNULL(n))
 		return NO_FENCE;
 	fence = PG_GETARG_INT64(n);
-	/* 0 was never issued either, but it is a fence that was given */
+	/* keep "given, but invalid" apart from "not given": 0 is never issued either */
 	return fence == NO_FENCE ? 0 : fence;
 }
 
 /*
- * Does the call mean a leased claim?  By its fence, or by being in the
- * claiming transaction ("mine": that transaction's claim, or NULL).
+ * Is the call about a leased claim?  It is if a fence was given, or if this transaction has
+ * leased the key ("mine": the claim of this transaction, or NULL).
  */
 extern bool lease_meant(const PendingClaim *mine, bool fence_given);
 
-/* lease_until + ttl; for ever stays for ever */
+/* lease_until + ttl; infinity stays infinity */
 extern TimestampTz lease_expiry(TimestampTz lease_until, const Interval *ttl, const IdemKey *key);
 
 /* fence: NO_FENCE if not given */
@@ -50,13 +50,13 @@ extern void
 lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_result, Datum result);
 extern void lease_release(const IdemKey *key, int64 fence, PendingClaim *mine);
 
-/* There is no open claim and no fence was given: ID006 or ID003, as fits best. */
+/* There is no open claim and no fence was given: ID006 if it is finished, else ID003. */
 pg_noreturn extern void lease_error_nothing_open(const IdemKey *key, const PendingClaim *mine);
 
-/* ID003 unless the claim that this transaction has finished is still there. */
+/* ID003 unless the row that this transaction has finished is still there. */
 extern void lease_check_finished(const IdemKey *key, const PendingClaim *mine);
 
-/* The same where "finished already" is no answer: ID003. */
+/* There is no claim to release and no fence was given: ID003. */
 pg_noreturn extern void lease_error_not_begun(const IdemKey *key);
 
 #endif /* IDEM_LEASE_H */

@@ -82,7 +82,7 @@ idem_lookup(PG_FUNCTION_ARGS)
 /*
  * idem_forget(key text, scope text) RETURNS boolean
  *
- * Waits for a concurrent claim of the key, so that what it erases is all.
+ * Waits for a concurrent claim of the key, so that no row is left behind.
  */
 Datum
 idem_forget(PG_FUNCTION_ARGS)
@@ -102,7 +102,7 @@ idem_forget(PG_FUNCTION_ARGS)
 		if (row.state != STORE_HELD)
 			PG_RETURN_BOOL(erased);
 
-		/* the holder may ask for the key once more, and would wait for our lock */
+		/* release it: the holder may use the key again, and would wait for our lock */
 		lock_release(&key);
 		(void) store_wait(&key, &row, DT_NOEND);
 	}

@@ -3,14 +3,14 @@
  * pending.c
  *	  The claims of the current transaction.
  *
- * Entries live in TopTransactionContext, in a list, newest first, and by a byte of
- * their key's digest: a transaction has a handful of claims as a rule, and the lock
- * table bounds them at some ten thousand.  What no rollback can bring back is freed
- * at once, so that a loop in one transaction does not fill the memory.
+ * Entries live in TopTransactionContext, in a list (newest first) and in a hash table by
+ * one byte of the key's digest.  A transaction usually has a handful of claims; the lock
+ * table limits them to some ten thousand.  An entry that no rollback can bring back is
+ * freed at once, so that a loop in one transaction does not fill the memory.
  *
- * The check before the commit raises on purpose.  Everything that runs after a commit, an
- * abort or the end of a subtransaction only changes or frees what exists: it does not
- * allocate and cannot raise.
+ * The check before the commit raises errors on purpose.  The code that runs after a commit,
+ * an abort or the end of a subtransaction only changes or frees existing entries: it does
+ * not allocate and cannot fail.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +28,7 @@
 
 static slist_head claims = SLIST_STATIC_INIT(claims);
 
-/* the same by key, newest first, so that thousands of claims are found as fast as one */
+/* the same by key, newest first, so that a look-up among thousands of claims is fast */
 static dlist_head claims_by_key[256];
 
 static dlist_head *
@@ -37,10 +37,10 @@ find_bucket(const IdemKey *key)
 	return &claims_by_key[key->digest.data[0]];
 }
 
-/* of this transaction, those that were written without a begin */
+/* entries of this transaction in state PENDING_WRITTEN */
 static int nwritten = 0;
 
-/* beyond them, one entry has to do for several */
+/* above this number, one entry stands for several rows */
 #define MANY_WRITTEN 64
 
 static PendingClaim *
@@ -73,7 +73,7 @@ free_claim(PendingClaim *claim)
 #define STATE(state) (1 << (state))
 #define ANY_LEASED (STATE(PENDING_LEASED) | STATE(PENDING_CHANGED))
 
-/* The newest entry of the key in one of these states; under a fence, if one is given. */
+/* The newest entry of the key in one of these states; with that fence, if one is given. */
 static PendingClaim *
 find_claim(const IdemKey *key, int states, int64 fence)
 {
@@ -183,8 +183,8 @@ pending_release(PendingClaim *claim)
 }
 
 /*
- * Of many, keep one of two neighbours that only say when a row expires and that the
- * same rollbacks undo: the first to expire.
+ * When there are many, merge the two newest entries if both are PENDING_WRITTEN and the
+ * same rollbacks undo them.  Keep the one that expires first.
  */
 static void
 merge_written(void)
@@ -232,10 +232,10 @@ pending_written(const IdemKey *key, TimestampTz expires_at)
 }
 
 /*
- * The first write takes an xid, and every command that writes uses up its
- * command id.  After an earlier write, a command that found nothing to write looks
- * the same, and so does one that failed within the subtransaction that its error rolled
- * back: this serves a warning only.
+ * The first write assigns an xid, and every command that writes uses up its command ID.
+ * This can be wrong: after an earlier write, a command that found nothing to write looks
+ * the same, and so does one whose error rolled back its subtransaction.  That is good
+ * enough for a warning.
  */
 bool
 pending_has_written(const PendingClaim *claim)
@@ -250,11 +250,11 @@ pending_has_written(const PendingClaim *claim)
  */
 
 /*
- * Has the key of an entry run out?  A row can be erased again, that of a leased claim be
- * changed, and a rollback to a savepoint undoes either.  So the entry has the earliest
- * moment of all, and the row itself the last word, unless others have no entry of
- * their own.  A row that was made anew, though not leased, tells by its age whether the
- * first one had been erased before it ran out.
+ * Has the key of an entry expired?  A row can be erased and a leased row can be changed,
+ * and a rollback to a savepoint undoes both.  So the entry has the earliest time at which
+ * the row may expire, and the row itself decides, unless the entry stands for other rows
+ * too.  If a row that is not leased was erased and written again, the age of the new row
+ * shows whether the first one was erased before it expired.
  */
 static bool
 has_expired(PendingClaim *claim, TimestampTz now)
@@ -273,7 +273,7 @@ has_expired(PendingClaim *claim, TimestampTz now)
 	return expired;
 }
 
-/* Before the commit: nothing may be left open, and no key may have expired. */
+/* Before the commit, no claim may be open and no key may have expired. */
 static void
 check_commit(void)
 {
@@ -321,7 +321,7 @@ xact_callback(XactEvent event, void *arg)
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
 
-	/* the memory goes with TopTransactionContext */
+	/* the memory is freed with TopTransactionContext */
 	if (!slist_is_empty(&claims))
 		memset(claims_by_key, 0, sizeof(claims_by_key));
 	slist_init(&claims);
@@ -342,7 +342,7 @@ subxact_start(SubTransactionId sub)
 	}
 }
 
-/* Nothing is left of what was written since the start of a subtransaction that is rolled back. */
+/* A rolled back subtransaction leaves nothing of what was written since it started. */
 static void
 end_clean(PendingClaim *claim, SubTransactionId sub, SubTransactionId parent, bool committed)
 {

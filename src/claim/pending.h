@@ -3,14 +3,13 @@
  * pending.h
  *	  The claims of the current transaction, and the commit guard.
  *
- * A transaction claim is not in the table before it is finished; until then
- * it is an entry here and an advisory lock (key_lock.h).  Entries follow the
- * subtransactions: rolled back, a begin inside is forgotten, and a finish or
- * a release inside is undone.
+ * A transaction claim has no row until it is finished; until then it is an entry here and
+ * an advisory lock (key_lock.h).  Entries follow subtransactions: when a subtransaction
+ * rolls back, a claim begun in it is forgotten, and a finish or release in it is undone.
  *
- * The guard: a transaction with an open claim, or with a key that it wrote and
- * whose time has run out, cannot commit nor PREPARE (ID005); otherwise its effect
- * would stay and the key be forgotten.
+ * The commit guard: a transaction cannot commit or PREPARE while it has an open claim, or
+ * if a key that it wrote has expired (ID005).  Otherwise its effects would stay while the
+ * key is forgotten.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,11 +27,11 @@
 typedef enum PendingState
 {
 	PENDING_OPEN,	  /* begun; the work is under way */
-	PENDING_LEASED,	  /* a leased claim of this transaction: its row tells its state */
-	PENDING_CHANGED,  /* a leased claim of another transaction that this one has changed */
+	PENDING_LEASED,	  /* a leased claim of this transaction: the row has its state */
+	PENDING_CHANGED,  /* another transaction's leased claim, changed by this one */
 	PENDING_FINISHED, /* its row is written, not committed */
-	PENDING_RELEASED, /* given up; kept for a rollback to undo */
-	PENDING_WRITTEN	  /* no claim: a row written without a begin, see pending_written() */
+	PENDING_RELEASED, /* released; kept so that a rollback can undo that */
+	PENDING_WRITTEN	  /* not a claim: a row written without a begin, see pending_written() */
 } PendingState;
 
 typedef struct PendingClaim
@@ -42,22 +41,25 @@ typedef struct PendingClaim
 	IdemKey key;
 	PendingState state;
 	SubTransactionId begun_in;
-	SubTransactionId ended_in; /* finished or released in; while open: none */
+	SubTransactionId ended_in; /* where it was finished or released; none while open */
 
-	/* open: what finish needs to know */
+	/* while open: what finish needs */
 	Interval ttl;
 	TimestampTz begun_at;
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
 	StoreState seen; /* what begin saw in the table */
-	int64 fence;	 /* of the abandoned row that begin saw; leased: of this claim */
+	int64 fence;	 /* of the abandoned row that begin saw; if leased, of this claim */
 
-	TimestampTz expires_at; /* unless open: when the row expires, at the earliest */
-	bool merged;			/* written: stands for others as well, which expire no earlier */
+	TimestampTz expires_at; /* unless open: the earliest time at which the row expires */
+	bool merged;			/* written: stands for other rows too, which expire no earlier */
 	bool begun_with_xid;
-	CommandId begun_cid; /* to see whether anything was written since */
+	CommandId begun_cid; /* shows whether anything was written since */
 
-	/* the innermost subtransaction at whose start nothing was written since, or invalid */
+	/*
+	 * The innermost subtransaction that began before anything was written after the claim,
+	 * or invalid.
+	 */
 	SubTransactionId clean_since;
 } PendingClaim;
 
@@ -79,14 +81,14 @@ extern PendingClaim *pending_begin(const IdemKey *key, const Interval *ttl, Time
 								   const uint8 *fingerprint, StoreState seen, int64 seen_fence);
 
 /*
- * Remember the fence of a leased claim, whose row is written: in the claiming
- * transaction it need not be given.
+ * Remember the fence of a leased claim whose row is written.  The claiming transaction
+ * then need not pass it.
  */
 extern void pending_lease(const IdemKey *key, int64 fence, TimestampTz expires_at);
 
 /*
- * The row of a leased claim under that fence, begun in this transaction or not,
- * was changed to live until then.
+ * The row of the leased claim with that fence was changed and now expires at that time.
+ * Any transaction may have begun the claim.
  */
 extern void pending_changed(const IdemKey *key, int64 fence, TimestampTz expires_at);
 
@@ -94,9 +96,9 @@ extern void pending_finish(PendingClaim *claim, TimestampTz expires_at);
 extern void pending_release(PendingClaim *claim);
 
 /*
- * A row was written without a begin; the guard sees to it that it does not
- * expire before the commit, if it is still there.  Of very many, only the first to
- * expire is kept, and whether it is there does not matter then.
+ * A row was written without a begin.  If it still exists at commit, the commit guard checks
+ * that it has not expired.  When there are very many such rows, one entry, the first to
+ * expire, stands for several; it then counts even if its row is gone.
  */
 extern void pending_written(const IdemKey *key, TimestampTz expires_at);
 
