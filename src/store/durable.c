@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * durable.c
- *	  An answer is not given from a commit that could still be lost.
+ *	  Never report a row that a crash could still undo.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +22,7 @@
 #include "base/compat.h"
 #include "store/durable.h"
 
-/* after which a standby is slow, or down, and a millisecond does not matter */
+/* after so many looks the standby is slow or down, and a few milliseconds do not matter */
 #define QUICK_LOOKS 100
 
 static bool
@@ -32,8 +32,9 @@ wanted(void)
 }
 
 /*
- * Does anybody wait for a standby?  What all share decides, as in SyncRepWaitForLSN():
- * a session's own copy of the setting may be old, and a background worker's stays so.
+ * Do commits wait for a standby?  The value in shared memory decides, as in
+ * SyncRepWaitForLSN(): a session's own copy of the setting may be out of date, and in a
+ * background worker it stays so.
  */
 static bool
 standby_expected(void)
@@ -63,8 +64,8 @@ standby_has(XLogRecPtr lsn, int mode)
 }
 
 /*
- * Not SyncRepWaitForLSN(): when that is cancelled it warns, and goes on, as a commit
- * has to.  And it wants every waiter to have an LSN of its own.
+ * Does not use SyncRepWaitForLSN().  When that is cancelled, it only warns and goes on, as
+ * a commit must.  It also requires that all waiters have different LSNs.
  */
 static void
 wait_for_standby(XLogRecPtr lsn, int mode)
@@ -81,8 +82,8 @@ wait_for_standby(XLogRecPtr lsn, int mode)
 }
 
 /*
- * Where the commit is in WAL is known of asynchronous ones only.  All others were flushed
- * before they could be seen, so the standby is to have what has been flushed by now.
+ * Only an asynchronous commit has a known position in WAL.  All other commits were flushed
+ * before they became visible, so wait until the standby has all that is flushed by now.
  */
 static void
 wait_for_commit(XLogRecPtr lsn)
@@ -99,7 +100,7 @@ wait_for_commit(XLogRecPtr lsn)
 XLogRecPtr
 durable_position(TransactionId xmin, Buffer buffer)
 {
-	/* a frozen row has forgotten its xid, but freezing it was logged after the commit */
+	/* a frozen row has lost its xid, but its page was logged when it froze, after the commit */
 	return TransactionIdIsNormal(xmin) ? TransactionIdGetCommitLSN(xmin)
 									   : BufferGetLSNAtomic(buffer);
 }
@@ -118,7 +119,7 @@ durable_xmin(TransactionId xmin)
 
 	if (!wanted() || TransactionIdIsCurrentTransactionId(xmin))
 		return;
-	/* what is no longer in the commit log was durable before it left */
+	/* a transaction that has left the commit log was durable before that */
 	LWLockAcquire(XactTruncationLock, LW_SHARED);
 	if (TransactionIdIsNormal(xmin) && !TransactionIdPrecedes(xmin, idem_transam->oldestClogXid) &&
 		TransactionIdPrecedes(xmin, ReadNextTransactionId()))

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * durable.h
- *	  An answer is not given from a commit that could still be lost.
+ *	  Never report a row that a crash could still undo.
  *
- * A commit is visible before it is durable if it was asynchronous, or if the wait for
- * a synchronous standby was cancelled, or never wanted (synchronous_commit = local).
- * Durable means flushed, by a synchronous standby as well if our own commit would wait
- * for one; with synchronous_commit = off it means nothing, and a standby has only what
- * is durable.
+ * A commit can be visible before it is durable: if it was asynchronous, if its wait for a
+ * synchronous standby was cancelled, or if it never waited (synchronous_commit = local).
+ * Durable means flushed here, and also by a synchronous standby if our own commit would
+ * wait for one.  With synchronous_commit = off, durable_row() and durable_xmin() do
+ * nothing; nor do they on a standby, which has only what is durable.
  *
  * 57014 if the wait for the standby is cancelled.
  *
@@ -20,21 +20,24 @@
 #include "storage/buf.h"
 
 /*
- * Of a row committed by another transaction, in two steps: the position in WAL, while its
- * buffer is pinned, and the wait, when it is no more, so that no vacuum waits as well.
- * "xmin" as HeapTupleHeaderGetXmin has it, frozen where the row is.
+ * Make a row that another transaction committed durable, in two steps: get its position in
+ * WAL while its buffer is pinned, then wait after the pin is released, so that VACUUM does
+ * not wait too.  "xmin" is what HeapTupleHeaderGetXmin returns: FrozenTransactionId if the
+ * row is frozen.
  */
 extern XLogRecPtr durable_position(TransactionId xmin, Buffer buffer);
 extern void durable_row(XLogRecPtr position);
 
 /*
- * The same of a row that SQL has read, maybe our own.  Its xmin does not tell if it is
- * frozen: that transaction may be forgotten, or have a younger namesake.
+ * The same for a row that was read with SQL and may be our own.  Its xmin does not show
+ * whether the row is frozen: the commit log may no longer have that transaction, or the xid
+ * may have been used again.
  */
 extern void durable_xmin(TransactionId xmin);
 
 /*
- * What WAL has up to a position, whatever synchronous_commit says: others rely on it.
+ * Make WAL durable up to a position.  Ignores synchronous_commit, because other sessions
+ * rely on it.
  */
 extern void durable_wal(XLogRecPtr lsn);
 

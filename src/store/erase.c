@@ -58,7 +58,7 @@ store_forget_scope(text *scope)
 	OwnParam param = PARAM(TEXTOID, PointerGetDatum(scope));
 	int64 deleted;
 
-	/* refuses a table that it does not know */
+	/* raises an error if the table is not as this library expects */
 	store_open(&store, RowExclusiveLock);
 	own_sql_start(&sql, TABLE_NAME, RowExclusiveLock);
 	deleted =

@@ -18,15 +18,15 @@
 #include "store/store.h"
 #include "store/table.h"
 
-/* numbers that are drawn before a fence sequence is held to be behind */
+/* how many numbers to draw before we conclude that the sequence is behind */
 #define FENCE_TRIES 1000
 
 /*
- * From a sequence, whose advance survives a rollback.  It must survive a crash as
- * well, and the promotion of a synchronous standby, from the moment the number is out,
- * whether its claim commits or not, and even if its session does not care; so WAL
- * is durable as far as the sequence's page was last logged, which is once every 32
- * numbers.
+ * Fences come from a sequence, because its advance survives a rollback.  Once we return a
+ * number, the advance must also survive a crash and the promotion of a synchronous standby,
+ * whether the claim commits or not, and whatever the session's synchronous_commit.  So we
+ * make WAL durable up to the last record of the sequence's page; the server logs it once
+ * every 32 numbers.
  */
 int64
 store_new_fence(int64 last)
@@ -38,7 +38,7 @@ store_new_fence(int64 last)
 	int64 fence = 0;
 
 	store_open(&store, RowExclusiveLock);
-	/* numbers that another session has cached may lie behind */
+	/* a sequence with a cache may return numbers below those of other sessions */
 	for (int i = 0; i < FENCE_TRIES && fence <= Max(last, 0); i++)
 		fence = nextval_internal(store_fence_sequence(), false);
 

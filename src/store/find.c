@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * find.c
- *	  Look up the row of a key: what it says now, or under a snapshot.
+ *	  Look up the row of a key: its newest state, or its state under a snapshot.
  *
  *-------------------------------------------------------------------------
  */
@@ -61,7 +61,7 @@ get_timestamp(TupleTableSlot *slot, int column)
 	return isnull ? 0 : DatumGetTimestampTz(d);
 }
 
-/* The state of a version that is committed or ours. */
+/* The state of a version that is committed or our own. */
 static StoreState
 slot_state(TupleTableSlot *slot)
 {
@@ -91,14 +91,14 @@ get_attempt(TupleTableSlot *slot)
 	return DatumGetInt32(slot_getattr(slot, COL_ATTEMPT + 1, &isnull));
 }
 
-/* Which index entries a scan has met. */
+/* The index entries that a scan has met. */
 typedef struct Entries
 {
 	int count;
 	uint64 hash; /* of their TIDs */
 } Entries;
 
-/* index_getnext_slot(), and the entries that it met on its way */
+/* index_getnext_slot() that also records the index entries it meets */
 static bool
 next_version(IndexScanDesc scan, TupleTableSlot *slot, Entries *entries)
 {
@@ -120,16 +120,17 @@ next_version(IndexScanDesc scan, TupleTableSlot *slot, Entries *entries)
 }
 
 /*
- * Look for the version that counts; leave it in the slot, unless it is held.
+ * Find the version that counts, and leave it in the slot unless it is held.
  *
- * SnapshotDirty shows what is committed or ours, and what other transactions
- * have inserted but not committed, with who they are.  An expired version
- * that another transaction is replacing is followed by the replacement, on
- * the same HOT chain or behind an index entry of its own: hence the search
- * goes on after it, and without a successor its deleter is a purge.
+ * SnapshotDirty shows versions that are committed or our own, and versions that other
+ * transactions have inserted but not committed, with their xids.  If another transaction is
+ * replacing an expired version, the replacement is on the same HOT chain or has its own
+ * index entry.  So the search goes on after an expired version; if it has no successor, a
+ * purge is deleting it.
  *
- * A version that another transaction is replacing still answers, wherever its
- * successor was met.  An abandoned one has no answer: who replaces it holds the key.
+ * Any other version that a transaction is replacing still gives the answer, wherever the
+ * scan met its successor.  An abandoned version gives no answer: the transaction that is
+ * replacing it holds the key.
  */
 static void
 scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found,
@@ -157,7 +158,7 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *f
 
 		state = slot_state(slot);
 
-		/* somebody is taking it over, and may have given the key's lock back */
+		/* another transaction is taking it over, and may have released the key's lock */
 		if (state == STORE_ABANDONED && TransactionIdIsValid(dirty.xmax))
 		{
 			held = (StoreHolder){.xid = dirty.xmax};
@@ -181,18 +182,18 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *f
 		found->state = STORE_HELD;
 		found->holder = held;
 	}
-	/* its page is not to stay pinned while the holder is waited for */
+	/* do not pin the page while we wait for the holder */
 	if (found->state == STORE_HELD)
 		ExecClearTuple(slot);
 }
 
 /*
- * A row that is there all the time can be missed by one scan: its old version was
- * replaced when we came to look at it, and the new one, of an update that is not HOT,
- * got its index entry after we had read the page of the index.  But then the next scan
- * meets an entry that the last one did not.  So a key is absent if no entry was met,
- * or none that the last scan had not found dead already.  Likewise a holder may have
- * ended between the look at its version and that at the one before.
+ * One scan can miss a row that exists all the time.  A non-HOT update may replace the old
+ * version before we look at it, and add the new index entry after we have read the index
+ * page.  But then the next scan meets an entry that the last one did not.  So a key is
+ * absent if a scan meets no entry, or only the entries that the scan before found dead.
+ * Similarly, a holder may end after we have looked at its version and before we look at the
+ * version that it replaces.
  */
 void
 find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
@@ -210,7 +211,7 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 			 (found->state == STORE_HELD && !TransactionIdIsInProgress(found->holder.xid)));
 }
 
-/* Copy what callers need; the slot's page may go afterwards. */
+/* Copy what callers need; the slot's page may be unpinned afterwards. */
 static void
 read_row(TupleTableSlot *slot, StoreRow *row, bool with_progress)
 {
@@ -287,11 +288,11 @@ store_probe(const IdemKey *key, StoreRow *row)
 				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
 			position = durable_position(found.xmin, slot_buffer(slot));
 		}
-		/* it can be megabytes, and only who takes over needs it */
+		/* progress can be megabytes, and only a take-over needs it */
 		read_row(slot, row, found.state == STORE_ABANDONED);
 	}
 
-	/* before the wait for a standby: the slot pins a page, and VACUUM may want it */
+	/* drop the slot before waiting for a standby: it pins a page that VACUUM may need */
 	ExecDropSingleTupleTableSlot(slot);
 	if (answers && !found.own)
 		durable_row(position);
@@ -313,9 +314,9 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	slot = table_slot_create(store.heap, NULL);
 
 	/*
-	 * All versions, each put to the snapshot by hand: the same answer as a
-	 * scan under that snapshot, without its SIREAD locks on whole pages,
-	 * which would set transactions on different keys against each other.
+	 * Scan all versions and test each against the snapshot here.  The answer is that of a
+	 * scan under the snapshot.  But such a scan takes SIREAD locks on whole pages, so
+	 * transactions on different keys would conflict.
 	 */
 	scan = begin_scan(&store, key, SnapshotAny);
 	while (index_getnext_slot(scan, ForwardScanDirection, slot))
@@ -327,7 +328,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		xmin = HeapTupleHeaderGetXmin(slot_header(slot));
 		own = TransactionIdIsCurrentTransactionId(xmin);
 		row->state = slot_state(slot);
-		/* our changes of a leased claim are shown: what they are about was committed before */
+		/* show our changes of a leased claim, but not our finish of a transaction claim */
 		found = row->state != STORE_EXPIRED &&
 			(!own || row->state != STORE_FINISHED || get_fence(slot) != NO_FENCE);
 		if (found)
@@ -338,7 +339,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		}
 		break;
 	}
-	/* before the wait for a standby: scan and slot pin pages, and VACUUM may want them */
+	/* end both before waiting for a standby: they pin pages that VACUUM may need */
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	if (found && !own)

@@ -16,7 +16,7 @@
 #include "store/store.h"
 #include "store/table.h"
 
-/* A version of a row, as a look-up left it in the slot. */
+/* A version of a row; the look-up leaves the row itself in the slot. */
 typedef struct Version
 {
 	StoreState state;
@@ -25,7 +25,7 @@ typedef struct Version
 	bool own;			/* written by this transaction */
 	int64 fence;		/* or NO_FENCE */
 	int32 attempt;
-	StoreHolder holder; /* held: who by */
+	StoreHolder holder; /* if held: the transaction that holds it */
 } Version;
 
 extern void find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found);

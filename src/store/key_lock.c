@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * key_lock.c
- *	  The advisory lock of a key, and waits that end without an error.
+ *	  The advisory lock of a key, and waits that time out without an error.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,8 +18,8 @@
 #include "store/lock_notes.h"
 
 /*
- * field4 of the tag.  SQL's pg_advisory_*() functions use 1 and 2; any other
- * value is a space of its own.
+ * field4 of the tag.  SQL's pg_advisory_*() functions use 1 and 2; any other value is a
+ * separate space.
  */
 #define KEY_LOCK_SPACE 0x1DE0
 
@@ -33,9 +33,9 @@ key_locktag(LOCKTAG *tag, const IdemKey *key)
 }
 
 /*
- * The lock is to live as long as the (sub)transaction's memory of the claim.
- * So it belongs to the transaction's resource owner, not to that of a portal
- * which happens to run: a cursor outlives savepoints, and a failed one does not.
+ * The lock must last exactly as long as the (sub)transaction's entry for the claim.  So the
+ * transaction's resource owner owns it, not that of the portal which happens to run: a
+ * cursor outlives savepoints, and a failed one ends before its transaction.
  */
 static ResourceOwner
 enter_transaction_owner(void)
@@ -47,8 +47,8 @@ enter_transaction_owner(void)
 }
 
 /*
- * LockAcquire, with the hint that fits when the lock table is full: the
- * caller does not know that a claim costs a lock.
+ * LockAcquire() with an error of our own when the lock table is full: the caller may not
+ * know that a claim takes a lock.
  */
 static bool
 acquire(const IdemKey *key, bool dont_wait)
@@ -73,7 +73,7 @@ acquire(const IdemKey *key, bool dont_wait)
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 
-		/* the backend's own memory may be short as well */
+		/* same SQLSTATE if the backend itself is out of memory */
 		if (strcmp(edata->message_id, "out of shared memory") != 0)
 			PG_RE_THROW();
 		FlushErrorState();
@@ -150,9 +150,9 @@ wait_for_lock(void *arg)
 }
 
 /*
- * The lock is taken by the wait itself, in its subtransaction, whose end hands
- * it to ours.  To give it back and try again would let several waiters pass
- * it around among themselves until their time is up.
+ * The wait itself takes the lock, in a subtransaction; our (sub)transaction inherits it
+ * when that ends.  If we released the lock and tried again, several waiters could pass it
+ * around among themselves until they time out.
  */
 bool
 lock_wait_until(const IdemKey *key, TimestampTz deadline)
@@ -161,9 +161,9 @@ lock_wait_until(const IdemKey *key, TimestampTz deadline)
 }
 
 /*
- * The server knows one way to end a wait for a lock early: lock_timeout, and
- * that raises.  So the wait runs under our timeout in a subtransaction, which
- * gives a sane state to go on from.  It writes nothing, so it takes no xid.
+ * The server has only one way to end a lock wait early: lock_timeout, which raises an
+ * error.  So we run the wait with our own lock_timeout in a subtransaction, and go on after
+ * it has rolled back.  The subtransaction writes nothing, so it takes no xid.
  */
 bool
 lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
@@ -189,7 +189,7 @@ lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
 		}
 		wait(arg);
 
-		/* our timer may have gone off between the lock's grant and its own end */
+		/* our timer may have fired after the lock was granted, before it was disabled */
 		CHECK_FOR_INTERRUPTS();
 		LockTimeout = session_timeout;
 		ReleaseCurrentSubTransaction();

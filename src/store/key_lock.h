@@ -1,18 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * key_lock.h
- *	  The advisory lock of a key, and waits that end without an error.
+ *	  The advisory lock of a key, and waits that time out without an error.
  *
- * The lock lives in a tag space of its own, so it never meets the locks that
- * an application takes with pg_advisory_lock().  It belongs to the current
- * (sub)transaction: rolled back with it, else held to the end of the
- * transaction, and carried over by PREPARE TRANSACTION.  64 bits of the
- * digest make the tag: two keys that share it only ever wait for each other
- * without need, since the table's primary key decides what is a duplicate.
+ * The lock has its own tag space, so it never conflicts with the locks that an application
+ * takes with pg_advisory_lock().  It belongs to the current (sub)transaction: it is
+ * released if that rolls back, else held to the end of the transaction; PREPARE TRANSACTION
+ * keeps it.  The tag is 64 bits of the digest.  Two keys with the same tag may wait for
+ * each other without need, and no more: the primary key decides what is a duplicate.
  *
- * Lock order: a session may hold any number of key locks; nothing is held
- * below them but buffer pins that the store gives back before it returns.
- * Deadlocks among keys are found by the server's detector (40P01).
+ * Lock order: a session may hold any number of key locks.  Below them it holds only buffer
+ * pins, which the store releases before it returns.  The server's deadlock detector finds
+ * deadlocks among keys (40P01).
  *
  *-------------------------------------------------------------------------
  */
@@ -28,28 +27,28 @@
 extern bool lock_try(const IdemKey *key);
 
 /*
- * The session keeps the lock that it has, for the key: to be seen in
+ * The session is going to keep the lock that it holds on the key: show it in
  * idem_in_flight.
  */
 extern void lock_show(const IdemKey *key);
 
-/* Wait for the lock: lock_timeout, statement_timeout and deadlocks raise. */
+/* Wait for the lock.  lock_timeout, statement_timeout and deadlocks raise errors. */
 extern void lock_wait(const IdemKey *key);
 
-/* Wait for the lock at most until "deadline"; false if that came first. */
+/* Wait for the lock until "deadline"; false if it passed first. */
 extern bool lock_wait_until(const IdemKey *key, TimestampTz deadline);
 
-/* Give back what the last successful call of these took. */
+/* Release the lock that the last successful call of these functions took. */
 extern void lock_release(const IdemKey *key);
 
 /*
- * Run "wait", which blocks in the lock manager, at most until "deadline".
- * False if that came first; the session's own lock_timeout, if shorter, still
- * raises, as does anything else.
+ * Run "wait", which blocks in the lock manager, until "deadline" at most.  False if that
+ * passed first.  The session's own lock_timeout, if shorter, still raises its error, and
+ * so does anything else.
  */
 extern bool lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline);
 
-/* Have the messages of a wait name the key.  Undone by lock_context_pop(). */
+/* Name the key in the error messages of a wait, until lock_context_pop(). */
 typedef struct LockContext
 {
 	ErrorContextCallback callback;

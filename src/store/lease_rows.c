@@ -30,7 +30,7 @@ close_leased(LeasedRow *row)
 	store_close(&row->store);
 }
 
-/* Open the leased or abandoned row with that fence; false if there is none (any more). */
+/* Open the leased or abandoned row with that fence; false if there is none, or no longer. */
 static bool
 open_leased(LeasedRow *row, const IdemKey *key, int64 fence)
 {
@@ -57,7 +57,7 @@ change_leased(LeasedRow *row, const IdemKey *key)
 	return changed;
 }
 
-/* The fence stays: who repeats the finish is told that it is done. */
+/* The fence stays, so that a repeated finish learns that the claim is finished. */
 bool
 store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write)
 {

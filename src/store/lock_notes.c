@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * lock_notes.c
- *	  Which keys the sessions' locks are for: view idem_in_flight.
+ *	  Record which keys sessions have locked, for the view idem_in_flight.
  *
- * Each session has a few places of its own, the oldest of which is used next, and
- * a spinlock for them, which nobody else takes but whoever looks at the view.
+ * Each session has a few notes, of which it overwrites the oldest, and a spinlock for them.
+ * Only the session itself and readers of the view take that lock.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,18 +27,18 @@
 
 PG_FUNCTION_INFO_V1(idem_held_keys);
 
-#define NOTES 4		  /* of a session */
-#define NOTE_BYTES 96 /* of a key, and of a scope */
+#define NOTES 4		  /* per session */
+#define NOTE_BYTES 96 /* per key, and per scope */
 
 typedef struct HeldNote
 {
 	LOCKTAG tag;
 	TimestampTz since;
-	char key[NOTE_BYTES]; /* cut, and NUL-terminated */
+	char key[NOTE_BYTES]; /* truncated, NUL-terminated */
 	char scope[NOTE_BYTES];
 } HeldNote;
 
-/* The notes are of the session with that process, in that database. */
+/* The notes belong to the session with that PID, in that database. */
 typedef struct HeldKeys
 {
 	slock_t lock;
@@ -55,7 +55,7 @@ static void held_create(void *address, int tranche);
 static ShmemArea area = {.name = "idempotency_held", .size = held_size, .create = held_create};
 
 /* ------------------------------------------------------------------------
- * Noting
+ * Writing notes
  * ------------------------------------------------------------------------
  */
 
@@ -119,7 +119,7 @@ held_note(const LOCKTAG *tag, const IdemKey *key)
 }
 
 /* ------------------------------------------------------------------------
- * Looking
+ * Reading notes
  * ------------------------------------------------------------------------
  */
 
@@ -151,7 +151,7 @@ compare_locks(const void *a, const void *b)
 	return memcmp(a, b, sizeof(HeldLock));
 }
 
-/* The advisory locks that are held in this database, sorted; how many. */
+/* Get the advisory locks that are held in this database, sorted.  Returns their number. */
 static int
 held_locks(HeldLock **locks)
 {
@@ -188,8 +188,8 @@ is_held(const HeldLock *locks, int nlocks, int pid, const HeldNote *note)
 /*
  * idem_held_keys() RETURNS TABLE (pid, classid, objid, key, scope, since)
  *
- * Locks as in pg_locks, of sessions in this database.  Only notes whose lock is held:
- * a reader may see what is in flight, and nothing of what has ended.
+ * Locks as in pg_locks, of sessions in this database.  Returns only notes whose lock is
+ * held: a reader may see what is in flight, but nothing that has ended.
  */
 Datum
 idem_held_keys(PG_FUNCTION_ARGS)

@@ -1,12 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * lock_notes.h
- *	  Which keys the sessions' locks are for: view idem_in_flight.
+ *	  Record which keys sessions have locked, for the view idem_in_flight.
  *
- * The server knows who has a lock, and who waits for it, by half of the key's
- * digest.  So each session notes in shared memory, if there is any, the text of the
- * last keys it has locked.  A note stays when its lock goes; only those whose lock is held
- * are shown.
+ * The server's lock table has only half of a key's digest.  So each session also records in
+ * shared memory, if there is any, the text of the last keys that it has locked.  A note
+ * outlives its lock; the view shows only notes whose lock is held.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,7 +18,7 @@
 
 extern void held_init(void);
 
-/* This session has that lock, which is of the key.  Never fails. */
+/* Record that this session holds that lock, on the key.  Never fails. */
 extern void held_note(const LOCKTAG *tag, const IdemKey *key);
 
 #endif /* IDEM_LOCK_NOTES_H */

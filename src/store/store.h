@@ -3,22 +3,22 @@
  * store.h
  *	  The rows of idem_keys: find, write once, erase.
  *
- * The state of a row, and who may see it
- * -------------------------------------
+ * The states of a row
+ * -------------------
  *
  *	absent		No version of the row counts.  The key is free.
- *	held		Written by a transaction that is still running.  Seen by
- *				everybody, unlike under a snapshot: it is how idem_claim_many,
+ *	held		Written by a transaction that is still running.  All sessions
+ *				see it, unlike under a snapshot.  This is how idem_claim_many,
  *				which takes no lock per key, holds its keys.
- *	leased		A leased claim whose lease is running: the claim of whoever
- *				knows its fence.
- *	abandoned	A leased claim whose lease has run out or was released.  Its
- *				fence still counts until somebody takes over, which gives it a
- *				new one; its recovery point is kept.
+ *	leased		A leased claim whose lease is running.  It belongs to the
+ *				caller that knows its fence.
+ *	abandoned	A leased claim whose lease has run out or was released.  If it
+ *				ran out, its fence stays valid until a take-over issues a new
+ *				one.  Its recovery point is kept.
  *	finished	Its result is the answer to every later caller.
  *	expired		Finished or abandoned, and its time has run out.  It counts as
- *				absent, yet it still occupies its place in the primary key, so
- *				it is replaced rather than inserted anew.
+ *				absent, but it still has its entry in the primary key, so it is
+ *				updated instead of inserted anew.
  *
  * Leased, abandoned and finished rows are committed, or written by the current
  * transaction.
@@ -29,23 +29,22 @@
  *		   |                +--commit--> leased/abandoned --time----+
  *		   +--------------------------purge-------------------------+
  *
- * A leased row is only ever changed under the key's lock (key_lock.h), which the
- * caller takes: so its states do not change between a look and a write.  The lock may
- * be given back after the write: an abandoned row that an uncommitted transaction has
- * changed is held.
+ * Every change to a leased row needs the key's lock (key_lock.h), which the caller takes.
+ * So no other session changes the row between a look and a write.  The caller may release
+ * the lock after the write, because an abandoned row that an uncommitted transaction has
+ * changed counts as held.
  *
- * Look-ups see the newest state, whatever the transaction's snapshot, and
- * take no SIREAD locks.  Where the isolation level promises a snapshot, they
- * tell of a row that this snapshot does not see it.  Before a row of another transaction is reported, its
- * commit is flushed, if synchronous_commit asks for durability: an answer
- * must not outlive, in a crash, what it was read from.
+ * Look-ups see the newest state, whatever the transaction's snapshot, and take no SIREAD
+ * locks.  If the isolation level promises a snapshot, they report whether that snapshot can
+ * see the row.  Never report a row that a crash could still undo: if synchronous_commit
+ * asks for durability, a look-up first flushes the other transaction's commit.
  *
- * A transaction claim that is begun and not finished has no row: see
- * pending.h and key_lock.h.  The store takes no key locks and knows no claims; it
- * relies on the primary key alone to keep a second row out.
+ * A transaction claim has no row until it is finished: see pending.h and key_lock.h.  The
+ * store takes no key locks and knows nothing of claims; it relies on the primary key alone
+ * to keep a second row out.
  *
- * Errors of every call: 0A000 if idem_keys is not a plain, logged, local heap
- * without triggers; 55000 if its columns are not those of this library.
+ * Every function may raise 0A000 if idem_keys is not a plain, logged, local heap without
+ * triggers, and 55000 if its columns are not those that this library expects.
  *
  *-------------------------------------------------------------------------
  */
@@ -67,31 +66,31 @@ typedef enum StoreState
 	STORE_EXPIRED
 } StoreState;
 
-/* fences are positive; what a caller may pass by mistake is something else */
+/* fences are positive; this is a value that no caller passes by mistake */
 #define NO_FENCE PG_INT64_MIN
 
-/* Who holds a held row: the store's own affair. */
+/* The transaction that holds a row.  Private to the store. */
 typedef struct StoreHolder
 {
 	TransactionId xid;
-	uint32 token; /* not 0: its insertion is still speculative */
+	uint32 token; /* not 0: the insertion is still speculative */
 } StoreHolder;
 
 typedef struct StoreRow
 {
 	StoreState state;
-	StoreHolder holder; /* held: for store_wait() */
+	StoreHolder holder; /* if held: for store_wait() */
 
 	/*
-	 * Leased, abandoned, finished: committed after the snapshot that the
-	 * isolation level promises.  Acting on it then means 40001.
+	 * If leased, abandoned or finished: committed after the snapshot that the isolation
+	 * level promises.  To act on the row is then a serialization failure (40001).
 	 */
 	bool unseen;
 
-	/* The newest version was written by the current transaction. */
+	/* The current transaction wrote the newest version. */
 	bool own;
 
-	/* leased, abandoned, finished: the row, copied to the current memory context */
+	/* if leased, abandoned or finished: the row, copied to the current memory context */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
 	bool has_result;
@@ -100,7 +99,7 @@ typedef struct StoreRow
 	Interval ttl; /* leased and abandoned */
 	int32 attempt;
 	text *phase;			 /* or NULL */
-	bool has_progress;		 /* told of abandoned rows, and by store_lookup() */
+	bool has_progress;		 /* set for abandoned rows, and by store_lookup() */
 	Datum progress;			 /* jsonb */
 	TimestampTz lease_until; /* 0: none */
 	TimestampTz created_at;
@@ -110,7 +109,7 @@ typedef struct StoreRow
 
 typedef struct StoreWrite
 {
-	const uint8 *fingerprint; /* NULL: none; a take-over then keeps the old one */
+	const uint8 *fingerprint; /* NULL: none; a take-over then keeps the stored one */
 	bool has_result;
 	Datum result; /* jsonb */
 	TimestampTz created_at;
@@ -123,75 +122,79 @@ typedef struct StoreWrite
 	Interval ttl;
 } StoreWrite;
 
-/* What extend and checkpoint change. */
+/* What idem_extend and idem_checkpoint change. */
 typedef struct StoreRenewal
 {
 	text *phase; /* NULL: phase and progress stay */
 	bool has_progress;
 	Datum progress;			 /* jsonb */
 	TimestampTz lease_until; /* 0: the lease stays */
-	TimestampTz expires_at;	 /* of the new lease */
+	TimestampTz expires_at;	 /* with the new lease */
 } StoreRenewal;
 
 extern void store_init(void);
 
-/* What is there now. */
+/* Look up the key's row as it is now. */
 extern void store_probe(const IdemKey *key, StoreRow *row);
 
 /*
- * Wait for the holder of a held row to end, at most until "deadline"
- * (DT_NOEND: as long as the session's timeouts allow); false if that came
- * first.  Probe again afterwards.
+ * Wait until the transaction that holds the row ends, or until "deadline" (DT_NOEND: as
+ * long as the session's timeouts allow).  False if the deadline passed first.  Probe again
+ * afterwards.
  */
 extern bool store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline);
 
 /*
- * Write a finished row, to finish a transaction claim.  "seen" is what begin
- * saw: an absent or expired row, or an abandoned one with "seen_fence", which
- * is taken over.  Waits for uncommitted writers of the same key; 40001 if one
- * of them commits.
+ * Write the finished row of a transaction claim.  "seen" is what begin saw: an absent or
+ * expired row, or an abandoned one with "seen_fence", which is taken over.  Waits for
+ * uncommitted writers of the same key; 40001 if one of them commits.
  */
 extern void
 store_finish(const IdemKey *key, const StoreWrite *write, StoreState seen, int64 seen_fence);
 
 /*
- * Write a finished or a leased row over what "row", the last probe, tells:
- * absent, expired, or abandoned, which is taken over.  Without an error if
- * that has changed: false, nothing written, probe again.
+ * Write a finished or a leased row over "row", the result of the last probe: absent,
+ * expired, or abandoned, which is taken over.  If the row has changed since, returns false
+ * and writes nothing: probe again.
  */
 extern bool store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row);
 
 /*
- * Changes to the leased or abandoned row with that fence.  False if there is
- * no such row (any more): probe again for the reason.
+ * Change the leased or abandoned row with that fence.  False if there is no such row, or no
+ * longer: probe again to find out why.
  */
 extern bool store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write);
 extern bool store_lease_release(const IdemKey *key, int64 fence, TimestampTz expires_at);
 extern bool store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewal *renewal);
 
 /*
- * A number that was never issued before, nor will be again.  55000 if it is not
- * above "last", the fence of the row that it is for: the sequence was set back,
- * or did not come along when the table was copied.
+ * A fence that was never issued before and never will be again.  55000 if it is not greater
+ * than "last", the fence that the row has now: the sequence was set back, or was not copied
+ * together with the table.
  */
 extern int64 store_new_fence(int64 last);
 
 /*
- * The row, as the active snapshot sees it; false if there is none or it has
- * expired, or if our own transaction claim has written it.  For read-only callers: takes part in no claim.
+ * The row as the active snapshot sees it.  False if there is none, if it has expired, or if
+ * our own transaction claim has written it.  For callers that only read: it takes no part
+ * in the protocol of claims.
  */
 extern bool store_lookup(const IdemKey *key, StoreRow *row);
 
-/* Has the key's newest row, if there is one, expired, or taken the place of one that did so "at"? */
+/*
+ * Has the key's newest row expired, or was it created no earlier than "at", when an earlier
+ * row of the key was to expire?  False if no row counts.
+ */
 extern bool store_has_expired(const IdemKey *key, TimestampTz at);
 
 /*
- * Erase a row, committed or our own, in whatever state.  True if an unexpired row was
- * erased.  "row" tells the state; if it is held, nothing was erased: wait and try again.
+ * Erase a row in any state, committed or our own.  True if an unexpired row was erased.
+ * Fills only the state and the holder of "row"; if the row is held, nothing was erased:
+ * wait and try again.
  */
 extern bool store_forget(const IdemKey *key, StoreRow *row);
 
-/* Erase all rows of a scope, which is a sequential scan; how many. */
+/* Erase all rows of a scope with a sequential scan.  Returns their number. */
 extern int64 store_forget_scope(text *scope);
 
 #endif /* IDEM_STORE_H */

@@ -3,10 +3,10 @@
  * table.c
  *	  Open idem_keys and its primary key.
  *
- * The store works on the table and its primary key directly: no plans to cache, to be
- * parsed again under a caller's search_path, or to go stale; no SIREAD locks; and sight of
- * uncommitted rows.  Nothing happens that only the executor's ModifyTable does, so a table
- * with triggers or rules is refused.
+ * The store works on the table and its primary key directly, not through SQL.  So there are
+ * no plans to cache, to go stale, or to parse again under a caller's search_path; it takes
+ * no SIREAD locks; and it can see uncommitted rows.  But it does none of the work of the
+ * executor's ModifyTable, so it refuses a table with triggers or rules.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +29,7 @@
 
 #define FENCE_NAME "idem_fence"
 
-/* a table that changes more often while it is checked is checked at each use */
+/* if a table changes more often than this during its check, check it at each use */
 #define CHECK_TRIES 100
 
 static const struct
@@ -55,16 +55,17 @@ static const struct
 };
 
 /*
- * Where the table is; forgotten when anything about it changes, so that DROP
- * EXTENSION and CREATE EXTENSION elsewhere need no new session.
+ * The OIDs of the table, its primary key and its sequence.  Forgotten when anything about
+ * the table changes, so that DROP EXTENSION and CREATE EXTENSION in another session do not
+ * require a new session here.
  */
 static struct
 {
 	Oid heap;
 	Oid index;
 	Oid fence;
-	Oid checked;	/* the table that is being checked, or was last */
-	uint64 changes; /* of that table, which count while it is being checked as well */
+	Oid checked;	/* the table that is being checked, or was checked last */
+	uint64 changes; /* number of changes to that table, also during the check */
 } known;
 
 static void
@@ -91,7 +92,7 @@ check_columns(TupleDesc desc)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		/* a column that was added by hand and dropped again leaves a trace */
+		/* a column that was added by hand and dropped again still has an attribute */
 		if (i >= NCOLUMNS)
 			same = att->attisdropped;
 		else
@@ -109,7 +110,7 @@ check_columns(TupleDesc desc)
 					 EXTENSION_NAME)));
 }
 
-/* InvalidOid if there is none, or none that is good. */
+/* InvalidOid if there is none, or none that we can use. */
 static Oid
 find_primary_key(Relation rel)
 {
@@ -142,11 +143,11 @@ error_no_primary_key(void)
 }
 
 /*
- * What is found holds for one moment only if nothing has changed in the meantime.
- * REINDEX CONCURRENTLY puts another index in the primary key's place while we hold
- * our lock; then the one that was primary a moment ago is no more.  That commit may
- * be seen before its invalidation messages come, so before the key is held to be
- * missing, the list of indexes is made anew.
+ * The findings are consistent only if nothing has changed during the check.  REINDEX
+ * CONCURRENTLY replaces the index of the primary key while we hold our lock, and the index
+ * that we found is then no longer the primary key's.  We may see that commit before its
+ * invalidation messages arrive.  So before we report the key as missing, we have the list
+ * of indexes rebuilt.
  */
 static void
 check_table(Relation heap)
@@ -180,7 +181,7 @@ check_table(Relation heap)
 }
 
 /*
- * Locks are kept to the end of the transaction: finish then takes over what
+ * Locks are held to the end of the transaction, so a finish works on the table that its
  * begin has opened.
  */
 void
@@ -194,7 +195,7 @@ store_open(Store *store, LOCKMODE lockmode)
 		store->heap = try_relation_open(relid, lockmode);
 		if (store->heap == NULL)
 		{
-			/* dropped just now; look again, and fail if it is really gone */
+			/* just dropped: look again, which fails if it is really gone */
 			known.heap = InvalidOid;
 			continue;
 		}

@@ -41,14 +41,15 @@ typedef struct Store
 } Store;
 
 /*
- * Locks are kept to the end of the transaction: finish then takes over what begin has
- * opened.  0A000 if idem_keys is not a plain, logged, local heap without triggers; 55000 if
- * its columns are not those of this library, or its primary key is missing.
+ * Open the table.  Its locks are held to the end of the transaction, so a finish works on
+ * the table that its begin has opened.  0A000 if idem_keys is not a plain, logged, local
+ * heap without triggers; 55000 if its columns are not those that this library expects, or
+ * if its primary key is missing.
  */
 extern void store_open(Store *store, LOCKMODE lockmode);
 extern void store_close(Store *store);
 
-/* The sequence of fences; the table must have been opened before. */
+/* The sequence that issues fences.  Open the table first. */
 extern Oid store_fence_sequence(void);
 
 #endif /* IDEM_TABLE_H */

@@ -24,7 +24,7 @@
 #include "store/key_lock.h"
 #include "store/store.h"
 
-/* how often a standby looks whether a holder has ended, in milliseconds */
+/* how often a standby checks whether a holder has ended, in milliseconds */
 #define STANDBY_POLL_MS 10
 
 static void
@@ -46,9 +46,9 @@ wait_for_xid(void *arg)
 }
 
 /*
- * XactLockTableWait() with a deadline.  The holder may be a subtransaction whose
- * savepoint is released while we wait; then the transaction above is waited for, in
- * the time that is left.
+ * XactLockTableWait() with a deadline.  The holder may be a subtransaction whose savepoint
+ * is released while we wait; then we wait for the top-level transaction, in the time that
+ * is left.
  */
 static bool
 wait_for_transaction(TransactionId xid, TimestampTz deadline)
@@ -59,7 +59,7 @@ wait_for_transaction(TransactionId xid, TimestampTz deadline)
 			return false;
 		if (!TransactionIdIsInProgress(xid))
 			return true;
-		/* it has its xid, and not yet its lock */
+		/* it may have its xid, but not the lock on it yet */
 		if (!first)
 			pg_usleep(1000);
 		CHECK_FOR_INTERRUPTS();
@@ -84,8 +84,8 @@ wait_for_holder(const StoreHolder *holder, TimestampTz deadline)
 }
 
 /*
- * On a standby the holder runs elsewhere and holds no lock here, so the server
- * itself could only poll, and would not stop at a timeout.
+ * On a standby the holder runs on the primary and holds no lock here.  The server's own
+ * function could only poll as well, and it ignores timeouts.
  */
 static bool
 wait_on_standby(const StoreRow *row, TimestampTz deadline)

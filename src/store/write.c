@@ -3,9 +3,9 @@
  * write.c
  *	  Write rows of idem_keys: insert, take over, change.
  *
- * Nothing here checks privileges: who may call the SQL function may have its row
- * written.  The only code that could be a user's is that of an expression index which the
- * table's owner added; it runs as that owner, under SECURITY_RESTRICTED_OPERATION, as in
+ * Nothing here checks privileges: EXECUTE on the SQL function includes the right to write
+ * its row.  The only user code that could run is that of an expression index added by the
+ * table's owner.  It runs as that owner, under SECURITY_RESTRICTED_OPERATION, as in
  * maintenance commands.
  *
  *-------------------------------------------------------------------------
@@ -91,7 +91,7 @@ set_fingerprint(Change *change, const uint8 *fingerprint)
 	set_datum(change, COL_FINGERPRINT, PointerGetDatum(b));
 }
 
-/* What a new claim changes in a row, be it new or an abandoned one taken over. */
+/* What a new claim sets in a row, whether new or an abandoned one that is taken over. */
 static void
 change_claim(Change *change, const StoreWrite *write, int32 attempt)
 {
@@ -114,7 +114,7 @@ change_claim(Change *change, const StoreWrite *write, int32 attempt)
 	}
 }
 
-/* All of a row but its identity, for a key that counts as absent. */
+/* Set the whole row except digest, scope and key, for a key that counts as absent. */
 static void
 change_whole(Change *change, const StoreWrite *write)
 {
@@ -132,7 +132,7 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsVirtual);
 	int natts = slot->tts_tupleDescriptor->natts;
 
-	/* straight into the slot */
+	/* write straight into the slot */
 	Change change = {slot->tts_values, slot->tts_isnull, palloc(natts * sizeof(bool))};
 
 	ExecClearTuple(slot);
@@ -147,8 +147,8 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 }
 
 /*
- * The primary key, or its double: REINDEX CONCURRENTLY has both take entries,
- * and either may be the one that sees a duplicate first.
+ * Is this the primary key, or its copy under REINDEX CONCURRENTLY?  Both then get entries,
+ * and either may see a duplicate first.
  */
 static bool
 is_key_index(Relation index)
@@ -158,7 +158,7 @@ is_key_index(Relation index)
 		RelationGetIndexPredicate(index) == NIL;
 }
 
-/* The key indexes that took an entry, and the names that they had. */
+/* The key indexes that got an entry, and the names that they had then. */
 typedef struct KeyIndexes
 {
 	List *oids;
@@ -166,8 +166,8 @@ typedef struct KeyIndexes
 } KeyIndexes;
 
 /*
- * REINDEX CONCURRENTLY may have renamed the index since, and marked it dead; then it is
- * not in the table's list any more.
+ * REINDEX CONCURRENTLY may have renamed the index since and marked it dead.  It is then no
+ * longer in the table's list of indexes.
  */
 static bool
 is_key_index_name(const KeyIndexes *indexes, const char *name)
@@ -186,8 +186,8 @@ is_key_index_name(const KeyIndexes *indexes, const char *name)
 }
 
 /*
- * Insert the index entries of a heap tuple just written.  With "conflict", a
- * duplicate key is told there, else it raises 23505.
+ * Insert the index entries of a heap tuple just written.  A duplicate key sets "conflict";
+ * without "conflict" it raises 23505.
  */
 static void
 insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool only_summarizing,
@@ -226,8 +226,8 @@ insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool on
 }
 
 /*
- * The same, for a row that must not be there: a duplicate means that its
- * writer was faster, so the transaction has to be retried.
+ * The same for a key that must have no other row: a duplicate means that another writer
+ * was faster, so the transaction must be retried.
  */
 static void
 insert_index_entries_or_40001(Store *store, const IdemKey *key, TupleTableSlot *slot,
@@ -250,7 +250,7 @@ insert_index_entries_or_40001(Store *store, const IdemKey *key, TupleTableSlot *
 		edata = CopyErrorData();
 		FlushErrorState();
 
-		/* an owner's own unique index speaks for itself */
+		/* a unique index that the table's owner added keeps its own error */
 		if (edata->constraint_name == NULL || !is_key_index_name(keys, edata->constraint_name))
 			ReThrowError(edata);
 		error_serialization(key);
@@ -269,8 +269,8 @@ insert_row(Store *store, const IdemKey *key, const StoreWrite *write)
 }
 
 /*
- * Insert without waiting for, or failing over, a duplicate that appears in
- * between: the way of INSERT ... ON CONFLICT.
+ * Insert, but neither wait for nor fail on a concurrent duplicate, as INSERT ... ON
+ * CONFLICT does.
  */
 static bool
 insert_row_if_free(Store *store, TupleTableSlot *slot)
@@ -288,9 +288,9 @@ insert_row_if_free(Store *store, TupleTableSlot *slot)
 }
 
 /*
- * Change the version in the slot.  Unchanged columns stay as they are stored,
- * so that no toasted value is written again.  Waits for a purge that is
- * deleting it.  False if somebody else has deleted or changed it: look again.
+ * Update the version in the slot.  Unchanged columns keep their stored form, so that no
+ * toasted value is written again.  Waits for a purge that is deleting the version.  False
+ * if another transaction has deleted or changed it: look again.
  */
 bool
 update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Version *version,
@@ -305,7 +305,7 @@ update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Vers
 
 	relation_check_published(store->heap, CMD_UPDATE);
 
-	/* a command cannot update what it has itself inserted */
+	/* a command cannot update a row that it has itself inserted */
 	if (version->own)
 		CommandCounterIncrement();
 
@@ -324,7 +324,7 @@ update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Vers
 	return result == TM_Ok;
 }
 
-/* Put a claim over an expired or an abandoned version. */
+/* Write a claim over an expired or an abandoned version. */
 static bool
 take_over(Store *store, const IdemKey *key, TupleTableSlot *old, const Version *version,
 		  const StoreWrite *write)
@@ -340,9 +340,8 @@ take_over(Store *store, const IdemKey *key, TupleTableSlot *old, const Version *
 }
 
 /*
- * One try to write over what is there now; true if written.  The version that
- * begin saw may have been purged since, and its TID given to another row: so
- * it is searched again.
+ * Try once to write over the current version; true if written.  A purge may have removed
+ * the version that begin saw, and another row may have its TID now.  So look it up again.
  */
 static bool
 try_finish(Store *store, const IdemKey *key, const StoreWrite *write, int64 seen_fence)
@@ -399,7 +398,7 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
 	bool written = false;
 
 	store_open(&store, RowExclusiveLock);
-	/* a leased row will be updated: better refused before the work than after it */
+	/* a leased row will be updated: refuse now rather than after the work */
 	if (write->finished_at == 0)
 		relation_check_published(store.heap, CMD_UPDATE);
 	if (row->state == STORE_ABSENT)

@@ -14,7 +14,7 @@
 #include "store/store.h"
 #include "store/table.h"
 
-/* New contents of some columns; as many as the table has, dropped ones included. */
+/* New values for some columns.  The arrays cover all columns, dropped ones too. */
 typedef struct Change
 {
 	Datum *values;
@@ -29,9 +29,9 @@ extern void set_time(Change *change, int column, TimestampTz time);
 extern void set_jsonb(Change *change, int column, bool given, Datum value);
 
 /*
- * Change the version in the slot.  Unchanged columns stay as they are stored,
- * so that no toasted value is written again.  Waits for a purge that is
- * deleting it.  False if somebody else has deleted or changed it: look again.
+ * Update the version in the slot.  Unchanged columns keep their stored form, so that no
+ * toasted value is written again.  Waits for a purge that is deleting the version.  False
+ * if another transaction has deleted or changed it: look again.
  */
 extern bool update_version(Store *store, const IdemKey *key, TupleTableSlot *old,
 						   const Version *version, Change *change);
