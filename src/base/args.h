@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * args.h
- *	  Arguments of SQL functions that are not STRICT: NULL is "not given".
+ *	  Arguments of SQL functions that are not STRICT: NULL means "not given".
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +28,7 @@ arg_interval(FunctionCallInfo fcinfo, int n)
 	return PG_ARGISNULL(n) ? NULL : PG_GETARG_INTERVAL_P(n);
 }
 
-/* A jsonb that is to be stored is refused (54000) if it is too large. */
+/* Raises 54000 if a jsonb value is too large to store. */
 static inline void
 check_stored_jsonb(Datum value, const IdemKey *key, const char *what)
 {

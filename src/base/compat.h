@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *	  One spelling for what differs between PostgreSQL 15 and 19.
+ *	  Hide the differences between PostgreSQL 15 and 19.
  *
- * The only file that looks at PG_VERSION_NUM.  Everything else uses the
- * names below, which follow the newest server where that is possible.
+ * The only file that looks at PG_VERSION_NUM.  All other files use the names below, which
+ * follow the newest server where possible.  A number at the start of a comment, such as
+ * "17:", is the version in which the server's interface changed.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,14 +34,14 @@
 #error "idempotency needs PostgreSQL 15 or later"
 #endif
 
-/* Have memory read that is needed soon. */
+/* Prefetch memory that is needed soon. */
 #if defined(__GNUC__)
 #define idem_prefetch(address) __builtin_prefetch(address)
 #else
 #define idem_prefetch(address) ((void) (address))
 #endif
 
-/* 16: the varlena macros have left postgres.h. */
+/* 16: the varlena macros are no longer in postgres.h. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
 #endif
@@ -50,12 +51,12 @@
 #include "nodes/miscnodes.h"
 #endif
 
-/* 17: the registry of DSM segments */
+/* 17: named DSM segments */
 #if PG_VERSION_NUM >= 170000
 #include "storage/dsm_registry.h"
 #endif
 
-/* 17: the shared state of transactions has another name. */
+/* 17: the shared state of transaction IDs was renamed. */
 #if PG_VERSION_NUM >= 170000
 #define idem_transam TransamVariables
 #else
@@ -63,9 +64,9 @@
 #endif
 
 /*
- * Whether a synchronous standby is waited for: a bool until 15.12, 16.8 and 17.4, in
- * the same place bits since then.  What runs may be another minor version than
- * what was compiled for.
+ * Do commits wait for a synchronous standby?  A bool up to 15.12, 16.8 and 17.4; since then
+ * bits in the same place.  The server that runs may have another minor version than the one
+ * we were compiled for.
  */
 #define IDEM_SYNC_STANDBY_INIT 0x01
 #define IDEM_SYNC_STANDBY_DEFINED 0x02
@@ -88,14 +89,14 @@ idem_sync_standbys_has_bits(void)
 	return IDEM_SYNC_STANDBYS_HAS_BITS(version);
 }
 
-/* 18: a module can tell its name and version to pg_get_loaded_modules(). */
+/* 18: pg_get_loaded_modules() shows a module's name and version. */
 #if PG_VERSION_NUM >= 180000
 #define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC_EXT(.name = "idempotency", .version = version_)
 #else
 #define IDEM_MODULE_MAGIC(version_) PG_MODULE_MAGIC
 #endif
 
-/* 19: a descriptor made by hand needs a last step. */
+/* 19: a tuple descriptor made by hand must be finalized. */
 #if PG_VERSION_NUM >= 190000
 #define idem_tupledesc_finalize(desc) TupleDescFinalize(desc)
 #else
@@ -103,8 +104,8 @@ idem_sync_standbys_has_bits(void)
 #endif
 
 /*
- * The safe search_path of maintenance commands, for code of a table's owner;
- * ends with the current GUC nest level.  17: a function of the server's.
+ * Set the safe search_path of maintenance commands, for code of a table's owner.  Lasts
+ * until the end of the current GUC nest level.  17: the server has a function for it.
  */
 static inline void
 idem_restrict_search_path(void)
@@ -117,7 +118,7 @@ idem_restrict_search_path(void)
 #endif
 }
 
-/* 18: an executor run is no longer told whether it is the only one. */
+/* 18: ExecutorRun() lost its parameter "execute_once". */
 #if PG_VERSION_NUM >= 180000
 #define IDEM_EXECUTE_ONCE_PARAMETER
 #define IDEM_EXECUTE_ONCE
@@ -126,12 +127,12 @@ idem_restrict_search_path(void)
 #define IDEM_EXECUTE_ONCE , execute_once
 #endif
 
-/* 18: the mark stands before the declaration. */
+/* 18: the attribute comes before the declaration. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn __attribute__((noreturn))
 #endif
 
-/* 16: an update tells whether only summarizing indexes need a new entry. */
+/* 16: an update reports whether only summarizing indexes need a new entry. */
 #if PG_VERSION_NUM >= 160000
 typedef TU_UpdateIndexes IdemUpdateIndexes;
 #define idem_update_needs_indexes(u) ((u) != TU_None)
@@ -152,7 +153,7 @@ idem_table_beginscan(Relation rel, Snapshot snapshot)
 #endif
 }
 
-/* Does this transaction hold that lock?  17: or one that is stronger. */
+/* Does this transaction hold that lock?  17: a parameter asks for stronger locks too. */
 static inline bool
 idem_relation_locked_by_me(Oid relid, LOCKMODE lockmode)
 {
@@ -167,8 +168,8 @@ idem_relation_locked_by_me(Oid relid, LOCKMODE lockmode)
 }
 
 /*
- * How many tuples were deleted in a table by this session and are not reported
- * yet, or by this transaction: 0 means by neither.  16: one sum for both.
+ * The number of tuples that this session has deleted in a table and not reported yet, or
+ * that this transaction has deleted; 0 if neither.  16: the server has one sum for both.
  */
 static inline int64
 idem_tuples_deleted(Oid relid)
@@ -190,7 +191,7 @@ idem_tuples_deleted(Oid relid)
 #endif
 }
 
-/* 17: the two parts of a virtual transaction id have moved together. */
+/* 17: the two parts of a virtual transaction ID are now in one struct. */
 static inline LocalTransactionId
 idem_local_transaction(void)
 {
@@ -201,7 +202,7 @@ idem_local_transaction(void)
 #endif
 }
 
-/* Below MaxBackends, for those that have a database.  17: a variable. */
+/* Less than MaxBackends for a backend that is connected to a database.  17: a variable. */
 static inline int
 idem_my_proc_number(void)
 {
@@ -212,7 +213,7 @@ idem_my_proc_number(void)
 #endif
 }
 
-/* What a session waits for, by a name in pg_stat_activity.  17: names for extensions. */
+/* A wait event, shown in pg_stat_activity.  17: extensions can name their own. */
 static inline uint32
 idem_wait_event(uint32 *event, const char *name)
 {
@@ -225,7 +226,7 @@ idem_wait_event(uint32 *event, const char *name)
 #endif
 }
 
-/* 19: a tranche has its name from the start, in every backend. */
+/* 19: a tranche is named when it is created, for all backends. */
 static inline int
 idem_new_lwlock_tranche(const char *name)
 {
@@ -251,8 +252,8 @@ idem_register_lwlock_tranche(int tranche, const char *name)
 #endif
 
 /*
- * Shared memory that the first backend creates under a name; NULL before 17,
- * which has none.  19: "create" can be passed an argument.
+ * Named shared memory that the first backend creates; NULL before 17, which has none.  19:
+ * "create" has an argument.
  */
 #if PG_VERSION_NUM >= 190000
 static inline void
@@ -291,7 +292,7 @@ idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys
 #endif
 }
 
-/* These wait for whoever else is changing the tuple, a delete if asked to.  19: options. */
+/* Update waits for a concurrent change of the tuple, delete if "wait".  19: options. */
 static inline TM_Result
 idem_tuple_update(Relation rel, ItemPointer tid, TupleTableSlot *slot, CommandId cid,
 				  Snapshot snapshot, IdemUpdateIndexes *update_indexes)
@@ -320,14 +321,14 @@ idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapsho
 #endif
 }
 
-/* 19: a worker that makes room for whoever drops or moves its database, without FORCE too */
+/* 19: dropping or moving the worker's database ends the worker, even without FORCE */
 #if PG_VERSION_NUM >= 190000
 #define IDEM_BGWORKER_INTERRUPTIBLE BGWORKER_INTERRUPTIBLE
 #else
 #define IDEM_BGWORKER_INTERRUPTIBLE 0
 #endif
 
-/* 18: a query is no more told whether it runs once only. */
+/* 18: ExecutorRun() lost its parameter "execute_once". */
 #if PG_VERSION_NUM >= 180000
 #define idem_executor_run_args QueryDesc *queryDesc, ScanDirection direction, uint64 count
 #define idem_executor_run_pass queryDesc, direction, count
@@ -337,7 +338,7 @@ idem_tuple_delete(Relation rel, ItemPointer tid, CommandId cid, Snapshot snapsho
 #define idem_executor_run_pass queryDesc, direction, count, execute_once
 #endif
 
-/* 16: errors can be soft */
+/* 16: soft errors */
 static inline void
 idem_parse_type(const char *name, Oid *type)
 {
@@ -373,7 +374,7 @@ idem_schema_aclcheck(Oid schema, Oid role)
 #endif
 }
 
-/* Functions of that name, or none.  19: tells why there are none. */
+/* The functions of that name; may be none.  19: flags say why there are none. */
 static inline FuncCandidateList
 idem_function_candidates(List *names, int nargs, List *argnames, bool expand_defaults)
 {
@@ -397,7 +398,7 @@ idem_primary_key(Relation rel)
 #endif
 }
 
-/* "arbiters": unique indexes whose duplicates go to *conflict instead of raising */
+/* "arbiters": unique indexes in which a duplicate sets *conflict instead of raising */
 static inline void
 idem_insert_index_tuples(ResultRelInfo *rri, TupleTableSlot *slot, EState *estate, List *arbiters,
 						 bool *conflict, bool only_summarizing)

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * errors.h
- *	  One helper per condition, so that a SQLSTATE is written once.
+ *	  One macro per error condition, so that each SQLSTATE is written once.
  *
- * Every message about a claim names the key, cut by key_display(); none ever
- * shows a token or a code.  Who uses one of those includes base/key.h.
+ * Every message about a claim names the key, truncated by key_display().  No message ever
+ * shows a token or a code.  A file that uses a macro with a key includes base/key.h.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,14 +20,15 @@
 #define ERRCODE_IDEM_UNFINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '5')
 #define ERRCODE_IDEM_FINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '6')
 
-/* 22004: a NULL where a value must be */
+/* 22004: a required value is NULL */
 #define error_null(what_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", (what_))))
 
 /*
- * 25000.  The functions are PARALLEL UNSAFE; what calls them may be marked otherwise,
- * and a worker has neither the transaction's claims nor its guard.
+ * 25000.  The functions are PARALLEL UNSAFE, but a function that calls them may be marked
+ * otherwise; and a parallel worker has neither the transaction's claims nor the commit
+ * guard.
  */
 #define refuse_in_parallel_if(condition_, function_, safe_) \
 	do \
@@ -42,11 +43,11 @@
 #define refuse_in_parallel(function_) \
 	refuse_in_parallel_if(IsInParallelMode() || IsParallelWorker(), function_, "UNSAFE")
 
-/* of a function that is PARALLEL RESTRICTED, which the leader may call */
+/* for a PARALLEL RESTRICTED function, which the leader may call */
 #define refuse_in_worker(function_) \
 	refuse_in_parallel_if(IsParallelWorker(), function_, "RESTRICTED or UNSAFE")
 
-/* 25000: whether the claim is finished could not be checked any more */
+/* 25000: the commit guard could no longer check whether the claim is finished */
 #define error_too_late(key_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_INVALID_TRANSACTION_STATE), \
@@ -64,7 +65,7 @@
 			 errhint("A read-only transaction or a standby can only replay finished keys; run " \
 					 "this on the primary in a read-write transaction.")))
 
-/* 25006, of tokens and codes, which no message names */
+/* 25006, for tokens and codes, which no message names */
 #define error_token_read_only(verb_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
@@ -102,7 +103,7 @@
 					   (Size) (size_), (limit_)), \
 			 errhint("Store the data elsewhere and a reference to it here.")))
 
-/* 54000, of a token */
+/* 54000, for a token */
 #define error_payload_too_large(size_, limit_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("payload of token is too large"), \
@@ -118,7 +119,7 @@
 			 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the " \
 					 "server; PostgreSQL 17 and later need no preload.")))
 
-/* 55P03: waiting would be waiting for ourselves */
+/* 55P03: the transaction would wait for itself */
 #define error_own_claim(key_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_LOCK_NOT_AVAILABLE), \
@@ -126,7 +127,7 @@
 					key_display(key_)), \
 			 errhint("Call idem_finish or idem_release for it first.")))
 
-/* 55P03: a lease is never waited for */
+/* 55P03: claims never wait for a lease */
 #define error_leased(key_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_LOCK_NOT_AVAILABLE), \
@@ -150,7 +151,7 @@
 		 errhint("Call idem_begin with the same key and scope in the same transaction, and go " \
 				 "on only when it answers \"started\".")))
 
-/* ID003: a leased claim, outside of its transaction */
+/* ID003: a leased claim, outside the transaction that began it */
 #define error_fence_needed(key_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_IDEM_NO_CLAIM), \
@@ -159,7 +160,7 @@
 					key_display(key_)), \
 			 errhint("Pass the fence that idem_begin returned: fence => ...")))
 
-/* ID003: erased, expired or never there */
+/* ID003: erased, expired, or never begun */
 #define error_lease_gone(key_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_IDEM_NO_CLAIM), \
@@ -176,7 +177,7 @@
 			 errdetail("The claim was taken over or released since."), \
 			 errhint("Roll back and stop this work.")))
 
-/* ID004, a fence that cannot have been superseded */
+/* ID004: this fence was never issued for this key */
 #define error_not_its_fence(key_, fence_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_IDEM_SUPERSEDED), \
@@ -201,7 +202,7 @@
 		 errhint("Call idem_finish(key, result) after the work, or idem_release(key) if there " \
 				 "was none, in the same transaction as idem_begin.")))
 
-/* ID005, the commit guard: nothing would remember the effect */
+/* ID005, the commit guard: the effects would stay while the key is forgotten */
 #define error_expired_before_commit(key_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_IDEM_UNFINISHED), \
@@ -216,7 +217,7 @@
 			 errmsg("idempotency key \"%s\" is finished already", key_display(key_)), \
 			 errhint("Roll back, and fetch the stored result with idem_begin.")))
 
-/* ID006, of a recovery point */
+/* ID006, for a recovery point */
 #define error_phase_recorded(key_, phase_) \
 	ereport( \
 		ERROR, \

@@ -3,21 +3,21 @@
  * fingerprint.c
  *	  SHA-256 over a canonical UTF-8 form of a jsonb.
  *
- * The form: a byte that names the type, then
+ * The form is a byte for the type, then
  *
  *		n t f	null, true, false: nothing more
- *		#		number: framed sign and weight, 2 bytes each, big-endian, and
- *				base-10000 digits, as numeric_send() gives them
+ *		#		number: framed weight and sign, 2 bytes each, big-endian, and
+ *				base-10000 digits, as numeric_send() returns them
  *		"		string: framed UTF-8
  *		[		array: count, then the elements
- *		{		object: count, then framed key and value, by key
+ *		{		object: count, then framed key and value, in order of the keys
  *
  * The call of a function is "(", the framed function, then its arguments.
  *
- * framed meaning a length of 4 bytes, big-endian, then the bytes.  Object
- * keys are ordered by length, then bytes, both in UTF-8.  That is jsonb's
- * own order where the database is UTF-8; elsewhere jsonb orders by the bytes
- * of the database's encoding, so the keys have to be sorted here.
+ * "Framed" means preceded by its length in 4 bytes, big-endian.  Object keys are ordered by
+ * length, then by bytes, both in UTF-8.  That is jsonb's own order if the database encoding
+ * is UTF-8.  Otherwise jsonb orders by the bytes of the database encoding, so the keys must
+ * be sorted here.
  *
  *-------------------------------------------------------------------------
  */
@@ -62,10 +62,10 @@ string_utf8(const JsonbValue *v, int *len)
 }
 
 /*
- * numeric_send() gives count of digits, weight, sign, display scale, digits;
- * equal numbers differ in nothing but the display scale, since numeric keeps
- * no zeros at either end.  Its text would do as well, but 1e131071 is a few
- * bytes of request and 128 kB of text.
+ * numeric_send() returns the number of digits, weight, sign, display scale and digits.
+ * Equal numbers differ only in the display scale, because numeric stores no zeros at either
+ * end.  The text form would work too, but 1e131071 is a few bytes in a request and 128 kB
+ * as text.
  */
 static void
 hash_number(Sha256 *sha, Numeric num)
@@ -164,7 +164,7 @@ hash_container(Sha256 *sha, JsonbContainer *container)
 		return;
 	}
 
-	/* a bare scalar is stored as an array of one with a mark */
+	/* a bare scalar is stored as an array of one element, with a flag */
 	if (!v.val.array.rawScalar)
 		hash_count(sha, '[', v.val.array.nElems);
 	while (JsonbIteratorNext(&it, &v, true) == WJB_ELEM)

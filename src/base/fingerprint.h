@@ -3,9 +3,9 @@
  * fingerprint.h
  *	  SHA-256 over a canonical UTF-8 form of a jsonb.
  *
- * Two values that are equal as jsonb have the same fingerprint: key order,
- * white space and trailing zeros (10 = 10.0) do not count.  It does not
- * depend on the database's encoding, so a dump may change that.
+ * Values that are equal as jsonb have the same fingerprint: key order, white space and
+ * trailing zeros (10 = 10.0) do not matter.  The fingerprint does not depend on the
+ * database's encoding, so it survives a dump and restore into another encoding.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,8 +19,8 @@
 extern void fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES]);
 
 /*
- * Of the call of a function with these arguments, NULL being the same as {}.
- * No jsonb has the same fingerprint.
+ * The fingerprint of a call of the function with these arguments; NULL is the same as {}.
+ * Never equal to the fingerprint of a jsonb.
  */
 extern void fingerprint_call(const char *function, Jsonb *args, uint8 out[FINGERPRINT_BYTES]);
 

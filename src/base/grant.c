@@ -1,16 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * grant.c
- *	  idem_grant() and idem_revoke(): who may do what.
+ *	  idem_grant() and idem_revoke(): grant and revoke privileges by job.
  *
- * A job is a set of functions.  The statements run with the caller's rights,
- * so only who could have granted by hand can grant here, and every name in
- * them is qualified.
+ * A job is a set of functions.  The statements run with the caller's privileges, so only a
+ * role that could use GRANT itself can use these functions.  Every name in the statements
+ * is qualified.
  *
- * The server itself refuses a function that was not granted, before any code of ours
- * is called.  Hooks around statements add the hint, in sessions that have the library
- * loaded: its message names the function, and ours is the one of that name that the user
- * may not execute.
+ * The server itself refuses to call a function that was not granted, before any of our code
+ * runs.  In sessions that have loaded the library, executor and utility hooks add the hint.
+ * The server's message has the function's name; our function is the one with that name that
+ * the user may not execute.
  *
  *-------------------------------------------------------------------------
  */
@@ -44,11 +44,11 @@ PG_FUNCTION_INFO_V1(idem_revoke);
 typedef struct Job
 {
 	const char *name;
-	bool by_default;		   /* meant when no jobs are given */
+	bool by_default;		   /* granted if no jobs are given */
 	const char *functions[10]; /* NULL-terminated */
 } Job;
 
-/* No function is in two jobs, or revoking one would take from the other. */
+/* No function is in two jobs: revoking one job would take it from the other. */
 static const Job jobs[] = {
 	{"claims",
 	 true,
@@ -74,8 +74,8 @@ is_function_of(const FormData_pg_proc *proc, Oid schema, Oid extension)
 }
 
 /*
- * The function of that name in the schema of the one being called, by
- * membership in the same extension: others may have made one of that name.
+ * The function with that name in the same schema and extension as the function being
+ * called.  Membership is checked because other users may create functions with that name.
  */
 static Oid
 find_function(const char *name, Oid schema, Oid extension)
@@ -143,8 +143,8 @@ static ExecutorFinish_hook_type prev_executor_finish = NULL;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
 /*
- * The function that the server itself has refused, as its message names it; NULL if the error is
- * another one.  What the message was made from tells, in whatever language it is.
+ * The name of the function that the server has refused, from its message; NULL if it is
+ * another error.  The untranslated format identifies the error in any language.
  */
 static char *
 refused_function(const ErrorData *edata)
@@ -169,7 +169,7 @@ refused_function(const ErrorData *edata)
 	return NULL;
 }
 
-/* The name without its schema, which CREATE TRIGGER may give. */
+/* The name without the schema, which CREATE TRIGGER may include. */
 static const char *
 bare_name(const char *name)
 {
@@ -189,8 +189,8 @@ job_of(const char *function)
 }
 
 /*
- * Of the functions of that name, is ours the one that the user may not execute?  If another one
- * is as well, nobody can tell which was meant.
+ * Is ours the only function with that name that the user may not execute?  If there are
+ * others, we cannot know which one was meant.
  */
 static bool
 refused_ours(const char *function, Oid schema, Oid extension)
@@ -214,7 +214,7 @@ refused_ours(const char *function, Oid schema, Oid extension)
 	return ours > 0 && others == 0;
 }
 
-/* The job whose grant would have let the statement through, or NULL.  *schema: the extension's. */
+/* The job that would have allowed the statement, or NULL.  Sets *schema to the extension's. */
 static const Job *
 refused_job(const ErrorData *edata, Oid *schema)
 {
@@ -228,7 +228,7 @@ refused_job(const ErrorData *edata, Oid *schema)
 	return job;
 }
 
-/* In PG_CATCH, with the memory context of before: throw the error on, with the hint if it fits. */
+/* In PG_CATCH, with the memory context from before: rethrow, with the hint if it applies. */
 pg_noreturn static void
 rethrow_with_hint(MemoryContext context)
 {
@@ -244,7 +244,7 @@ rethrow_with_hint(MemoryContext context)
 		PG_RE_THROW();
 	FlushErrorState();
 	job = refused_job(edata, &schema);
-	/* so that it can be called wherever the extension is, whatever the search_path */
+	/* qualified, so that the call works with any search_path */
 	if (job != NULL)
 		edata->hint = psprintf(
 			"The owner of the extension can allow it: SELECT %s(%s, ARRAY['%s']);",
@@ -272,7 +272,7 @@ executor_start(QueryDesc *query, int eflags)
 	PG_END_TRY();
 }
 
-/* A function may call another one without a statement, as PL/pgSQL does in an assignment. */
+/* A function may call another without a statement, as PL/pgSQL does in an assignment. */
 static void
 executor_run(idem_executor_run_args)
 {
@@ -325,8 +325,8 @@ next_process_utility(PlannedStmt *pstmt, const char *query_string, bool read_onl
 }
 
 /*
- * CALL and CREATE TRIGGER check their function themselves; DO, and the triggers that COPY and
- * SET CONSTRAINTS fire, may run one without a query.
+ * CALL and CREATE TRIGGER check their function themselves.  DO, and the triggers that COPY
+ * and SET CONSTRAINTS fire, may run a function without a query.
  */
 static bool
 checks_function(const Node *statement)
@@ -405,9 +405,9 @@ get_jobs(FunctionCallInfo fcinfo)
 }
 
 /*
- * EXECUTE on the functions of the jobs; a grant also gives USAGE on the
- * schema, without which they could not be named.  A revoke leaves that alone,
- * since other objects of the schema may be in use.
+ * Grant or revoke EXECUTE on the functions of the jobs.  A grant also gives USAGE on the
+ * schema, which a caller needs.  A revoke does not take that away, because the role may use
+ * other objects in the schema.
  */
 static void
 change_acl(FunctionCallInfo fcinfo, bool grant)

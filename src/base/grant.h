@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * grant.h
- *	  Privileges by job, and the hint on how to get them.
+ *	  Privileges by job, and a hint on how to get them.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,8 +9,8 @@
 #define IDEM_GRANT_H
 
 /*
- * From now on "permission denied" for a function of the extension (42501) hints at the
- * call of idem_grant() that allows it, in sessions that have loaded the library.
+ * Add a hint to "permission denied" (42501) for a function of the extension: the call of
+ * idem_grant() that would allow it.  Only sessions that have loaded the library show it.
  */
 extern void grant_init(void);
 

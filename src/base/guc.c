@@ -3,9 +3,9 @@
  * guc.c
  *	  The extension's settings.
  *
- * Defaults are applied in C, where the library is loaded for certain: a
- * DEFAULT in the SQL signature that read a setting would fail in the first
- * call of a session, before the library has defined it.
+ * Defaults are applied in C, where the library is certainly loaded.  A DEFAULT in the SQL
+ * signature that reads a setting would fail in the first call of a session, because the
+ * library has not defined the setting yet.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +29,7 @@ int idem_retry_after;
 bool idem_require_scope;
 int idem_throttle_entries;
 
-/* 0 is no ttl, and what fractions of a second are rounded to. */
+/* 0 is not a valid ttl, and fractions of a second may be rounded to it. */
 static bool
 check_default_ttl(int *newval, void **extra, GucSource source)
 {
@@ -39,7 +39,7 @@ check_default_ttl(int *newval, void **extra, GucSource source)
 	return false;
 }
 
-/* A number with a fraction, or else "100ms" would be rounded to 0, which means never. */
+/* A real, because an integer would round "100ms" to 0, which means never. */
 static bool
 check_purge_interval(double *newval, void **extra, GucSource source)
 {
@@ -66,7 +66,7 @@ check_purge_databases(char **newval, void **extra, GucSource source)
 void
 guc_init(void)
 {
-	/* a setting that only a start of the server can change may not come later */
+	/* PGC_POSTMASTER settings cannot be defined after the server has started */
 	GucContext of_shared_memory =
 		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP;
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * interval.c
- *	  Intervals that callers give, turned into moments of the wall clock.
+ *	  Convert intervals from callers to points in time.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,10 +17,10 @@
 #include "base/guc.h"
 #include "base/interval.h"
 
-/* from here on a ttl means "for ever" */
+/* a ttl this long means "for ever" */
 #define FOREVER_YEARS 1000
 
-/* from here on it is more likely a mistake, such as nanoseconds taken for seconds */
+/* a longer ttl is probably a mistake, such as nanoseconds passed as seconds */
 #define ODD_YEARS 100
 
 #define USECS_PER_YEAR (INT64CONST(36525) * USECS_PER_DAY / 100)
@@ -49,7 +49,7 @@ error_interval(const Interval *i, const char *what, const IdemKey *key, const ch
 			 errhint("%s", hint)));
 }
 
-/* Once a statement: an interval may be looked at more than once, and for each row. */
+/* Warn once per statement: an interval may be checked several times, and for each row. */
 static void
 warn_odd(const Interval *i, const char *what, const IdemKey *key)
 {
@@ -72,7 +72,7 @@ ttl_after(TimestampTz from, const Interval *ttl, const char *what, const IdemKey
 	int128 usecs = ttl_usecs(ttl);
 	TimestampTz result;
 
-	/* what says "for ever" on purpose says it in years, or 'infinity', which has as many months */
+	/* "for ever" on purpose is given in years, or as 'infinity', whose months are maximal */
 	if (usecs > ODD_YEARS * USECS_PER_YEAR && ttl->month < FOREVER_YEARS * MONTHS_PER_YEAR)
 		warn_odd(ttl, what, key);
 	if (usecs <= 0)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * interval.h
- *	  Intervals that callers give, turned into moments of the wall clock.
+ *	  Convert intervals from callers to points in time.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,17 +17,16 @@
 #endif
 
 /*
- * How long an interval is, in microseconds, for everything here that takes one: as
- * extract(epoch from ...) has it, with days of 24 hours, months of 30 days, and years
- * of 365.25.  So it depends neither on the date nor on TimeZone.
+ * The length of an interval in microseconds, for all functions of the extension.  It is
+ * that of extract(epoch from ...): days of 24 hours, months of 30 days, years of 365.25
+ * days.  So it depends neither on the date nor on TimeZone.
  */
 extern int128 ttl_usecs(const Interval *interval);
 
 /*
- * from + ttl.  'infinity' for 1000 years or more, and for 'infinity' where
- * the server's interval has it.  22023, naming "what" and the key (unless NULL), unless it
- * is longer than nothing.  A warning for more than 100 years that are not said to be
- * for ever.
+ * from + ttl.  Infinity if the ttl is 1000 years or more, or 'infinity' on servers whose
+ * intervals have it.  22023, naming "what" and the key (unless NULL), if the ttl is not
+ * positive.  Warns if it is longer than 100 years but does not mean "for ever".
  */
 extern TimestampTz
 ttl_after(TimestampTz from, const Interval *ttl, const char *what, const IdemKey *key);
@@ -36,8 +35,8 @@ ttl_after(TimestampTz from, const Interval *ttl, const char *what, const IdemKey
 extern void ttl_default(Interval *out);
 
 /*
- * The moment until which a caller who gave "wait" is ready to wait; "from"
- * itself for an interval of nothing.  22023 for a negative one.
+ * Until when to wait for a caller that passed "wait"; "from" itself if "wait" is zero.
+ * 22023 if it is negative.
  */
 extern TimestampTz ttl_wait_until(TimestampTz from, const Interval *wait, const IdemKey *key);
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * key.c
- *	  (scope, key) as the client gives it, checked, with its digest.
+ *	  A (scope, key) pair from the client: checks and digest.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,14 +20,14 @@
 PG_FUNCTION_INFO_V1(idem_digest);
 
 /*
- * The last digest made, since a transaction asks for the same key at begin
- * and at finish.  A pure function of its input, so it cannot go stale.
+ * The last digest computed, because a transaction uses the same key at begin and at finish.
+ * It depends only on its input, so it cannot go stale.
  */
 #define MEMO_BYTES 256
 static struct
 {
 	int scope_len;			/* in the server's encoding */
-	int key_len;			/* 0: empty memo, as no key is empty */
+	int key_len;			/* 0: no memo, because no key is empty */
 	char bytes[MEMO_BYTES]; /* scope, then key */
 	pg_uuid_t digest;
 } memo;

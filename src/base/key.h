@@ -1,16 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * key.h
- *	  (scope, key) as the client gives it, checked, with its digest.
+ *	  A (scope, key) pair from the client: checks and digest.
  *
- * The digest is the identity of a key everywhere below: primary key of
- * idem_keys and source of the lock tag.  It is
+ * The digest identifies a key everywhere below: it is the primary key of idem_keys and the
+ * source of the lock tag.  It is
  *
  *		first 16 bytes of SHA-256(len(scope) || scope || len(key) || key)
  *
- * over UTF-8, len() being 4 bytes, big-endian.  The framing keeps ('a', 'bc')
- * and ('ab', 'c') apart; UTF-8 keeps a key the same through a dump that is
- * restored into another encoding.
+ * over UTF-8, where len() is 4 bytes, big-endian.  The lengths keep ('a', 'bc') and
+ * ('ab', 'c') apart.  UTF-8 keeps the digest the same after a dump and restore into another
+ * encoding.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,13 +29,13 @@ typedef struct IdemKey
 {
 	pg_uuid_t digest;
 	text *key;	 /* in the server's encoding */
-	text *scope; /* never NULL; empty where none was given */
+	text *scope; /* never NULL; empty if none was given */
 } IdemKey;
 
 /*
- * Check and digest.  key NULL (22004), empty or over-long (22023); scope NULL
- * means ''.  scope_required: idempotency.require_scope applies (22023).
- * The result points at its arguments, which must be plain (detoasted) text.
+ * Check a key and compute its digest.  22004 if the key is NULL; 22023 if it is empty or
+ * too long.  scope NULL means ''.  scope_required: idempotency.require_scope applies
+ * (22023).  The result points to the arguments, which must be detoasted.
  */
 extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 
@@ -46,24 +46,24 @@ extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 extern void key_require_scope(const char *what, text *key, text *scope);
 
 /*
- * A text that follows the rules of a key, or of a scope with min 0 (22023, naming
- * "what"), in UTF-8; not NUL-terminated where no conversion was needed.
+ * The text in UTF-8.  22023, naming "what", if it is too long for a key or shorter than
+ * "min" (0 for a scope).  Not NUL-terminated if no conversion was needed.
  */
 extern const char *key_utf8(const char *what, text *t, int min, int *len);
 
-/* Byte for byte. */
+/* Are the texts equal, byte for byte? */
 extern bool key_same_text(const text *a, const text *b);
 
-/* Order by digest, for qsort and for the lock order of batches. */
+/* Compare by digest, for qsort() and for the order in which batches claim keys. */
 extern int key_cmp(const IdemKey *a, const IdemKey *b);
 
-/* A copy in the current memory context. */
+/* Copy into the current memory context. */
 extern void key_copy(IdemKey *out, const IdemKey *in);
 
-/* Cut at KEY_MESSAGE_CHARS characters, palloc'd, for messages. */
+/* The text truncated to KEY_MESSAGE_CHARS characters, palloc'd, for messages. */
 extern char *key_text_display(text *t);
 
-/* The key, cut at KEY_MESSAGE_CHARS characters, palloc'd, for messages. */
+/* The key truncated to KEY_MESSAGE_CHARS characters, palloc'd, for messages. */
 extern char *key_display(const IdemKey *key);
 
 #endif /* IDEM_KEY_H */

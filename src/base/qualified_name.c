@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * qualified_name.c
- *	  Qualified names, the same in every session and server version.
+ *	  Qualified names that are the same in every session and server version.
  *
  *-------------------------------------------------------------------------
  */

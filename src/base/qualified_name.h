@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * qualified_name.h
- *	  Qualified names, the same in every session and server version.
+ *	  Qualified names that are the same in every session and server version.
  *
- * The server's own quoting follows "quote_all_identifiers" and the list of
- * keywords, which grows; what is stored or hashed must follow neither.
+ * The server's own quoting depends on "quote_all_identifiers" and on the list of keywords,
+ * which grows.  Names that are stored or hashed must depend on neither.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,12 +14,12 @@
 #include "lib/stringinfo.h"
 
 /*
- * schema.name, each in double quotes unless it is made of lower-case letters,
- * digits and underscores only and begins with no digit.
+ * Append schema.name.  Each part is in double quotes unless it has only lower-case letters,
+ * digits and underscores, and does not begin with a digit.
  */
 extern void name_append(StringInfo s, const char *schema, const char *name);
 
-/* One name, in double quotes where that needs them. */
+/* Append one name, in double quotes if needed. */
 extern void name_append_identifier(StringInfo s, const char *name);
 
 extern void name_append_type(StringInfo s, Oid type);

@@ -8,10 +8,10 @@
 #ifndef IDEM_RANDOM_H
 #define IDEM_RANDOM_H
 
-/* Cryptographically strong; XX000 if the system has none. */
+/* Cryptographically strong random bytes.  XX000 if the system cannot provide them. */
 extern void random_bytes(void *out, size_t len);
 
-/* Takes the same time wherever the difference is. */
+/* Its running time does not depend on the contents. */
 extern bool bytes_equal(const void *a, const void *b, size_t len);
 
 #endif /* IDEM_RANDOM_H */

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * relation.c
- *	  The extension's own relations, and statements on them as their owner.
+ *	  The extension's own relations, and SQL statements that run as their owner.
  *
  *-------------------------------------------------------------------------
  */
@@ -60,7 +60,7 @@ relation_extension_schema(void)
 	return OidIsValid(extension) ? extension_schema(extension) : InvalidOid;
 }
 
-/* By membership in the extension: a relation of that name alone proves nothing. */
+/* Checks membership in the extension: anyone can create a relation with that name. */
 Oid
 relation_find(const char *name)
 {
@@ -77,7 +77,7 @@ relation_find(const char *name)
 	return relid;
 }
 
-/* What a table is for, by its name, for messages. */
+/* What the table stores, for messages. */
 static const char *
 purpose(const char *name)
 {
@@ -99,7 +99,7 @@ relation_refuse(const char *name, const char *detail)
 			 "The table must stay the plain, logged, local table that CREATE EXTENSION made.")));
 }
 
-/* Tools that put a trigger on every table are where most of them come from. */
+/* Most of these triggers come from tools that put a trigger on every table. */
 pg_noreturn static void
 refuse_trigger(Relation rel, const char *trigger)
 {
@@ -117,8 +117,8 @@ refuse_trigger(Relation rel, const char *trigger)
 }
 
 /*
- * TRUNCATE triggers are the owner's own safety catch and do no harm, unless
- * they are internal: a sharding engine marks its tables with such a one.
+ * TRUNCATE triggers are harmless: owners use them as a safeguard.  But refuse an internal
+ * one: a sharding engine marks its tables that way.
  */
 static void
 check_triggers(Relation rel)
@@ -169,7 +169,7 @@ published_callback(void *arg)
 		errhint("Publish the table with all its rows and columns: no WHERE, no list of columns.");
 }
 
-/* The server names the table in its message, and has no hint about filters. */
+/* The server's message has the table's name but no hint about publication filters. */
 void
 relation_check_published(Relation rel, CmdType command)
 {
@@ -209,8 +209,8 @@ own_sql_start(OwnSql *sql, const char *relation, LOCKMODE lockmode)
 }
 
 /*
- * The plan has looked its names up, and does not look again: it is not saved, so
- * nothing makes it invalid.
+ * The plan has already looked up its names and does not do so again: it is not a saved
+ * plan, so it is never invalidated.
  */
 static void
 check_relations(OwnSql *sql, SPIPlanPtr plan)

@@ -40,8 +40,7 @@ row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values
 }
 
 /*
- * A row to copy, for columns of fixed length that are never NULL: all zero, kept for
- * good.
+ * A template row for columns of fixed length that are never NULL.  All zero; never freed.
  */
 HeapTupleHeader
 row_first(const RowColumn *columns, int ncolumns, Size data_size)

@@ -18,15 +18,14 @@ typedef struct RowColumn
 } RowColumn;
 
 /*
- * The row as a Datum.  "desc" keeps the row type, NULL before the first call:
- * made once a session, as it consists of built-in types only and released
- * signatures never change, so it cannot go stale; looking it up in the catalog
- * would cost a tenth of a claim.
+ * The row as a Datum.  "desc" caches the row type for the session; it is NULL before the
+ * first call.  It cannot go stale, because it has only built-in types and released
+ * signatures never change.  A look-up in the catalog would cost a tenth of a claim.
  */
 extern Datum
 row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values, bool *isnull);
 
-/* A row to copy, whose columns never are NULL, of "data_size" bytes in all. */
+/* A template row whose columns are never NULL, with "data_size" bytes of data. */
 extern HeapTupleHeader row_first(const RowColumn *columns, int ncolumns, Size data_size);
 
 #endif /* IDEM_RESULT_ROW_H */

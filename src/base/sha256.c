@@ -1,15 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * sha256.c
- *	  SHA-256 over length-framed pieces, through the crypto library that the
- *	  server uses.
+ *	  SHA-256 over length-prefixed data, with the server's crypto library.
  *
- * The server's own interface to it, common/cryptohash.h, sets up OpenSSL for
- * every hash anew: it looks the algorithm up by its name, and allocates twice.
- * For a short key that takes ten times as long as the hash, a twentieth of a
- * whole request; and its context belongs to a resource owner, so it cannot be
- * kept.  So OpenSSL is asked itself, as pgcrypto does it, where the server is
- * built with it.
+ * The server's own interface, common/cryptohash.h, sets up OpenSSL anew for every hash: it
+ * looks up the algorithm by name and allocates twice.  For a short key that takes ten times
+ * as long as the hash itself, a twentieth of a whole request.  Its context belongs to a
+ * resource owner, so it cannot be kept.  So if the server is built with OpenSSL, we call
+ * OpenSSL directly, as pgcrypto does.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,7 +21,7 @@
 
 #include <openssl/err.h>
 
-/* for the life of the backend; an error in between leaves nothing to free */
+/* kept until the backend exits; an error during a hash leaves nothing to free */
 static Sha256 *kept = NULL;
 static const EVP_MD *algorithm = NULL;
 

@@ -1,12 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * sha256.h
- *	  SHA-256 over length-framed pieces, through the crypto library that the
- *	  server uses.
+ *	  SHA-256 over length-prefixed data, with the server's crypto library.
  *
- * One hash at a time: nothing that may start another belongs between start and
- * finish.  A hash that an error ends needs no care.  Raises XX000 where the
- * crypto library fails.
+ * There is one hash at a time: do not start another between start and finish.  A hash that
+ * an error interrupts needs no clean-up.  XX000 if the crypto library fails.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +26,7 @@ typedef pg_cryptohash_ctx Sha256;
 extern Sha256 *sha256_start(void);
 extern void sha256_bytes(Sha256 *sha, const void *data, size_t len);
 
-/* the length, as 4 bytes, big-endian, then the bytes */
+/* hash the length (4 bytes, big-endian), then the data */
 extern void sha256_framed(Sha256 *sha, const void *data, uint32 len);
 extern void sha256_finish(Sha256 *sha, uint8 hash[PG_SHA256_DIGEST_LENGTH]);
 

@@ -1,15 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * shmem.c
- *	  Shared memory: one way in, preloaded or not.
+ *	  Shared memory, with one interface whether the library is preloaded or not.
  *
- * All areas are in one block, behind a header that says where: sizes follow
- * settings, and the backend that reads may have others than the one that
- * created.
+ * All areas are in one block, after a header with their offsets.  The offsets are stored
+ * because sizes depend on settings, and a backend may have other settings than the one that
+ * created the block.
  *
- * Without preload the server's registry of DSM segments holds a segment of a
- * fixed size, since it refuses to hand out one under another size than it was
- * created with; in that is the handle of the block.
+ * Without preload the block is a DSM segment of its own.  The server's registry of named
+ * segments holds only a small segment with the block's handle: the registry refuses to
+ * return a segment if the size asked for has changed, so that one has a fixed size.
  *
  *-------------------------------------------------------------------------
  */
@@ -44,7 +44,7 @@ typedef struct SharedBlock
 		int tranche;
 		Size offset;
 	} area[MAX_AREAS];
-	bool has_files; /* what was read at the start is still there, or some of it */
+	bool has_files; /* files that were read at server start may still exist */
 } SharedBlock;
 
 static ShmemArea *areas[MAX_AREAS];
@@ -103,17 +103,18 @@ name_tranches(void)
 }
 
 /* ------------------------------------------------------------------------
- * Over a restart
+ * Saving and loading over a restart
  * ------------------------------------------------------------------------
  */
 
-/* changes with what any area saves */
+/* change it whenever the data that an area saves changes */
 #define FILE_MAGIC 0x1DE00002
 
 /*
- * Which shutdown a file is of: the control file is what it was then until the server
- * has really started, so a start that fails in between loses nothing.  Once the server
- * has run, it is another: no file of before is read again, even if it is still there.
+ * Identifies the shutdown that wrote a file.  The control file stays as that shutdown left
+ * it until the server has really started, so a failed start loses nothing.  Once the server
+ * has run, the control file has changed, and no earlier file is read again even if it still
+ * exists.
  */
 typedef struct Shutdown
 {
@@ -129,7 +130,7 @@ typedef struct FileHeader
 	Shutdown shutdown;
 } FileHeader;
 
-/* A header, what the area saves, and a checksum of both. */
+/* The file has a header, the data of the area, and a checksum of both. */
 struct ShmemFile
 {
 	FILE *file;
@@ -139,7 +140,7 @@ struct ShmemFile
 void
 shmem_write(ShmemFile *file, const void *data, Size len)
 {
-	/* the caller asks ferror() */
+	/* the caller checks ferror() */
 	(void) fwrite(data, 1, len, file->file);
 	COMP_CRC32C(file->crc, data, len);
 }
@@ -159,7 +160,7 @@ file_name(const ShmemArea *area, const char *suffix)
 	return psprintf(PGSTAT_STAT_PERMANENT_DIRECTORY "/%s.stat%s", area->name, suffix);
 }
 
-/* False after a crash, or an immediate shutdown: somebody may have been in the middle of a change. */
+/* False after a crash or an immediate shutdown: the data may be inconsistent. */
 static bool
 get_shutdown(Shutdown *shutdown)
 {
@@ -169,14 +170,14 @@ get_shutdown(Shutdown *shutdown)
 	memset(shutdown, 0, sizeof(*shutdown));
 	shutdown->system_identifier = control->system_identifier;
 	shutdown->checkpoint = control->checkPoint;
-	/* pg_checksums changes that; but a standby may stop twice after one checkpoint */
+	/* pg_checksums changes the time, but a standby may stop twice after one checkpoint */
 	if (control->state == DB_SHUTDOWNED_IN_RECOVERY)
 		shutdown->time = control->time;
 	return crc_ok &&
 		(control->state == DB_SHUTDOWNED || control->state == DB_SHUTDOWNED_IN_RECOVERY);
 }
 
-/* An old state of the cluster, which is to be brought forward from an archive. */
+/* Is this an old state of the cluster, about to be recovered from an archive? */
 static bool
 is_restored(void)
 {
@@ -245,8 +246,8 @@ load_area(const ShmemArea *area)
 }
 
 /*
- * Not at once when they are read: the server may not get as far as to run.  Who asks
- * for shared memory is a sign that it does.
+ * Not called right after the files are read, because the server may still fail to start.
+ * A process that asks for shared memory shows that it runs.
  */
 static void
 remove_files(void)
@@ -291,11 +292,11 @@ save_area(const ShmemArea *area, const Shutdown *shutdown)
 		(void) unlink(temporary);
 	}
 	else
-		/* which calls fsync as well */
+		/* this calls fsync() too */
 		(void) durable_rename(temporary, file_name(area, ""), LOG);
 }
 
-/* When the server stops; "code" is not 0 in a crash. */
+/* Called when the server stops; "code" is not 0 after a crash. */
 static void
 save_areas(int code, Datum arg)
 {
@@ -336,7 +337,7 @@ shmem_startup(void)
 	LWLockRelease(AddinShmemInitLock);
 	name_tranches();
 
-	/* the process that lives as long as the memory does; nobody else is there yet */
+	/* this process lives as long as the memory does, and no other has access yet */
 	if (IsUnderPostmaster || found)
 		return;
 	on_shmem_exit(save_areas, (Datum) 0);
@@ -364,9 +365,9 @@ shmem_init(void)
 
 typedef struct Anchor
 {
-	LWLock lock; /* protects "handle" while it is not set */
+	LWLock lock; /* protects "handle" until it is set */
 	int tranche;
-	dsm_handle handle; /* of the block */
+	dsm_handle handle; /* the block's segment */
 } Anchor;
 
 static void
@@ -379,7 +380,7 @@ create_anchor(void *address)
 	anchor->handle = DSM_HANDLE_INVALID;
 }
 
-/* Both the segment and this mapping of it stay for good. */
+/* The segment stays until the server stops. */
 static dsm_segment *
 create_segment(Anchor *anchor)
 {
@@ -394,7 +395,7 @@ create_segment(Anchor *anchor)
 static void
 attach_block(void)
 {
-	/* another version of the library has another idea of what is in it */
+	/* the version is in the name: another version of the library has another layout */
 	Anchor *anchor =
 		idem_named_dsm_segment(BLOCK_NAME " " IDEM_VERSION, sizeof(Anchor), create_anchor);
 	dsm_segment *segment;
@@ -426,7 +427,7 @@ shmem_get(const ShmemArea *area)
 	return block == NULL ? NULL : area_address(block, area->number);
 }
 
-/* Attaching may fail half-way; a subtransaction's end cleans up. */
+/* Attaching may fail half-way; the rollback of a subtransaction cleans up. */
 void *
 shmem_try(const ShmemArea *area)
 {

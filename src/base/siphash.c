@@ -75,7 +75,7 @@ output(SipState *s)
 SipHash
 siphash(const SipHashKey *key, const void *data, Size len)
 {
-	/* "somepseudorandomlygeneratedbytes"; 0xee, 0xdd: the variant of 128 bits */
+	/* "somepseudorandomlygeneratedbytes"; 0xee and 0xdd make the 128-bit variant */
 	SipState s = {.v0 = key->half[0] ^ UINT64CONST(0x736f6d6570736575),
 				  .v1 = key->half[1] ^ UINT64CONST(0x646f72616e646f6d) ^ 0xee,
 				  .v2 = key->half[0] ^ UINT64CONST(0x6c7967656e657261),
@@ -100,7 +100,7 @@ siphash(const SipHashKey *key, const void *data, Size len)
 /*
  * idem_siphash(key bytea, data bytea) RETURNS bytea
  *
- * For tests, which have to declare it: the bytes in the order of the paper.
+ * For tests, which must declare it.  The bytes are in the order of the paper.
  */
 Datum
 idem_siphash(PG_FUNCTION_ARGS)

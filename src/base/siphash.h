@@ -3,9 +3,9 @@
  * siphash.h
  *	  SipHash-2-4 with 128 bits of output (Aumasson and Bernstein, 2012).
  *
- * A hash under a secret key: whoever chooses what is hashed cannot choose two
- * texts with the same hash, as with the server's own hash functions, and it
- * takes a twentieth of the time of a SHA-256.
+ * A hash with a secret key.  An attacker who chooses the input cannot produce collisions,
+ * as is possible with the server's own hash functions.  It takes a twentieth of the time of
+ * SHA-256.
  *
  *-------------------------------------------------------------------------
  */
