@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * idempotency.c
- *	  Entry point: lets each room set itself up, nothing else.
+ *	  Entry point: initializes each module, and nothing else.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,18 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * call.c
- *	  idem_call(): a function run once, in one round trip.
+ *	  idem_call(): run a function once, in one round trip.
  *
- * Begin, the function, finish.  The function is looked up and its arguments'
- * names are checked before the begin, so that a bad call is told whatever the
- * key's state, and nobody gets the answer of a function that they may not
- * execute.
+ * It begins, runs the function and finishes.  It looks up the function and checks the names
+ * of its arguments before the begin.  So a bad call raises its error whatever the key's
+ * state, and no caller gets the result of a function that it may not execute.
  *
- * A function that was dropped since, or whose parameters have other names now, still has
- * its answers.  Which one the caller
- * means is then told by the stored fingerprint: it must be that of a call with
- * these arguments of a function of that name, in a schema where it would have
- * been looked for.
+ * Stored results can still be replayed after the function was dropped, or its parameters
+ * were renamed.  The stored fingerprint then shows whether the caller means that function:
+ * it must be the fingerprint of a call, with these arguments, of a function with that name
+ * in a schema that the look-up would have searched.
  *
  *-------------------------------------------------------------------------
  */
@@ -78,7 +76,7 @@ call_row(const char *state, bool has_result, Datum result, double *retry_after)
 }
 
 /*
- * What was started: the work and the one write.  An error takes the claim along.
+ * After BEGIN_STARTED: run the function and write the row.  An error also ends the claim.
  */
 static Datum
 run_and_finish(const ClaimRequest *request, Function *function, Jsonb *args)
@@ -116,8 +114,8 @@ decide_and_run(const ClaimRequest *request, TimestampTz wait_until, Function *fu
 }
 
 /*
- * The fingerprint of a call of a function that does not exist: the stored one if
- * that could be the caller's, else any other.
+ * Set the fingerprint of a call of a function that does not exist: the stored one if it
+ * could be the caller's, else any that differs from it.
  */
 static void
 dropped_fingerprint(ClaimRequest *request, List *identities, Jsonb *args, const StoreRow *row)
@@ -135,8 +133,8 @@ dropped_fingerprint(ClaimRequest *request, List *identities, Jsonb *args, const 
 }
 
 /*
- * The answer of what cannot be called any more and is one of these, if there is one or there
- * will be; NULL: there is none.
+ * Replay the result of a function that can no longer be called and has one of these
+ * identities.  Waits for a result that is still uncommitted.  NULL if there is none.
  */
 static Datum
 replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, List *identities,
@@ -161,7 +159,7 @@ replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, Li
 	state = claim_begin(request, wait_until, &row, &fence);
 	if (held && state == BEGIN_MISMATCH)
 	{
-		/* it was not known yet whose answer it would be */
+		/* the fingerprint of the held row was unknown before, so compare again */
 		store_probe(&request->key, &row);
 		dropped_fingerprint(request, identities, args, &row);
 		state = claim_begin(request, wait_until, &row, &fence);
@@ -169,7 +167,7 @@ replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, Li
 	switch (state)
 	{
 		case BEGIN_STARTED:
-			/* gone since the look; the error ends the claim */
+			/* the row has gone since we looked; the error ends the claim */
 			(void) function_find(function, args);
 			error_serialization(&request->key);
 			break;
@@ -179,7 +177,7 @@ replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, Li
 		case BEGIN_REPLAYED:
 			return call_row(claim_begin_states[state], row.has_result, row.result, NULL);
 		case BEGIN_MISMATCH:
-			/* as likely a wrong name as another request: that it does not exist is the news */
+			/* it may be a wrong name: "does not exist" helps the caller more than "mismatch" */
 			break;
 	}
 	return (Datum) 0;

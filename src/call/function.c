@@ -1,20 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * function.c
- *	  A function that the caller names, run with JSON in and JSON out.
+ *	  Run a function by name, with JSON arguments and a JSON result.
  *
- * The name is looked up in every call, since that depends on the caller's
- * search_path and rights and is cheap.  What is known of a function by its OID,
- * as a callee, is kept for the session: parameters, their types and defaults,
- * the state of their conversion.  Any change of a function or a schema makes all
- * of these stale; stale ones are made anew when they are asked for next.  (The
- * state is kept for such types only whose changes the conversion notices.)  A
- * callee that is in use, by a conversion or a default that runs a user's code
- * and so perhaps comes back here, is pinned and not freed.
+ * The name is looked up in every call: the result depends on the caller's search_path and
+ * privileges, and the look-up is cheap.  A "callee" caches, by OID and for the session, what
+ * we know of a function: its parameters, their types and defaults, and the state of their
+ * conversion.  (That state is kept only for types whose changes the conversion notices.)
+ * Any change of a function or a schema makes all callees stale; a stale one is rebuilt when
+ * it is needed next.  A conversion or a default can run user code, which may call back into
+ * this file.  So a callee in use is pinned, and not freed before it is unpinned.
  *
- * The call itself is an expression tree with the function's OID in it, made
- * for the occasion: SQL text would have to be resolved a second time, and
- * could then mean another function.
+ * The call itself is an expression tree with the function's OID, built for each call.  SQL
+ * text would be resolved a second time, and could then mean another function.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,22 +51,21 @@
 #include "base/qualified_name.h"
 #include "call/function.h"
 
-/* callees that are kept although they may be of functions that are gone */
+/* remove stale callees above this number: their functions may be gone */
 #define MAX_STALE 200
 
-/* candidates that a hint lists */
+/* the most candidates that a hint lists */
 #define MAX_LISTED 10
 
 typedef struct CalleeParam
 {
 	char *name; /* NULL: it has none */
 	Oid type;
-	Node *default_value; /* not planned, which depends on the caller; NULL: none */
+	Node *default_value; /* not planned: the plan depends on the caller; NULL: none */
 
 	/*
-	 * The conversion is jsonb_to_record's, one column at a time so that an
-	 * error can tell whose it is.  Its state may be kept where no change of a
-	 * composite type can make it stale.
+	 * jsonb_to_record() does the conversion, one column at a time, so that an error names
+	 * the argument.  Its state is kept if no change of a composite type can make it stale.
 	 */
 	TupleDesc column;
 	bool keep_state;
@@ -79,8 +76,8 @@ typedef struct Callee
 {
 	Oid function; /* hash key */
 	MemoryContext context;
-	uint64 changes; /* as it was made: see "changes" below */
-	bool forgotten; /* not in the hash table any more: the last pin frees it */
+	uint64 changes; /* value of "changes" (below) when it was made */
+	bool forgotten; /* no longer in the hash table: freed with the last unpin */
 	int pins;
 
 	char *schema;
@@ -102,14 +99,14 @@ typedef struct CalleeEntry
 struct Function
 {
 	text *name;		/* as the caller gave it */
-	uint64 changes; /* when it was looked up */
-	Callee *callee; /* good until the next get_callee() */
+	uint64 changes; /* value of "changes" when it was looked up */
+	Callee *callee; /* valid until the next get_callee() */
 	bool types_given;
 };
 
 static HTAB *callees = NULL;
 
-/* counts what could make a callee stale; one that was made before is */
+/* counts changes that make callees stale: a callee with an older number is stale */
 static uint64 changes = 0;
 
 /* ------------------------------------------------------------------------
@@ -172,7 +169,7 @@ error_not_callable(Oid function, const char *detail)
 }
 
 /* ------------------------------------------------------------------------
- * Plans
+ * Callees
  * ------------------------------------------------------------------------
  */
 
@@ -219,7 +216,7 @@ check_type(Oid function, Oid type, const char *what)
 						   psprintf("It has a %s of pseudo-type %s.", what, format_type_be(type)));
 }
 
-/* Raises unless it is a plain function with plain parameters. */
+/* Raises an error unless it is a plain function with plain parameters. */
 static void
 check_callable(Form_pg_proc proc)
 {
@@ -264,7 +261,7 @@ callee_param(CalleeParam *param, const char *name, Oid type, Node *default_value
 	fmgr_info(F_JSONB_TO_RECORD, &param->convert);
 }
 
-/* As the parser would for a call with arguments of these types. */
+/* Assign collations as the parser does for a call with arguments of these types. */
 static void
 callee_collations(Callee *callee)
 {
@@ -291,7 +288,7 @@ proc_defaults(HeapTuple tuple)
 	return isnull ? NIL : castNode(List, stringToNode(TextDatumGetCString(d)));
 }
 
-/* In the callee's own memory context. */
+/* The caller has switched to the callee's own memory context. */
 static void
 fill_callee(Callee *callee, HeapTuple tuple)
 {
@@ -303,7 +300,7 @@ fill_callee(Callee *callee, HeapTuple tuple)
 	char *modes;
 	int nall = get_func_arg_info(tuple, &types, &names, &modes);
 
-	/* the same in every session */
+	/* the schema's name must be the same in every session */
 	callee->schema = isAnyTempNamespace(proc->pronamespace)
 		? pstrdup("pg_temp")
 		: get_namespace_name(proc->pronamespace);
@@ -339,7 +336,7 @@ make_callee(Oid function)
 				 errmsg("function with OID %u does not exist", function)));
 	check_callable((Form_pg_proc) GETSTRUCT(tuple));
 
-	/* ours only when it is whole: an error takes it along */
+	/* get_callee() keeps the context once the callee is complete; an error frees it */
 	context =
 		AllocSetContextCreate(CurrentMemoryContext, "idempotency function", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
@@ -353,7 +350,7 @@ make_callee(Oid function)
 	return callee;
 }
 
-/* Those of functions that are called no more would stay for ever. */
+/* Otherwise the callees of functions that are never called again would stay for ever. */
 static void
 forget_stale_callees(void)
 {
@@ -453,7 +450,7 @@ error_undefined(const char *shown)
 			 errhint("There is no function of that name that is visible to the caller.")));
 }
 
-/* Split "name(type, type)", as regprocedurein() does, and the types if they are wanted. */
+/* Split "name(type, type)" as regprocedurein() does: returns the name, sets *types. */
 static char *
 split_types(const char *str, List **types)
 {
@@ -495,7 +492,7 @@ split_types(const char *str, List **types)
 	return name;
 }
 
-/* "(type,type)", qualified; NULL if one of them does not exist either. */
+/* "(type,type)", qualified; NULL if one of the types does not exist either. */
 static char *
 types_identity(List *types)
 {
@@ -518,8 +515,8 @@ types_identity(List *types)
 }
 
 /*
- * Would a function there be found?  If it would not, for want of USAGE, nothing says
- * that it was dropped.
+ * Would a look-up find a function in this schema?  If not, for lack of USAGE, the function
+ * need not have been dropped.
  */
 static bool
 is_searched(const char *schema)
@@ -533,8 +530,8 @@ is_searched(const char *schema)
 }
 
 /*
- * The schemas of the search_path, by name: one of them may have been dropped as
- * well.  Functions are not looked for in pg_temp.
+ * The schemas of the search_path, by name, because a schema may have been dropped too.  The
+ * server never looks for functions in pg_temp.
  */
 static List *
 searched_schemas(void)
@@ -589,7 +586,7 @@ function_identities(text *name)
 	return identities;
 }
 
-/* By name alone if there is only one, else as in f(a => ..., b => ...). */
+/* Find by name alone if that is unique, else by argument names as in f(a => ..., b => ...). */
 static Oid
 find_by_name(const char *name, const char *shown, Jsonb *args)
 {
@@ -641,7 +638,7 @@ error_unknown(const Callee *callee, Jsonb *args)
 	elog(ERROR, "arguments of function %s do not fit", callee_display(callee));
 }
 
-/* Do args name all that is needed and nothing else? */
+/* Do args have all required arguments and no unknown ones? */
 bool
 function_takes(const Function *function, Jsonb *args)
 {
@@ -658,7 +655,7 @@ function_takes(const Function *function, Jsonb *args)
 	return args == NULL || known == (int) JsonContainerSize(&args->root);
 }
 
-/* Raises unless they do. */
+/* Raises an error unless args have all required arguments and no unknown ones. */
 static void
 check_arguments(const Callee *callee, Jsonb *args)
 {
@@ -687,7 +684,7 @@ check_arguments(const Callee *callee, Jsonb *args)
 		error_unknown(callee, args);
 }
 
-/* With the types given; InvalidOid if there is none. */
+/* Find by name and argument types; InvalidOid if there is none. */
 static Oid
 find_by_types(const char *str)
 {
@@ -708,7 +705,7 @@ function_find(text *name, Jsonb *args)
 	char *str = text_to_cstring(name);
 
 	if (function == NULL && gives_types(str))
-		/* raises, and tells which of its parts there is not */
+		/* raises an error that says which part of the name does not exist */
 		(void) DirectFunctionCall1(regprocedurein, CStringGetDatum(str));
 	if (function == NULL)
 		error_undefined(key_text_display(name));
@@ -815,7 +812,7 @@ eval(Expr *expr, ExprContext *econtext, bool *isnull)
 	return ExecEvalExpr(ExecInitExpr(expr, NULL), econtext, isnull);
 }
 
-/* The arguments as constants, the call's argument list. */
+/* The argument list of the call: all arguments as constants. */
 static List *
 make_arguments(Callee *callee, Jsonb *args, ExprContext *econtext)
 {
@@ -857,7 +854,7 @@ make_arguments(Callee *callee, Jsonb *args, ExprContext *econtext)
  * ------------------------------------------------------------------------
  */
 
-/* The call, with its arguments evaluated. */
+/* Build the call, with its arguments evaluated. */
 static FuncExpr *
 make_call(Callee *callee, Jsonb *args, ExprContext *econtext)
 {
@@ -869,7 +866,7 @@ make_call(Callee *callee, Jsonb *args, ExprContext *econtext)
 	return call;
 }
 
-/* The same with the callee pinned: types and defaults may be a user's code. */
+/* The same with the callee pinned: conversions and defaults may run user code. */
 static FuncExpr *
 make_call_pinned(Callee *callee, Jsonb *args, ExprContext *econtext)
 {
@@ -882,7 +879,7 @@ make_call_pinned(Callee *callee, Jsonb *args, ExprContext *econtext)
 	}
 	PG_CATCH();
 	{
-		/* a conversion that has stopped half-way may have left half a state */
+		/* a conversion that failed half-way may have left an incomplete state */
 		if (!callee->forgotten)
 			forget_callee(callee);
 		unpin_callee(callee);
@@ -912,7 +909,7 @@ run_once(FuncExpr *call, ExprContext *econtext, bool *isnull)
 	return result;
 }
 
-/* The rows that a function returns, or a column of that type for a scalar. */
+/* The row type that a function returns; for a scalar, one column of its type. */
 static TupleDesc
 set_row_type(Oid function, bool *is_row)
 {
@@ -929,7 +926,7 @@ set_row_type(Oid function, bool *is_row)
 	return desc;
 }
 
-/* to_jsonb() for values of one type */
+/* Set up to_jsonb() for values of one type. */
 static void
 init_to_jsonb(FmgrInfo *to_jsonb, Oid type)
 {
@@ -939,9 +936,9 @@ init_to_jsonb(FmgrInfo *to_jsonb, Oid type)
 }
 
 /*
- * A set is a JSON array, an empty one [].  An element takes at least a third of
- * its own size in there, so what is far too large needs not be read to its end
- * to be refused.
+ * A set becomes a JSON array; an empty set is [].  In the array an element takes at least a
+ * third of its own size.  So we can stop reading a set that is far too large: the result
+ * will be refused anyway.
  */
 static Datum
 run_set(FuncExpr *call, ExprContext *econtext)
@@ -998,7 +995,7 @@ function_run(Function *function, Jsonb *args, Datum *result)
 	FuncExpr *call;
 	bool isnull = false;
 
-	/* it may have been replaced, or the right to it revoked, while the caller waited */
+	/* while we waited, the function may have been replaced, or EXECUTE revoked */
 	AcceptInvalidationMessages();
 	if (function->changes != changes)
 		function = function_find(function->name, args);

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * function.h
- *	  A function that the caller names, run with JSON in and JSON out.
+ *	  Run a function by name, with JSON arguments and a JSON result.
  *
- * Everything happens with the caller's rights and under the caller's
- * search_path.  Knows nothing of claims.
+ * Everything runs with the caller's privileges and search_path.  This code knows nothing of
+ * claims.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,39 +17,39 @@
 typedef struct Function Function;
 
 /*
- * The function that is meant by "name" or "name(argtypes)", for arguments by
- * name; args may be NULL.  Checked: it exists (42883) and is the only one (42725,
- * hint: the candidates), the caller may execute it (42501), it is one that can
- * be called so (0A000), and args name all of its parameters that have no default
- * and nothing else (22023).
+ * Find the function "name" or "name(argtypes)" for arguments passed by name; args may be
+ * NULL.  Checks that the function exists (42883), that it is the only one (42725, with the
+ * candidates in a hint), that the caller may execute it (42501), that it can be called this
+ * way (0A000), and that args have a value for each parameter without a default and no
+ * unknown names (22023).
  *
- * The result is good until the next call of function_find() or function_run().
+ * The result is valid until the next call of function_find() or function_run().
  */
 extern Function *function_find(text *name, Jsonb *args);
 
 /*
- * The same; NULL if there is no function of that name, or of those types.  The names of
- * its parameters are another question.
+ * The same, but returns NULL if there is no function with that name or those types, and
+ * does not check the names in args.  function_takes() checks them.
  */
 extern Function *function_find_if_any(text *name, Jsonb *args);
 extern bool function_takes(const Function *function, Jsonb *args);
 
 /*
- * Of a function that does not exist: what function_identity() would have told of
- * it, in each of the schemas where the caller may have meant it.  List of char *.
+ * For a function that does not exist: what function_identity() would have returned, for
+ * each schema in which the caller may have meant it.  List of char *.
  */
 extern List *function_identities(text *name);
 
 /*
- * What it is: its qualified name, with the argument types if "name" gave them.
- * Without them the caller did not care, so a function that got one more
- * parameter with a default since is still the same.
+ * The identity of a function: its qualified name, with the argument types if "name" has
+ * them.  Without types, a function that has gained a parameter with a default is still the
+ * same function.
  */
 extern char *function_identity(const Function *function);
 
 /*
- * Run it, as a statement of its own: it sees what was committed until now, as
- * far as the isolation level allows.  False for a result of NULL or void.
+ * Run the function as a statement of its own: it sees what has been committed until now, as
+ * far as the isolation level allows.  False if the result is NULL or void.
  */
 extern bool function_run(Function *function, Jsonb *args, Datum *result);
 
