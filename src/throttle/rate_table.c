@@ -288,7 +288,7 @@ get_locked(LimitTable *table, int number)
 	return locked;
 }
 
-/* From then on the state says nothing. */
+/* The state carries no information from this time on. */
 static int64
 state_end(const RateState *state)
 {
@@ -306,7 +306,7 @@ sift_up(Locked *p, int slot, HeapSlot what)
 	p->heap[slot] = what;
 }
 
-/* The slot that comes first of these; without a branch, as it is anybody's guess. */
+/* The slot that ends first.  Branch-free, because a branch could not be predicted. */
 static int
 first_slot(const HeapSlot *heap, int from, int to)
 {
@@ -332,7 +332,7 @@ sift_down(Locked *p, int slot, HeapSlot what)
 
 	while ((child = ARITY * slot + 1) < used)
 	{
-		/* one of these lines is next */
+		/* the next level reads one of these cache lines */
 		for (int i = 0; i < ARITY; i++)
 			idem_prefetch(&heap[ARITY * (child + i) + 1]);
 		child = first_slot(heap, child, Min(child + ARITY, used));
@@ -350,7 +350,7 @@ publish_first(Locked *p)
 	pg_atomic_uint64 *first = &p->table->first_end[p->number];
 	uint64 end = p->partition->used > 0 ? (uint64) p->heap[0].end : NO_TIME;
 
-	/* others look at that line all the time */
+	/* other sessions read this cache line all the time: do not dirty it needlessly */
 	if (pg_atomic_read_u64(first) != end)
 		pg_atomic_write_u64(first, end);
 }
@@ -391,7 +391,7 @@ is_heavy(LimitTable *table, int owner)
  * ------------------------------------------------------------------------
  */
 
-/* Where the entry is, or the free place where it is to be. */
+/* The entry's place, or the free place where it belongs. */
 static int
 find_place(Locked *p, uint64 entry)
 {
@@ -410,7 +410,7 @@ get_state(const LimitEntry *entry)
 	return state;
 }
 
-/* The heap learns of it when the entry comes first. */
+/* The heap is updated lazily, when the entry reaches its root. */
 static void
 set_state(LimitEntry *entry, const RateState *state)
 {
@@ -467,7 +467,7 @@ distance(LimitTable *table, int from, int to)
 	return to >= from ? to - from : to - from + table->places;
 }
 
-/* Leave no gap between the home of any entry and where it is. */
+/* Free a place, leaving no gap between any entry and its home. */
 static void
 free_place(Locked *p, int place)
 {
@@ -582,16 +582,16 @@ remove_any(Locked *p, int64 now, bool *live)
 	remove_entry(p, 0, place);
 }
 
-/* One more entry may be used. */
+/* Reserve one of the unused entries; false if there is none. */
 static bool
 take_unused(LimitTable *table)
 {
-	/* beyond the end it would count on for ever */
+	/* check first, or the counter would grow for ever on a full table */
 	return pg_atomic_read_u32(&table->used) < (uint32) table->nentries &&
 		pg_atomic_fetch_add_u32(&table->used, 1) < (uint32) table->nentries;
 }
 
-/* The partition with the entry whose time comes first, as far as can be seen without a lock. */
+/* The partition whose entry ends first, read without a lock. */
 static int
 find_first(LimitTable *table)
 {
@@ -610,7 +610,7 @@ find_first(LimitTable *table)
 	return found;
 }
 
-/* What is about to be evicted there, read without a lock, and maybe wrong. */
+/* Prefetch the likely victim; read without a lock, so it may be the wrong one. */
 static void
 prefetch_first(LimitTable *table, int partition)
 {
@@ -621,8 +621,8 @@ prefetch_first(LimitTable *table, int partition)
 }
 
 /*
- * Room in partition p; "other" is locked as well, unless it is none.  False: it takes
- * another look, and maybe another partition.
+ * Free an entry for partition p; "other" is locked as well, unless it is NO_PARTITION.
+ * False: the caller must retry, maybe with another partition.
  */
 static bool
 make_room(Locked *p, const SipHash *id, int other, int64 now, bool *evicted)
@@ -688,7 +688,7 @@ owner_number(LimitTable *table, const LimitOwner *owner)
 	return (int) (hash.half[0] % NOWNERS);
 }
 
-/* False if there was no room yet; "last": there is to be. */
+/* False if no entry was free yet; with "last", one is freed in any case. */
 static bool
 change_locked(Locked *p, Change *c, int other, bool last)
 {
@@ -738,7 +738,7 @@ change_entry(LimitTable *table, Change *c)
 }
 
 /* ------------------------------------------------------------------------
- * The face
+ * Public functions
  * ------------------------------------------------------------------------
  */
 
@@ -755,8 +755,8 @@ limit_available(void)
 }
 
 /*
- * Not instr_time.h: from PostgreSQL 19 on, sessions can choose what that reads,
- * and here they must agree.
+ * Not instr_time.h: from PostgreSQL 19 on, each session can choose its clock source, but
+ * here all sessions must agree.
  */
 int64
 limit_now(void)
@@ -773,7 +773,7 @@ limit_id(const void *data, Size len)
 	LimitTable *table = shmem_get(&area);
 	SipHash id = siphash(&table->key, data, len);
 
-	/* it will be there when the caller has read the clock, and we have the lock */
+	/* loaded while the caller reads the clock and takes the lock */
 	idem_prefetch(&get_entries(table, partition_number(table, &id))[home_place(table, id.half[1])]);
 	return id;
 }
@@ -791,7 +791,7 @@ limit_change(const SipHash *id, const LimitOwner *owner, int64 now, LimitChange 
  * ------------------------------------------------------------------------
  */
 
-/* The machine may be started anew as well, so the time in between is the wall clock's. */
+/* The machine may reboot, so the wall clock measures the time in between. */
 typedef struct SavedLimits
 {
 	SipHashKey key;
@@ -851,7 +851,7 @@ limit_load(void *address, ShmemFile *file)
 	if (!shmem_read(file, &header, sizeof(header)) || header.now < 0)
 		return false;
 	table->key = header.key;
-	/* a wall clock that was set back does not make time longer than it was */
+	/* ignore a wall clock that was set back */
 	shift = now - header.now - Max(GetCurrentTimestamp() - header.saved_at, 0);
 	for (int64 i = 0; i < header.count; i++)
 	{
@@ -863,7 +863,7 @@ limit_load(void *address, ShmemFile *file)
 
 		if (!shmem_read(file, &saved, sizeof(saved)) || saved.owner >= NOWNERS)
 			return false;
-		/* a test may have had another idea of the time */
+		/* a test may have used another clock */
 		if (saved.arrival < header.now || saved.arrival - header.now > LIMIT_MAX_AHEAD)
 			continue;
 		state.arrival = saved.arrival + shift;

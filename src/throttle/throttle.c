@@ -1,18 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * throttle.c
- *	  idem_throttle(): so many calls in so much time, in shared memory.
+ *	  idem_throttle(): rate limits in shared memory.
  *
- * The generic cell rate algorithm (ITU-T I.371): a limit of "max_calls" calls in
- * "period" has a theoretical arrival time, from which on it is unused.  A call moves it on
- * by period / max_calls, from now if it has passed, and is allowed if that is then
- * not further away than a period.  A call that is not allowed changes nothing.
+ * The generic cell rate algorithm (ITU-T I.371): a limit of "max_calls" calls in "period"
+ * has a theoretical arrival time, after which it is unused.  A call advances it by
+ * period / max_calls, starting from now if it has passed.  The call is allowed if the new
+ * time is at most one period away.  A rejected call changes nothing.
  *
- * All of it is exact: times are in microseconds, multiplied by max_calls, which
- * needs up to 80 bits.  What the caller is told is rounded up to a microsecond, so
- * that whoever waits as long finds what was promised.
+ * The arithmetic is exact: times are in microseconds, multiplied by max_calls, which needs
+ * up to 80 bits.  Times returned to the caller are rounded up to a microsecond, so that a
+ * caller that waits that long finds what was promised.
  *
- * The clock never steps back; if it did, the arrival time would stay where it is.
+ * The clock never steps back; if it did, the arrival time would stay unchanged.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,7 +39,7 @@ PG_FUNCTION_INFO_V1(idem_throttle_set_clock);
 #define MIN_PERIOD INT64CONST(1000)
 #define MAX_PERIOD LIMIT_MAX_AHEAD
 
-/* for tests; negative: the real one */
+/* set by tests; negative: use the real clock */
 static int64 test_clock = -1;
 
 typedef struct Call
@@ -49,7 +49,7 @@ typedef struct Call
 	int max_calls;
 	int cost;
 
-	/* the answer; microseconds */
+	/* the result; times in microseconds */
 	bool allowed;
 	int remaining;
 	int64 retry_after;
@@ -61,7 +61,7 @@ typedef struct Call
  * ------------------------------------------------------------------------
  */
 
-/* Both positive; most are small, and division of 128 bits is slow. */
+/* Both are positive.  Most dividends fit 64 bits, and 128-bit division is slow. */
 static inline int64
 divide(int128 dividend, int64 divisor)
 {
@@ -76,7 +76,7 @@ divide_up(int128 dividend, int64 divisor)
 	return divide(dividend + divisor - 1, divisor);
 }
 
-/* "debt": how far away the arrival time is; "burst": how far it may be */
+/* "debt" is how far away the arrival time is; "burst" is how far it may be. */
 static bool
 decide(RateState *state, void *arg)
 {
@@ -151,13 +151,13 @@ check_cost(const Call *call, text *key)
 					   call->max_calls)));
 }
 
-/* What makes two calls calls of one limit. */
+/* Calls with equal identities share a limit. */
 typedef struct Identity
 {
 	int64 period;
 	int max_calls;
 	int scope_len;
-	Oid database;				  /* here begins what makes the owner */
+	Oid database;				  /* the owner's bytes begin here */
 	char text[2 * KEY_MAX_BYTES]; /* scope, then key */
 } Identity;
 
@@ -194,7 +194,7 @@ static const RowColumn throttle_columns[] = {
 	{"reset_after", FLOAT8OID},
 };
 
-/* Where heap_form_tuple puts them. */
+/* The layout that heap_form_tuple gives them. */
 typedef struct ThrottleRow
 {
 	bool allowed;
@@ -204,8 +204,8 @@ typedef struct ThrottleRow
 } ThrottleRow;
 
 /*
- * All such rows differ by their columns only, which have a fixed place: a copy of one
- * is what heap_form_tuple makes, in a third of the time.
+ * These rows differ only in their columns, which have fixed offsets.  So copying one and
+ * overwriting its columns gives what heap_form_tuple builds, in a third of the time.
  */
 static Datum
 throttle_row(const Call *call)
@@ -214,7 +214,7 @@ throttle_row(const Call *call)
 	HeapTupleHeader header;
 	ThrottleRow row;
 
-	/* with what lies between the columns */
+	/* the padding between columns as well */
 	memset(&row, 0, sizeof(row));
 	row.allowed = call->allowed;
 	row.remaining = call->remaining;
@@ -238,7 +238,7 @@ idem_throttle(PG_FUNCTION_ARGS)
 {
 	text *key = arg_text(fcinfo, 0);
 	text *scope = arg_text(fcinfo, 3);
-	Identity identity; /* not zeroed: it is large */
+	Identity identity; /* large, so not zeroed */
 	LimitOwner owner;
 	Call call;
 	SipHash id;
@@ -267,8 +267,8 @@ idem_throttle(PG_FUNCTION_ARGS)
 /*
  * idem_throttle_set_clock(microseconds bigint) RETURNS void
  *
- * For tests, which have to declare it: the clock of this session stands at that
- * time, or, NULL, is the real one again.
+ * For tests, which must declare it themselves.  Stops this session's clock at the given
+ * time; NULL returns to the real clock.
  */
 Datum
 idem_throttle_set_clock(PG_FUNCTION_ARGS)
