@@ -1,22 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * attempt_counter.c
- *	  Guesses at codes, counted though the caller rolls back.
+ *	  Attempts at codes, counted even if the caller rolls back.
  *
- * A chained hash table in shared memory, all of it under one lock: who types
- * codes is no hurry to a computer.  Nothing under the lock raises or allocates.
+ * A chained hash table in shared memory under a single lock: people type codes slowly, so
+ * there is little contention.  Nothing under the lock raises an error or allocates memory.
  *
- * A purpose of a database, its group here, may hold as many entries as are free and
- * no more.  So one that is flooded takes half of the table and leaves half, two
- * leave a third, and so on.  Groups are told apart by a hash that nobody can choose.
+ * A purpose of a database forms a group, which may hold at most as many entries as are free.
+ * So one flooded purpose takes half of the table and leaves half, two leave a third, and so
+ * on.  A keyed hash maps purposes to groups, so nobody can choose a group.
  *
- * The transaction remembers what its rows count, by subtransaction, and gives
- * the entries back after its commit, where nothing may fail.  An entry that has
- * been counted up by somebody else since stays.  After PREPARE all stay.
+ * The transaction remembers what its rows count, by subtransaction, and frees the entries
+ * after its commit, where nothing may fail.  An entry stays if another session has increased
+ * it since.  After PREPARE all entries stay.
  *
- * A right guess is taken off the count again as soon as it is known to be one, whatever
- * becomes of its transaction.  So what is left are the wrong guesses; they are
- * as many as without it, and who guessed right knows the code anyway.
+ * A right attempt is uncounted as soon as it is known to be right, whether or not its
+ * transaction commits.  So only wrong attempts remain counted.  That gives away nothing: the
+ * caller that was right knows the code anyway.
  *
  *-------------------------------------------------------------------------
  */
@@ -43,7 +43,7 @@
 
 #define NGROUPS 1024
 
-/* how often a session complains of a full table */
+/* how often a session warns of a full table */
 #define WARN_EVERY USECS_PER_MINUTE
 
 typedef struct GuessKey
@@ -57,10 +57,10 @@ typedef struct GuessEntry
 {
 	GuessKey key;
 	int count;
-	TimestampTz until; /* from then on it means nothing */
-	int in_row;		   /* what the row counted, for good, when the entry was made */
+	TimestampTz until; /* when the entry expires */
+	int in_row;		   /* the row's committed count when the entry was made */
 	int group;
-	int next; /* in its bucket, or in the list of free ones */
+	int next; /* in its bucket, or in the free list */
 } GuessEntry;
 
 typedef struct GuessTable
@@ -70,7 +70,7 @@ typedef struct GuessTable
 	SipHashKey key; /* of groups; never changes */
 	int free;		/* first of the free entries */
 	int nfree;
-	TimestampTz next_expiry; /* none expires before */
+	TimestampTz next_expiry; /* no entry expires before */
 	int held[NGROUPS];		 /* entries, by group */
 
 	/* then int bucket[nentries], and the entries */
@@ -160,7 +160,7 @@ find_bucket(GuessTable *table, const GuessKey *key)
 		table)[hash_bytes((const unsigned char *) key, sizeof(*key)) % (uint32) table->nentries];
 }
 
-/* The link that leads to the entry, or to where it would be. */
+/* The link to the entry, or the NO_ENTRY link that ends its bucket. */
 static int *
 find_link(GuessTable *table, const GuessKey *key)
 {
@@ -227,7 +227,7 @@ keep_until(GuessTable *table, GuessEntry *entry, TimestampTz until)
 	table->next_expiry = Min(table->next_expiry, entry->until);
 }
 
-/* NULL: all are live */
+/* NULL if no entry is free. */
 static GuessEntry *
 make_entry(GuessTable *table, const GuessKey *key, int group)
 {
@@ -249,7 +249,7 @@ make_entry(GuessTable *table, const GuessKey *key, int group)
 	return entry;
 }
 
-/* NULL as well where the group holds as many as are free: see above. */
+/* NULL also if the group holds as many entries as are free: see the file header. */
 static GuessEntry *
 make_fair_entry(GuessTable *table, const GuessKey *key, int group)
 {
@@ -287,7 +287,7 @@ find_group(GuessTable *table, const char *purpose, int purpose_len)
 	{
 		Oid database;
 		char purpose[KEY_MAX_BYTES];
-	} data; /* not zeroed: it is large */
+	} data; /* large, so not zeroed */
 	SipHash hash;
 
 	Assert(purpose_len <= KEY_MAX_BYTES);
@@ -338,7 +338,7 @@ guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int i
 	{
 		if (entry == NULL)
 		{
-			/* no entry: no guess of this transaction, so the row's count is committed */
+			/* no entry: no attempt of this transaction, so the row's count is committed */
 			entry = make_fair_entry(table, &key, group);
 			if (entry != NULL)
 				entry->in_row = in_row;
@@ -359,7 +359,7 @@ guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int i
 	return result;
 }
 
-/* Nobody has counted on since: the caller holds a lock on the row. */
+/* No other session has counted since: the caller holds a lock on the row. */
 void
 guess_give_back(const pg_uuid_t *series)
 {
@@ -433,8 +433,8 @@ guess_new_series(const pg_uuid_t *series)
 }
 
 /*
- * After a commit: what the row counts need not be counted here, unless somebody has
- * counted on.  After a rollback: nobody can guess at codes that do not exist.
+ * After a commit the row has the count, so the entry is freed unless another session has
+ * increased it.  After a rollback a new series has no code, so its entry is freed.
  */
 static void
 end_row(const RowCount *row, bool committed)
@@ -479,7 +479,7 @@ subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId pare
 	{
 		RowCount *row = slist_container(RowCount, node, iter.cur);
 
-		/* the newest come first: what is older than the subtransaction is not its */
+		/* newest first: the rest is older than this subtransaction */
 		if (row->sub != sub)
 			break;
 		if (event == SUBXACT_EVENT_COMMIT_SUB)

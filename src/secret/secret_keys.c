@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * secret_keys.c
- *	  The secrets of this database that codes are hashed with.
+ *	  The secret keys of this database, used to hash codes.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,9 +30,9 @@ secret_by_id(const pg_uuid_t *id)
 }
 
 /*
- * The server makes it inside the statement: a parameter would be a constant of
- * the plan, which may be logged.  Two sessions that are both the first make one
- * each, which does no harm.
+ * The statement itself generates the secret: a parameter would become a constant of the
+ * plan, which may be logged.  Two sessions that both call first create one each, which does
+ * no harm.
  */
 bytea *
 secret_current(pg_uuid_t *id)

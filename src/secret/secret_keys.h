@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * secret_keys.h
- *	  The secrets of this database that codes are hashed with.
+ *	  The secret keys of this database, used to hash codes.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,17 +12,17 @@
 #include "utils/uuid.h"
 
 /*
- * A secret of this database, to be named in what is computed with it: "id".  The
- * first call makes one, never the install script: a restored database must keep
- * the one that its rows were made with.  Nor is it the only one for ever: a
- * restore into a database that had made its own brings another.
+ * The current secret of this database.  Store its "id" with whatever is computed from it.
+ * The first call creates the secret; the install script never does, because a restored
+ * database must keep the secret that its rows were made with.  There can be several: a
+ * restore into a database that already has a secret adds another.
  */
 extern bytea *secret_current(pg_uuid_t *id);
 
-/* The one of that id; NULL if there is none (any more). */
+/* The secret of that id; NULL if it does not exist, or no longer. */
 extern bytea *secret_by_id(const pg_uuid_t *id);
 
-/* Leave nothing of it in memory. */
+/* Erase the secret from memory and free it. */
 extern void secret_forget(bytea *secret);
 
 #endif /* IDEM_SECRET_KEYS_H */

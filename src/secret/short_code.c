@@ -1,20 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * short_code.c
- *	  Short codes with a limit on guesses.
+ *	  Short codes with a limit on attempts.
  *
- * A code has few digits and could be guessed from its hash, so what is stored
- * is an HMAC over purpose, subject, a nonce and the code, under a secret of
- * this database.  There is one row for a purpose and subject: a new code takes
- * the place of the old one.
+ * A code has few digits and could be guessed from a plain hash.  So the table stores an HMAC
+ * over purpose, subject, a nonce and the code, under a secret of this database.  There is
+ * one row for each purpose and subject: a new code replaces the old one.
  *
- * Whoever guesses locks the row first, so guesses come one after the other,
- * and counts before it compares (attempt_counter.h): in shared memory, which a rollback
- * does not undo, and in the row, which a crash does not.
+ * An attempt first locks the row, so attempts are serialized.  It is counted before the code
+ * is compared (attempt_counter.h): in shared memory, which survives a rollback, and in the
+ * row, which survives a crash.
  *
- * The count belongs to a series of codes.  A new code goes on with the series
- * before the old one would have expired; so asking for new codes buys no guesses.
- * But it does not prolong a series that is locked: being locked out has an end.
+ * The count belongs to a series of codes.  A new code continues the series of an old one
+ * that has not expired, so asking for new codes buys no attempts.  But it does not prolong a
+ * locked series: a lockout ends.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,14 +50,14 @@ PG_FUNCTION_INFO_V1(idem_code_verify);
 #define DIGITS_DEFAULT 6
 #define DIGITS_MIN 4
 #define DIGITS_MAX 10
-/* with blanks, and digits of three bytes each */
+/* with white space, and digits of three bytes each */
 #define TYPED_MAX_BYTES 100
 #define ATTEMPTS_DEFAULT 5
 
 #define NONCE_BYTES 16
 #define MAC_BYTES PG_SHA256_DIGEST_LENGTH
 
-/* Whose code it is: both in UTF-8. */
+/* The purpose and subject of a code, in UTF-8. */
 typedef struct Owner
 {
 	text *purpose_text;
@@ -115,8 +114,8 @@ arg_int(FunctionCallInfo fcinfo, int n, const char *what, int ifnull, int min, i
  */
 
 /*
- * Uniform over all numbers of so many digits, leading zeros included: what lies
- * beyond the last full range is drawn again.
+ * Uniform over all codes of that many digits, leading zeros included: a number beyond the
+ * last full range is drawn again.
  */
 static text *
 make_code(int digits)
@@ -179,7 +178,7 @@ typedef struct CodeRow
 {
 	bool used;
 	bool expired;
-	bool counting; /* a new code would go on with the series */
+	bool counting; /* a new code would continue the series */
 	TransactionId xmin;
 	pg_uuid_t series;
 	int attempts;
@@ -189,7 +188,7 @@ typedef struct CodeRow
 	bytea *mac;
 	TimestampTz valid_until;
 	TimestampTz counted_until;
-	TimestampTz expires_at; /* the later one: then the row is dead */
+	TimestampTz expires_at; /* the later of the two: the row is dead then */
 } CodeRow;
 
 static bytea *
@@ -198,7 +197,7 @@ bytea_value(OwnSql *sql, int n)
 	return (bytea *) DatumGetPointer(own_sql_value(sql, n, BYTEAOID));
 }
 
-/* Lock the row, waiting for others, and read it; false: there is none. */
+/* Lock the row, waiting for other sessions, and read it; false if there is none. */
 static bool
 lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
 {
@@ -213,7 +212,7 @@ lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
 			lengthof(params), params) == 0)
 		return false;
 
-	/* it may have waited */
+	/* read the clock only now: the statement may have waited */
 	now = GetCurrentTimestamp();
 	row->used = DatumGetBool(own_sql_value(sql, 1, BOOLOID));
 	row->series = *DatumGetUUIDP(own_sql_value(sql, 2, UUIDOID));
@@ -257,7 +256,7 @@ set_params(OwnParam *params, const Owner *owner, const CodeRow *row, TimestampTz
 	params[12] = PARAM(TIMESTAMPTZOID, TimestampTzGetDatum(row->expires_at));
 }
 
-/* What the row counts; who guessed right has lost nothing by it. */
+/* The row's count without the right attempt, which is not to count. */
 static int
 wrong_guesses(const CodeRow *row)
 {
@@ -265,8 +264,8 @@ wrong_guesses(const CodeRow *row)
 }
 
 /*
- * Go on with the series of the row that is there, or begin one.  A code of a
- * locked series will never be looked at, so it does not prolong that.
+ * Continue the series of the existing row, or start one.  A code of a locked series is never
+ * compared, so it does not prolong the series.
  */
 static void
 set_series(CodeRow *row, const CodeRow *old)
@@ -289,8 +288,8 @@ set_series(CodeRow *row, const CodeRow *old)
 }
 
 /*
- * Write the new code over the old one, or as the first.  Somebody may issue
- * the first one at the same time: look again then.
+ * Replace the old code, or insert the first.  If another session inserts the first one
+ * concurrently, look again.
  */
 static void
 write_code(const Owner *owner, CodeRow *row, const Interval *ttl)
@@ -389,7 +388,7 @@ verdict_row(const Verdict *verdict)
 	return row_datum(&desc, columns, lengthof(columns), values, isnull);
 }
 
-/* How many bytes of white space begin there. */
+/* Length in bytes of the white space at "s"; 0 if there is none. */
 static int
 blank_bytes(const unsigned char *s, int len)
 {
@@ -403,7 +402,7 @@ blank_bytes(const unsigned char *s, int len)
 	return len >= 3 && s[0] == 0xE3 && s[1] == 0x80 && s[2] == 0x80 ? 3 : 0;
 }
 
-/* And of a full-width digit, U+FF10 and later, which *digit is then. */
+/* Length in bytes of a full-width digit (U+FF10 to U+FF19) at "s", stored in *digit; or 0. */
 static int
 full_width_bytes(const unsigned char *s, int len, char *digit)
 {
@@ -415,8 +414,8 @@ full_width_bytes(const unsigned char *s, int len, char *digit)
 }
 
 /*
- * The code as it was issued: without white space, anywhere in it, and with the digits
- * of East Asian keyboards for what they are.  NULL: too long for a code.
+ * Normalize a typed code: drop all white space, and turn the full-width digits of East Asian
+ * keyboards into ASCII.  NULL if it is too long for a code.
  */
 static text *
 typed_code(text *typed)
@@ -445,7 +444,7 @@ typed_code(text *typed)
 	return cstring_to_text_with_len(code, n);
 }
 
-/* What is much too long is not even fetched: it may be megabytes of nonsense. */
+/* Does not detoast what is much too long: it may be megabytes of nonsense. */
 static bool
 is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum typed)
 {
@@ -462,7 +461,7 @@ is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum typed)
 	return bytes_equal(mac, VARDATA_ANY(row->mac), MAC_BYTES);
 }
 
-/* The row is locked, and the code neither used nor expired. */
+/* The row is locked, and its code is neither used nor expired. */
 static Verdict
 guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 {
@@ -471,7 +470,7 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 	int number;
 	bool right;
 
-	/* whoever has deleted the secret has ended its codes */
+	/* deleting a secret ends its codes */
 	if (secret == NULL)
 		return (Verdict){"unknown"};
 

@@ -1,16 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * token.c
- *	  One-time tokens: accept a secret once.
+ *	  One-time tokens: secrets that are accepted once.
  *
- * A token is 256 random bits.  The table has its SHA-256, framed with the
- * purpose: a guess at so many bits is hopeless, with the hash at hand or not,
- * so no key is needed for it.  Half of the hash is the primary key, the other
- * half is compared here, in constant time.
+ * A token is 256 random bits.  The table stores its SHA-256, framed with the purpose.  The
+ * hash needs no key: guessing 256 bits is hopeless even with the hash at hand.  Half of the
+ * hash is the primary key; the other half is compared here, in constant time.
  *
- * A redeem is one UPDATE of a row that nobody has redeemed: a concurrent one
- * waits for it, and finds the row used, or redeems it if the first was rolled
- * back.  A token never becomes valid again.
+ * Redeeming is a single UPDATE of an unredeemed row.  A concurrent redeem waits for it and
+ * finds the row used, or redeems it if the first transaction rolled back.  A token never
+ * becomes valid again.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,7 +54,7 @@ typedef enum TokenState
 	TOKEN_VALID
 } TokenState;
 
-/* What the table knows of a token by. */
+/* A token's hash, as the table stores it. */
 typedef struct TokenDigest
 {
 	pg_uuid_t digest; /* first half of the hash */
@@ -102,7 +101,7 @@ make_token(void)
 	return token;
 }
 
-/* Comes from outside: whatever could not have been issued is unknown, not an error. */
+/* Input from outside: text that could never have been issued is unknown, not an error. */
 static bool
 could_be_token(text *token)
 {
@@ -151,7 +150,7 @@ arg_purpose(FunctionCallInfo fcinfo, int n)
 	return purpose;
 }
 
-/* purpose and token, as most functions take them; false: it was never issued */
+/* The arguments purpose and token; false if the token cannot have been issued. */
 static bool
 arg_token(FunctionCallInfo fcinfo, TokenDigest *digest)
 {
@@ -160,7 +159,7 @@ arg_token(FunctionCallInfo fcinfo, TokenDigest *digest)
 
 	if (PG_ARGISNULL(1))
 		error_null("token");
-	/* it may be megabytes of nonsense: not to be fetched for that */
+	/* do not detoast what may be megabytes of nonsense */
 	size = toast_raw_datum_size(PG_GETARG_DATUM(1)) - VARHDRSZ;
 	if (size != TOKEN_CHARS || !could_be_token(PG_GETARG_TEXT_PP(1)))
 		return false;
@@ -189,7 +188,7 @@ check_writable(const char *verb)
  * ------------------------------------------------------------------------
  */
 
-/* What a committed row, or one of ours, says of the token. */
+/* Read the token's state from a row that is committed or our own. */
 static void
 look_up(OwnSql *sql, const TokenDigest *digest, Token *token)
 {
@@ -225,8 +224,8 @@ look_up(OwnSql *sql, const TokenDigest *digest, Token *token)
 }
 
 /*
- * Change the row if it is still valid, waiting for whoever else changes it.  The
- * clock is read by the statement, and again if it has waited.
+ * Change the row if it is still valid, waiting for concurrent changes.  The statement reads
+ * the clock, and reads it again if it has waited.
  */
 static bool
 change_valid(OwnSql *sql, const TokenDigest *digest, const char *format)
@@ -322,7 +321,7 @@ idem_token_issue(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(token);
 }
 
-/* Its state before: valid, if it is redeemed by this. */
+/* Sets the token's state before the call: TOKEN_VALID means this call has redeemed it. */
 static void
 redeem(const TokenDigest *digest, Token *token)
 {
@@ -334,7 +333,7 @@ redeem(const TokenDigest *digest, Token *token)
 		!change_valid(&sql, digest,
 					  "UPDATE %s SET used_at = pg_catalog.clock_timestamp()" WHERE_VALID))
 	{
-		/* used, revoked or expired just now, for good */
+		/* used, revoked or expired just now, permanently */
 		look_up(&sql, digest, token);
 		if (token->state == TOKEN_VALID)
 			elog(ERROR, "could not redeem a token that is valid");
