@@ -3,19 +3,17 @@
  * partition_move.c
  *	  Rows that an UPDATE moves from one partition to another.
  *
- * What is known lives in TopTransactionContext, under the transaction's local
- * id: a later one finds it gone.  The rows of a command are counted under its
- * command id, which a transaction never uses again, so nothing needs to be
- * undone when a subtransaction is rolled back: its inserted rows go as well.
- * (But a deferred trigger's event can be fired twice by SET CONSTRAINTS and a
- * rollback to a savepoint; only AFTER DELETE events are then counted twice too.)
+ * The hash table lives in TopTransactionContext and is valid for one local transaction id.
+ * Rows are counted by command id, which a transaction never reuses.  So a subtransaction's
+ * rollback needs no undo: its inserted rows are gone as well.  (But SET CONSTRAINTS and a
+ * rollback to a savepoint can fire a deferred trigger's event twice; only AFTER DELETE
+ * events are then counted twice too.)
  *
- * A BEFORE trigger is fired by the executor under the command's own snapshot,
- * which has the command's id, whatever ran in triggers before it.
+ * The executor fires a BEFORE trigger under the command's own snapshot, which has the
+ * command's id, whatever earlier triggers ran.
  *
- * Most commands cannot move a row: an INSERT, a COPY.  Nothing is searched for
- * their sake.  Those that might are known by their command id while they run,
- * from executor hooks.
+ * Most commands, such as INSERT and COPY, cannot move a row, and cause no search.  Executor
+ * hooks record the command ids of those that might, while they run.
  *
  *-------------------------------------------------------------------------
  */
@@ -71,7 +69,7 @@ typedef struct Mover
 
 static Mover *movers = NULL;
 
-/* the statement that has loaded the library: what it runs is not known */
+/* start of the statement that loaded the library: its commands are unknown to the hooks */
 static TimestampTz loaded_at;
 
 static ExecutorRun_hook_type prev_executor_run = NULL;
@@ -127,8 +125,8 @@ moved_by(HeapTuple old, CommandId command)
 }
 
 /*
- * The command that has inserted a row; false if it does not tell, being frozen
- * (COPY FREEZE), or of a table that is no heap.
+ * The command that inserted a row; false if that is unknown, because the row is frozen (COPY
+ * FREEZE) or its table is not a heap.
  */
 static bool
 inserted_by(Relation rel, HeapTuple inserted, CommandId *command)
@@ -178,9 +176,8 @@ typedef struct Search
 } Search;
 
 /*
- * The statistics know how much this transaction has deleted there, if they are
- * kept at all (else -1).  It saves a transaction which only inserts from
- * reading anything.
+ * The number of rows this transaction has deleted there, from the statistics; -1 if they are
+ * disabled.  Thanks to it, a transaction that only inserts reads nothing.
  */
 static int64
 deleted_in(Relation rel)
@@ -190,7 +187,7 @@ deleted_in(Relation rel)
 
 	if (!rel->pgstat_enabled)
 		return -1;
-	/* the relation cache has forgotten, not the statistics */
+	/* a rebuilt relation cache entry has lost the link; the statistics still exist */
 	if (rel->pgstat_info == NULL)
 		return idem_tuples_deleted(RelationGetRelid(rel));
 	for (trans = rel->pgstat_info->trans; trans != NULL; trans = trans->upper)
@@ -207,7 +204,7 @@ collect_row(const MovedScope *scope, Relation rel, HeapTuple row)
 		moved_out(scope, &key, row);
 }
 
-/* How many the command has moved; "any": has another one? */
+/* The number of rows the command has moved; *any: has any command moved one? */
 static int64
 scan_partition(Relation rel, const Search *search, bool *any)
 {
@@ -257,7 +254,7 @@ nothing_entry(MovedWhat what, Relation rel, CommandId command, HASHACTION action
 	return find_entry(what, GetCurrentSubTransactionId(), RelationGetRelid(rel), &id, action);
 }
 
-/* How many the command has moved, if an earlier search tells. */
+/* The number of rows the command has moved, if an earlier search has found it. */
 static bool
 found_before(Relation rel, const Search *search, int64 deleted, int64 *found)
 {
@@ -298,7 +295,7 @@ search_partition(Relation rel, const Search *search)
 	return found;
 }
 
-/* How many have moved.  Looks only where this transaction has written. */
+/* The number of moved rows.  Searches only where this transaction has written. */
 static int64
 search_partitions(const Search *search)
 {
@@ -431,7 +428,7 @@ executor_run(idem_executor_run_args)
 	PG_END_TRY();
 }
 
-/* An UPDATE in WITH that nobody has read to its end is run here. */
+/* An UPDATE in WITH that was not read to its end is completed here. */
 static void
 executor_finish(QueryDesc *queryDesc)
 {

@@ -3,10 +3,9 @@
  * partition_move.h
  *	  Rows that an UPDATE moves from one partition to another.
  *
- * To a row trigger such a move looks like a DELETE here and an INSERT there;
- * AFTER UPDATE triggers do not fire for it.  Whether an inserted row is one
- * that was moved shows in what it left behind: a version that this command has
- * deleted and marked as moved.
+ * A row trigger sees such a move as a DELETE in one partition and an INSERT in another;
+ * AFTER UPDATE triggers do not fire for it.  A moved row leaves an old version behind, which
+ * the same command has deleted and marked as moved.  That version identifies the move.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,13 +18,13 @@
 
 #include "base/key.h"
 
-/* Whose moves: rows of which table, under which trigger. */
+/* The table and the trigger that moves are tracked for. */
 typedef struct MovedScope
 {
 	Oid root;			/* of the partitions */
 	pg_uuid_t identity; /* of the trigger's columns and scope */
 
-	/* the key of a version of a row in any of the partitions; false: it has none */
+	/* the key of a row version in any partition; false if it has none */
 	bool (*make_key)(void *arg, Relation rel, HeapTuple row, IdemKey *key);
 	void *arg;
 } MovedScope;
@@ -36,28 +35,28 @@ extern void moved_init(void);
 extern bool moved_is(HeapTuple old);
 
 /*
- * An AFTER DELETE trigger has seen a row go that moved_is(): it may come in
- * again, under the same key, by the same command.
+ * An AFTER DELETE trigger has seen a row for which moved_is() is true.  The same command may
+ * insert it again under the same key.
  */
 extern void moved_out(const MovedScope *scope, const IdemKey *key, HeapTuple old);
 
 /*
- * Is the row that a command has inserted one of those?  True once for each.
+ * Is an inserted row one of those?  Returns true once for each.
  */
 extern bool moved_in(const MovedScope *scope, const IdemKey *key, Relation rel, HeapTuple inserted);
 
 /*
- * Without AFTER DELETE triggers: find all rows that the command which has
- * inserted this one has moved, for moved_in().  It reads those partitions in
- * which the transaction has deleted something, once a command.
+ * Without AFTER DELETE triggers: find all rows moved by the command that inserted this one,
+ * for moved_in().  Once a command, reads the partitions in which the transaction has deleted
+ * rows.
  */
 extern void moved_collect(const MovedScope *scope, Relation rel, HeapTuple inserted);
 
 /*
- * For BEFORE triggers: one of the rows that the current command has moved was let
- * pass; and has it moved more than those?  For a command that can move none, such
- * as an INSERT, that reads nothing; else it reads as moved_collect() does, and
- * again only when more was deleted since.
+ * For BEFORE triggers.  moved_let_pass() records that a row moved by the current command was
+ * let pass.  moved_more() returns whether the command has moved more rows than that.  It
+ * reads nothing for a command that cannot move rows, such as an INSERT.  Otherwise it reads
+ * like moved_collect(), and again only after further deletes.
  */
 extern void moved_let_pass(const MovedScope *scope);
 extern bool moved_more(const MovedScope *scope);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * row_key.c
- *	  The idempotency key that columns of a row make.
+ *	  The idempotency key made from columns of a row.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,8 +23,8 @@
 #include "once/row_key.h"
 
 /*
- * What output functions depend on.  reg* types show a schema or not by
- * search_path.
+ * The settings that output functions depend on.  search_path decides whether reg* types
+ * show a schema.
  */
 static const struct
 {
@@ -36,7 +36,7 @@ static const struct
 	{"timezone", "UTC"},
 };
 
-/* Types whose text is the same under any settings, or is made here. */
+/* False for types whose text does not depend on settings, or is made here. */
 static bool
 needs_settings(Oid type)
 {
@@ -128,7 +128,7 @@ value_text(RowKeyColumn *column, Datum value)
 		case FLOAT4OID:
 		case FLOAT8OID:
 			text = OutputFunctionCall(&column->output, value);
-			/* equal to zero without the sign */
+			/* -0 equals 0 */
 			return strcmp(text, "-0") == 0 ? text + 1 : text;
 		default:
 			return OutputFunctionCall(&column->output, value);
@@ -165,7 +165,7 @@ row_texts(RowKey *key, Relation rel, HeapTuple row)
 		settings_needed |= key->columns[i].needs_settings;
 	}
 
-	/* an error needs no care: the abort restores them */
+	/* after an error, the abort restores the settings */
 	if (settings_needed)
 		level = enter_settings();
 	for (int i = 0; i < key->ncolumns; i++)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * row_key.h
- *	  The idempotency key that columns of a row make.
+ *	  The idempotency key made from columns of a row.
  *
  * One column: its value as text.  Several: each value's length in characters, a
  * colon and the value, separated by commas, so that ('a', 'bc') and ('ab', 'c')
@@ -23,7 +23,7 @@
 typedef struct RowKeyColumn
 {
 	AttrNumber number;
-	Oid type; /* of a domain: the one below */
+	Oid type; /* of a domain: its base type */
 	bool needs_settings;
 	FmgrInfo output;
 } RowKeyColumn;
@@ -35,8 +35,8 @@ typedef struct RowKey
 } RowKey;
 
 /*
- * Made in the current memory context.  False, and the culprit's name, if there
- * is no such column.
+ * Allocates in the current memory context.  If a column does not exist, returns false and
+ * sets *missing to its name.
  */
 extern bool rowkey_make(RowKey *out, Relation rel, List *names, const char **missing);
 

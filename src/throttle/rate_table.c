@@ -3,24 +3,22 @@
  * rate_table.c
  *	  The state of rate limits, in a table of fixed size in shared memory.
  *
- * A hash table in partitions with a lock each.  A partition has places for entries,
- * twice as many as it needs, and linear probing: a call reads memory that is in no
- * cache, which is most of its time, and this way it is one line of it.
+ * A partitioned hash table, with a lock for each partition.  A cache miss is most of the
+ * cost of a call.  Linear probing in a sparse table keeps a call to one cache miss.
  *
- * A partition also has a heap of its entries, by the time from which they carry no
- * information: the first is the one to reuse or to evict.  That time only ever moves
- * on, so the heap is told of it no sooner than when the entry comes first: most calls
- * leave the heap alone.
+ * A partition also has a heap of its entries, ordered by the time when their information
+ * ends.  The root is the entry to reuse or evict.  That time never moves back, so the heap is
+ * updated lazily, when the entry reaches its root.  Most calls leave the heap alone.
  *
- * The first times of all partitions lie together, where a look at them takes no lock.
- * When as many entries are used as there may be, the first of all partitions goes, and
- * another comes where it is needed, while both locks are held, taken in the order of
- * the partitions.  Nothing under the locks raises or allocates.
+ * The end times of all roots lie together and are read without a lock.  When the table is
+ * full, the earliest root of all partitions is removed, and the new entry goes where it
+ * belongs.  Both partition locks are held then, taken in partition order.  Nothing under the
+ * locks raises an error or allocates memory.
  *
- * The owners of limits, in the caller's sense, share the table.  An owner with more than a
- * quarter of all entries is heavy, and there are three such at most.  While there is one,
- * no limit of another owner is evicted, but one of a heavy owner's: a sample of the heap
- * finds it, since a quarter of what is drawn is one, wherever in the heap it is.
+ * Owners of limits, as the caller defines them, share the table.  An owner with more than a
+ * quarter of all entries is heavy; there can be at most three.  While there is one, entries
+ * of heavy owners are evicted instead of other owners' live entries.  A random sample of the
+ * heap finds one, because at least a quarter of the draws hit one.
  *
  *-------------------------------------------------------------------------
  */
@@ -50,7 +48,7 @@
 #define NO_TIME PG_UINT64_MAX /* first time of an empty partition */
 
 #define MAX_PARTITIONS 128
-/* with fewer each, some would be much fuller than others */
+/* with fewer entries each, partitions would fill unevenly */
 #define MIN_PARTITION_ENTRIES 512
 
 /* steps to put a heap right with the lock held, a tenth of a microsecond each */
@@ -62,7 +60,7 @@
  */
 #define MAX_LOOKS 10000
 
-/* owners are told apart by a hash; one in so many shares a count with another one */
+/* buckets of the owners' hashes; owners in the same bucket share a count */
 #define NOWNERS 1024
 
 /* how many entries to draw for one of a heavy owner: one in 10^8 times there is none */
@@ -92,7 +90,7 @@ typedef struct HeapSlot
 	uint64 entry; /* second half of its id */
 } HeapSlot;
 
-/* A line of cache each. */
+/* One cache line each. */
 typedef union LimitPartition
 {
 	struct
@@ -138,7 +136,7 @@ static ShmemArea area = {
 };
 
 /* ------------------------------------------------------------------------
- * Where things are
+ * Layout
  * ------------------------------------------------------------------------
  */
 
@@ -206,7 +204,7 @@ get_entries(LimitTable *table, int partition)
 	return (LimitEntry *) ((char *) table + table->entries) + (Size) partition * table->places;
 }
 
-/* Its second slot begins a line of cache. */
+/* The second slot starts a cache line. */
 static HeapSlot *
 get_heap(LimitTable *table, int partition)
 {
@@ -220,7 +218,7 @@ partition_number(LimitTable *table, const SipHash *id)
 	return (int) (id->half[0] & (table->npartitions - 1));
 }
 
-/* Where in its partition an entry would like to be; by the second half of its id. */
+/* The place where probing for an entry starts, from the second half of its id. */
 static int
 home_place(LimitTable *table, uint64 entry)
 {
