@@ -30,7 +30,7 @@
 
 PG_FUNCTION_INFO_V1(idem_purge);
 
-/* whoever claims a key of a batch anew waits for its commit, of which 100 ms are the limit */
+/* a new claim of a key in the batch waits for the commit, for at most 100 ms */
 #define BATCH_MSEC 50
 
 #define PROGRESS_MSEC 5000
@@ -41,13 +41,13 @@ static const char *const tables[PURGE_NTABLES] = {
 	[PURGE_CODES] = "idem_codes",
 };
 
-/* besides where in each table, with which one to begin */
+/* the position that has the table to begin with */
 #define POSITION_TABLE PURGE_NTABLES
 
 StaticAssertDecl(PURGE_NTABLES + 1 == STATS_NPOSITIONS,
 				 "a position for each table, and one of tables");
 
-/* How far it has come. */
+/* Progress of a purge. */
 typedef struct Progress
 {
 	TimestampTz started_at;
@@ -68,7 +68,7 @@ get_position(const Purge *purge, int which)
 
 	if (positions != NULL)
 		return pg_atomic_read_u64(&positions[which]);
-	/* nobody knows: purges that are broken off are to meet all pages in the end */
+	/* unknown: start at random, so that purges with limits reach all pages in the end */
 	if (purge->max_rows < PG_INT64_MAX || !TIMESTAMP_IS_NOEND(purge->deadline))
 		return pg_prng_uint32(&pg_global_prng_state);
 	return 0;
@@ -104,7 +104,7 @@ purge_removed(const Purge *purge)
 	return sum;
 }
 
-/* Pages that are left are taken to be like those that were read. */
+/* Estimates that the pages left are like those already read. */
 static void
 tell_progress(const Purge *purge, Progress *progress)
 {
@@ -145,7 +145,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 
 		if (is_over(purge))
 			return false;
-		/* if these pages cannot be read, the next purge is to go on behind them */
+		/* if reading these pages fails, the next purge continues behind them */
 		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
 		PushActiveSnapshot(GetTransactionSnapshot());
 		swept = sweep_batch(tables[table], purge->nowait, from, end, &limits, &batch);
@@ -159,7 +159,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 		if (purge->commit != NULL)
 			purge->commit();
 
-		/* what was not committed is not counted */
+		/* count only after the commit */
 		purge->removed[table] += batch.deleted;
 		purge->tuples += batch.tuples;
 		purge->pages_read += batch.next - from;
@@ -172,7 +172,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 	return true;
 }
 
-/* Once around, from where the last purge ended. */
+/* Purge all pages, wrapping around, from where the last purge ended. */
 static bool
 purge_table(Purge *purge, Progress *progress, int table)
 {
@@ -201,7 +201,7 @@ purge_run(Purge *purge)
 	{
 		int table = (first + i) % PURGE_NTABLES;
 
-		/* one that is broken off here, or fails, may be so every time: the others come first then */
+		/* if this table fails or is cut short every time, the others still get a turn */
 		set_position(POSITION_TABLE, table + 1);
 		purge->complete = purge_table(purge, &progress, table);
 	}
@@ -258,8 +258,8 @@ commit_caller(void)
 }
 
 /*
- * Whoever claims a key of the batch does not wait for the disk or a standby as well: megabytes may
- * have to be written.  A purge that a crash undoes is done again.
+ * A claim of a key in the batch waits for this commit, but not also for the disk or a standby:
+ * there may be megabytes to flush.  If a crash undoes a purge, the next one repeats it.
  */
 static void
 commit_batch(void)
@@ -305,7 +305,7 @@ idem_purge(PG_FUNCTION_ARGS)
 	if (!atomic)
 		purge.commit = commit_batch;
 	SPI_connect_ext(atomic ? 0 : SPI_OPT_NONATOMIC);
-	/* what the caller has written is committed in the caller's way */
+	/* commit the caller's own changes with the caller's settings */
 	if (!atomic &&
 		(IsolationUsesXactSnapshot() || TransactionIdIsValid(GetTopTransactionIdIfAny())))
 		commit_caller();

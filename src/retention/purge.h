@@ -3,8 +3,8 @@
  * purge.h
  *	  A purge: all tables of the extension, once through, batch by batch.
  *
- * It goes on where the last one ended, if that is known, in each table, and from
- * one table to the next, so that many short purges are as good as a long one.
+ * A purge resumes where the last one ended, if that is known: in each table, and in the
+ * order of tables.  So many short purges do the work of a long one.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,10 +27,10 @@ typedef struct Purge
 	int64 max_rows;		  /* rows deleted in all */
 	TimestampTz deadline; /* DT_NOEND: none */
 
-	/* Commit the batch, and begin a transaction for the next.  NULL: it is the only one. */
+	/* Commit the batch and start a transaction for the next.  NULL: purge a single batch. */
 	void (*commit)(void);
-	bool tells;	 /* progress, as NOTICE */
-	bool nowait; /* leave out a table that is locked */
+	bool tells;	 /* report progress as NOTICE */
+	bool nowait; /* skip locked tables */
 
 	int64 removed[PURGE_NTABLES];
 	int64 tuples; /* the same, of all tables, with TOAST chunks */
@@ -39,13 +39,13 @@ typedef struct Purge
 	bool complete; /* all tables, once through */
 } Purge;
 
-/* In a transaction, without an active snapshot of the caller's. */
+/* Call in a transaction, without an active snapshot. */
 extern void purge_run(Purge *purge);
 
-/* Of a table, by its number. */
+/* The name of a table, by its number. */
 extern const char *purge_table_name(int table);
 
-/* Of all tables. */
+/* Rows removed from all tables. */
 extern int64 purge_removed(const Purge *purge);
 
 #endif /* IDEM_PURGE_H */

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * sweep.c
- *	  Rows whose time has run out: found page by page, and deleted.
+ *	  Find expired rows page by page and delete them.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,7 +30,7 @@
 /* about what a TOAST chunk holds; deleting one costs as much as deleting a row */
 #define CHUNK_BYTES 2000
 
-/* It may be dropped between the look-up and the lock.  NULL: locked. */
+/* Retry if the table is dropped between look-up and lock.  NULL: the table is locked. */
 static Relation
 open_table(const char *table, LOCKMODE lockmode, bool nowait)
 {
@@ -105,8 +105,8 @@ count_tuples(TupleTableSlot *slot)
 }
 
 /*
- * Would another row like those that were deleted take too long?  A row of megabytes is a good
- * part of the time there is.
+ * Would deleting another row of average cost exceed the time limit?  A row of megabytes takes
+ * a good part of it.
  */
 static bool
 is_late(const SweepBatch *batch, const SweepLimits *limits, TimestampTz started)
@@ -117,8 +117,8 @@ is_late(const SweepBatch *batch, const SweepLimits *limits, TimestampTz started)
 }
 
 /*
- * The clock is asked for each row that is deleted and for each page that is read.  While
- * nothing is deleted, nobody can be waiting.
+ * The clock is read once for each deleted row and each page.  Until a row is deleted, no
+ * other session can be waiting.
  */
 static bool
 is_full(const SweepBatch *batch, const SweepLimits *limits, bool look, TimestampTz started)

@@ -1,14 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * sweep.h
- *	  Rows whose time has run out: found page by page, and deleted.
+ *	  Find expired rows page by page and delete them.
  *
- * For the tables whose rows are dead from "expires_at" on.  No index tells where such
- * rows are: one would cost every claim, and be changed with it, what a look at every
- * page costs once in a while.  Rows lie in the order in which they were made, more or
- * less, so pages that have dead rows lie together.
+ * For tables whose rows are dead from "expires_at" on.  There is no index on it: every claim
+ * would have to maintain that index, while a scan of all pages is needed only now and then.
+ * Rows lie roughly in insertion order, so pages with dead rows lie together.
  *
- * A row that somebody else has locked, or is changing, stays.
+ * A row that another transaction has locked or is changing stays.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,10 +16,10 @@
 
 #include "storage/block.h"
 
-/* A batch reads no more pages than that. */
+/* The most pages that a batch reads. */
 #define SWEEP_MAX_PAGES 128
 
-/* When a batch ends; the first that is reached. */
+/* A batch ends at the first limit it reaches. */
 typedef struct SweepLimits
 {
 	int64 max_rows;
@@ -32,11 +31,11 @@ typedef struct SweepBatch
 {
 	int64 deleted;
 	int64 tuples;	  /* the same, with TOAST chunks */
-	BlockNumber next; /* where to go on */
+	BlockNumber next; /* where the next batch starts */
 } SweepBatch;
 
 /*
- * Pages of the table.  42P01 if there is no such table of the extension.  With
+ * The number of pages.  42P01 if the extension has no such table.  With
  * "nowait", false if the table is locked.
  */
 extern bool sweep_pages(const char *table, bool nowait, BlockNumber *pages);

@@ -5,9 +5,8 @@
  *
  * If the library is preloaded, a launcher starts a worker in each database of
  * "idempotency.purge_databases", one after the other, every
- * "idempotency.purge_interval".  A worker is there for a second at most, so that it
- * keeps nobody from dropping the database; where that was not enough, the next comes
- * at once.
+ * "idempotency.purge_interval".  A worker runs for a second at most, so that it does not
+ * block DROP DATABASE.  If much is left undone, the next worker starts at once.
  *
  *-------------------------------------------------------------------------
  */
