@@ -1,12 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * stats.c
- *	  What happened, counted for operators: view idem_stat.
+ *	  Cumulative counters for operators: view idem_stat.
  *
- * A session counts for itself and adds that up in shared memory when its
- * transaction ends, so that a loop of calls does not pull a cache line from
- * processor to processor.  A database keeps its place until another needs it and
- * the database is gone.
+ * A session counts locally and adds its counts to shared memory when its transaction ends, so
+ * that a loop of calls does not move a cache line between processors.  A dropped database
+ * keeps its entry until another database needs it.
  *
  *-------------------------------------------------------------------------
  */
@@ -123,7 +122,7 @@ find_database(StatsTable *table, Oid database)
 	return NULL;
 }
 
-/* In place of nobody, or of a database that is gone. */
+/* Take a free entry, or that of a dropped database. */
 static DatabaseStats *
 add_database(StatsTable *table, Oid gone)
 {
@@ -156,7 +155,7 @@ replace_gone_database(StatsTable *table)
 	{
 		Oid database = table->databases[i].database;
 
-		/* somebody else may be faster, and have the place */
+		/* another session may take the entry first */
 		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
 			stats = add_database(table, database);
 	}
@@ -206,7 +205,7 @@ find_mine(void)
 void
 stats_count(StatCounter counter, int64 n)
 {
-	/* here, since the end of a transaction is no time to look for it */
+	/* look it up now: the end of a transaction is too late for a catalog access */
 	if (find_mine() == NULL)
 		return;
 	unreported[counter] += n;
@@ -377,7 +376,7 @@ idem_stat_counters(PG_FUNCTION_ARGS)
 	table = shmem_try(&area);
 	if (table == NULL)
 		return (Datum) 0;
-	/* what is put into a tuplestore may go to a file */
+	/* copy first: a tuplestore may write to a file, which the lock must not wait for */
 	copies = palloc(MAX_DATABASES * sizeof(SavedStats));
 	LWLockAcquire(&table->lock, LW_SHARED);
 	for (int i = 0; i < MAX_DATABASES; i++)

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * stats.h
- *	  What happened, counted for operators: view idem_stat.
+ *	  Cumulative counters for operators: view idem_stat.
  *
- * Cumulative, one row a database, in shared memory; without it nothing is counted.
- * As with the server's own statistics, what a transaction did counts though it is
- * rolled back, and is seen by others when the transaction has ended.  Kept over a
- * clean restart if the library is preloaded; lost in a crash.
+ * One row for each database, in shared memory; without it nothing is counted.  As in the
+ * server's own statistics, a transaction's work counts even if it is rolled back, and other
+ * sessions see it when the transaction has ended.  A clean restart keeps the counters if the
+ * library is preloaded; a crash loses them.
  *
  *-------------------------------------------------------------------------
  */
@@ -44,22 +44,22 @@ typedef enum StatCounter
 
 extern void stats_init(void);
 
-/* In a transaction; never fails. */
+/* Call in a transaction.  Never fails. */
 extern void stats_count(StatCounter counter, int64 n);
 
 /*
- * What a purge of this database leaves to the next one: where it has come to in each
- * table.  NULL without shared memory.
+ * The positions where the last purge of this database ended, for the next one.  NULL without
+ * shared memory.
  */
 #define STATS_NPOSITIONS 4
 extern pg_atomic_uint64 *stats_purge_positions(void);
 
-/* A purge has ended. */
+/* Record that a purge has ended. */
 extern void stats_purged(void);
 
 /*
- * The databases of this server that have counted something, palloc'd; how many.  Needs no
- * transaction; 0 without shared memory.
+ * Sets *databases to the palloc'd databases of this server that have counted something, and
+ * returns their number; 0 without shared memory.  Needs no transaction.
  */
 extern int stats_databases(Oid **databases);
 
