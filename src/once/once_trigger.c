@@ -1,27 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * once_trigger.c
- *	  idem_once(): a row trigger that takes each row once.
+ *	  idem_once(): a row trigger that accepts each row once.
  *
- * Claims go without a lock-table entry, as those of a batch: a COPY may be
- * longer than the lock table.  "raise" fires AFTER, when the row is written for
- * certain: ON CONFLICT can then not drop it any more.  "skip" must fire BEFORE, to
- * have a say.
+ * Like the claims of a batch, these claims take no lock-table entry: a COPY may have more
+ * rows than the lock table has entries.  "raise" fires AFTER, when the row has certainly
+ * been written and ON CONFLICT can no longer drop it.  "skip" must fire BEFORE, to drop rows.
  *
- * Row movement between partitions.  INSERT triggers of the target fire for a
+ * Several lists of columns make several keys of a row, each under a scope of its own.  All of
+ * them are claimed, or none.  "skip" first looks all of them up and waits for their holders.
+ * Only then does it claim them, in digest order, so that two rows do not deadlock.  If
+ * another session takes one in between, the claims already made are withdrawn.
+ *
+ * "skip" must claim only for a row that will be written.  So its trigger must fire last;
+ * triggers fire in the order of their names.
+ *
+ * When an UPDATE moves a row between partitions, INSERT triggers of the target fire for a
  * row that is not new.
  *
- * Several lists of columns make several keys of a row, each under a scope of its
- * own, and all of them are taken, or none.  "skip" looks all of them up first, and
- * waits for their holders, before it claims any, in digest order, so that two rows
- * do not deadlock.  One that is taken in between has the others taken back.
- *
- * "skip" claims only for a row that will be written: so it must be the last to
- * have a say, as triggers fire by name.
- *
- * AFTER: a duplicate may be a row that the same command has moved; partition_move.h
- * tells.  With the event DELETE the trigger has seen it go, else the partitions
- * are searched.
+ * AFTER: a duplicate may be a row that the same command has moved (partition_move.h).  With
+ * the event DELETE the trigger has seen the row go; otherwise the partitions are searched.
  *
  * BEFORE: the source's BEFORE UPDATE trigger has fired for the same row just
  * before.  It has claimed a key that changed, and left the row and its keys in
@@ -90,11 +88,11 @@ typedef struct KeyList
 	MovedScope moved; /* AFTER, of a partition */
 } KeyList;
 
-/* Is a row one of a partition?  Made when it is asked first. */
+/* The bounds of a partition, built on first use. */
 typedef struct Bounds
 {
 	EState *estate;
-	ExprState *qual; /* NULL: all rows are */
+	ExprState *qual; /* NULL: all rows are within bounds */
 	TupleTableSlot *slot;
 } Bounds;
 
@@ -589,7 +587,7 @@ row_keys(Guard *guard, Relation rel, HeapTuple row)
 	return keys;
 }
 
-/* What to claim, and for which list. */
+/* A key to claim, and its list. */
 typedef struct ListRequest
 {
 	ClaimRequest request;
@@ -761,7 +759,7 @@ may_see_key(Guard *guard, const KeyList *list)
 	return true;
 }
 
-/* As a unique index would tell it, for ORMs and drivers to recognise. */
+/* Report it as a unique index does, so that ORMs and drivers recognise it. */
 pg_noreturn static void
 error_duplicate(TriggerData *trigdata, Guard *guard, KeyList *list, HeapTuple row)
 {
@@ -781,7 +779,7 @@ error_duplicate(TriggerData *trigdata, Guard *guard, KeyList *list, HeapTuple ro
 		 errtableconstraint(rel, trigdata->tg_trigger->tgname)));
 }
 
-/* AFTER: a duplicate that was moved here is none. */
+/* AFTER: a row that was moved here is not a duplicate. */
 static bool
 was_moved(TriggerData *trigdata, KeyList *list, const IdemKey *key, HeapTuple row)
 {
@@ -869,7 +867,7 @@ check_fires_last(TriggerData *trigdata, Guard *guard)
 	/* INSERT is 0 */
 	if ((guard->checked & (1 << operation)) != 0)
 		return;
-	/* they are in the order of their names */
+	/* triggers are sorted by name */
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 	{
 		Trigger *other = &triggers->triggers[i];
@@ -916,7 +914,7 @@ check_not_kept(TriggerData *trigdata)
  * ------------------------------------------------------------------------
  */
 
-/* Is a row, in the form of this partition, within its bounds? */
+/* Is a row, in this partition's row type, within its bounds? */
 static bool
 is_within(Guard *guard, Relation rel, HeapTuple row)
 {

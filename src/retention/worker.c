@@ -63,7 +63,7 @@
 PGDLLEXPORT void idem_launcher_main(Datum arg);
 PGDLLEXPORT void idem_worker_main(Datum arg);
 
-/* What a worker tells the launcher. */
+/* What a worker reports to the launcher. */
 #define REPORT_CONNECTED 0x01
 #define REPORT_LACKS 0x02  /* there is no extension */
 #define REPORT_HURRY 0x04  /* it has left much undone */
@@ -151,8 +151,8 @@ let_owner_end_it(void)
 }
 
 /*
- * To come again at once is worth it where about each page has something; a large table
- * with a row here and there would be read without end.
+ * Another visit at once pays only if nearly every page has dead rows.  Otherwise a large
+ * table with few dead rows would be read without end.
  */
 static bool
 has_left_much(const Purge *purge)
@@ -405,7 +405,7 @@ list_databases(void)
 		: named_databases(databases, idem_purge_databases);
 }
 
-/* What launcher and worker have in common. */
+/* Settings common to launcher and worker. */
 static void
 describe(BackgroundWorker *worker, const char *name, const char *function)
 {
