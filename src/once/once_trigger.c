@@ -21,12 +21,11 @@
  * AFTER: a duplicate may be a row that the same command has moved (partition_move.h).  With
  * the event DELETE the trigger has seen the row go; otherwise the partitions are searched.
  *
- * BEFORE: the source's BEFORE UPDATE trigger has fired for the same row just
- * before.  It has claimed a key that changed, and left the row and its keys in
- * its Guard, if the partition that it leads to is another one; each Guard belongs
- * to one source of one running statement, which moves one row at a time.  A target
- * without the trigger does not ask for it: so the row in hand is asked whether it
- * would be in this partition.  The source's trigger may not have fired, for want of the event or by
+ * BEFORE: the source's BEFORE UPDATE trigger has just fired for the same row.  It has claimed
+ * a key that changed.  If the row is to move, it has also left the row and its keys in its
+ * Guard.  A Guard belongs to one source of one running statement, which moves one row at a
+ * time.  A target without the trigger does not fetch that row, so it may be stale: check that
+ * it belongs in this partition.  The source's trigger may not have fired, for want of the event or by
  * a WHEN: so before a row is dropped, the partitions are searched here as well.
  * A row that is being moved is never dropped, since that would delete it.
  *
