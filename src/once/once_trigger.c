@@ -24,8 +24,8 @@
  * BEFORE: the source's BEFORE UPDATE trigger has just fired for the same row.  It has claimed
  * a key that changed.  If the row is to move, it has also left the row and its keys in its
  * Guard.  A Guard belongs to one source of one running statement, which moves one row at a
- * time.  A target without the trigger does not fetch that row, so it may be stale: check that
- * it belongs in this partition.  The source's trigger may not have fired, for want of the
+ * time.  A target without the trigger leaves that row in the Guard, so check that the row at
+ * hand belongs in this partition.  The source's trigger may not have fired, for want of the
  * event or because of a WHEN; so before a row is dropped, the partitions are searched here as
  * well.  A row that is being moved is never dropped, since that would delete it.
  *

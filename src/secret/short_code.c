@@ -11,9 +11,9 @@
  * is compared (attempt_counter.h): in shared memory, which survives a rollback, and in the
  * row, which survives a crash.
  *
- * The count belongs to a series of codes.  A new code continues the series of an old one
- * that has not expired, so asking for new codes buys no attempts.  But it does not prolong a
- * locked series: a lockout ends.
+ * The count belongs to a series of codes.  A new code continues the series while its count
+ * lasts, so asking for new codes buys no attempts.  But it does not prolong a locked series:
+ * a lockout ends.
  *
  *-------------------------------------------------------------------------
  */
