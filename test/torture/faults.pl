@@ -129,8 +129,9 @@ sub inject
 		{
 			# there was nobody to suffer it
 			note("$kind did not happen");
-			splice @cards, 3, 0, $kind;
 			$dealt--;
+			# once more, a little later, but among the cards of this deck
+			splice @cards, max(0, min(3, @deck - $dealt - 1)), 0, $kind;
 		}
 		waitpid($clients, WNOHANG) == 0 or die "the clients have ended\n";
 	}
