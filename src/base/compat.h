@@ -118,15 +118,6 @@ idem_restrict_search_path(void)
 #endif
 }
 
-/* 18: ExecutorRun() lost its parameter "execute_once". */
-#if PG_VERSION_NUM >= 180000
-#define IDEM_EXECUTE_ONCE_PARAMETER
-#define IDEM_EXECUTE_ONCE
-#else
-#define IDEM_EXECUTE_ONCE_PARAMETER , bool execute_once
-#define IDEM_EXECUTE_ONCE , execute_once
-#endif
-
 /* 18: the attribute comes before the declaration. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn __attribute__((noreturn))

@@ -150,7 +150,7 @@ replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, Li
 		return (Datum) 0;
 	store_probe(&request->key, &row);
 	held = row.state == STORE_HELD;
-	if (held && store_wait(&request->key, &row, wait_until))
+	if (held && store_wait(&request->key, &row.holder, wait_until))
 		store_probe(&request->key, &row);
 	if (row.state == STORE_ABSENT || row.state == STORE_EXPIRED || row.state == STORE_ABANDONED)
 		return (Datum) 0;

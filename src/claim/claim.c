@@ -76,6 +76,15 @@ is_mismatch(const ClaimRequest *request, const StoreRow *row)
  * ------------------------------------------------------------------------
  */
 
+/* Has this transaction an open claim of the key? */
+static bool
+is_open_here(const IdemKey *key)
+{
+	PendingClaim *mine = pending_find(key);
+
+	return mine != NULL && mine->state == PENDING_OPEN;
+}
+
 /*
  * Has a lease that this transaction has begun or changed run out before the transaction
  * ended?  Taking over our own claim would do the work twice in one transaction.  If the row
@@ -197,7 +206,7 @@ attempt_claim(Attempt *attempt)
 		switch (decision)
 		{
 			case DECIDE_WAIT_ROW:
-				if (!store_wait(key, attempt->row, attempt->wait_until))
+				if (!store_wait(key, &attempt->row->holder, attempt->wait_until))
 					return decision;
 				attempt->locked = take_lock(attempt);
 				break;
@@ -263,10 +272,9 @@ static BeginState
 try_begin(Attempt *attempt)
 {
 	const IdemKey *key = &attempt->request->key;
-	PendingClaim *mine = pending_find(key);
 
 	/* a second begin of our own open claim must not wait: it would wait for itself */
-	if (mine != NULL && mine->state == PENDING_OPEN)
+	if (is_open_here(key))
 		return BEGIN_IN_PROGRESS;
 
 	switch (attempt_claim(attempt))
@@ -401,9 +409,7 @@ check_same_request(const ClaimRequest *request, const StoreRow *row)
 static void
 refuse_own_claim(const IdemKey *key)
 {
-	PendingClaim *mine = pending_find(key);
-
-	if (mine != NULL && mine->state == PENDING_OPEN)
+	if (is_open_here(key))
 		error_own_claim(key);
 }
 

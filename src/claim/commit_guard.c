@@ -150,15 +150,15 @@ command_has_ended(void)
 }
 
 static void
-executor_run(QueryDesc *query, ScanDirection direction, uint64 count IDEM_EXECUTE_ONCE_PARAMETER)
+executor_run(idem_executor_run_args)
 {
 	running++;
 	PG_TRY();
 	{
 		if (prev_executor_run)
-			prev_executor_run(query, direction, count IDEM_EXECUTE_ONCE);
+			prev_executor_run(idem_executor_run_pass);
 		else
-			standard_ExecutorRun(query, direction, count IDEM_EXECUTE_ONCE);
+			standard_ExecutorRun(idem_executor_run_pass);
 	}
 	PG_FINALLY();
 	{

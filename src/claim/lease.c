@@ -119,7 +119,7 @@ open_lease(const IdemKey *key, int64 fence, PendingClaim *mine, StoreRow *row)
 
 		/* release it: the holder may use the key again, and would wait for our lock */
 		lock_release(key);
-		(void) store_wait(key, row, DT_NOEND);
+		(void) store_wait(key, &row->holder, DT_NOEND);
 	}
 
 	switch (row->state)

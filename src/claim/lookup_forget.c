@@ -104,7 +104,7 @@ idem_forget(PG_FUNCTION_ARGS)
 
 		/* release it: the holder may use the key again, and would wait for our lock */
 		lock_release(&key);
-		(void) store_wait(&key, &row, DT_NOEND);
+		(void) store_wait(&key, &row.holder, DT_NOEND);
 	}
 }
 

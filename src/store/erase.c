@@ -20,6 +20,15 @@
 #include "store/store.h"
 #include "store/table.h"
 
+static void
+find_version_only(Store *store, const IdemKey *key, Version *found)
+{
+	TupleTableSlot *slot = table_slot_create(store->heap, NULL);
+
+	find_version(store, key, slot, found);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
 bool
 store_forget(const IdemKey *key, StoreRow *row)
 {

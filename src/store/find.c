@@ -348,15 +348,6 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	return found;
 }
 
-void
-find_version_only(Store *store, const IdemKey *key, Version *found)
-{
-	TupleTableSlot *slot = table_slot_create(store->heap, NULL);
-
-	find_version(store, key, slot, found);
-	ExecDropSingleTupleTableSlot(slot);
-}
-
 bool
 store_has_expired(const IdemKey *key, TimestampTz at)
 {

@@ -29,7 +29,5 @@ typedef struct Version
 } Version;
 
 extern void find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found);
-extern void find_version_only(Store *store, const IdemKey *key, Version *found);
-extern void wait_for_version(const IdemKey *key, const Version *held);
 
 #endif /* IDEM_FIND_H */

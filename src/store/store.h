@@ -142,7 +142,7 @@ extern void store_probe(const IdemKey *key, StoreRow *row);
  * long as the session's timeouts allow).  False if the deadline passed first.  Probe again
  * afterwards.
  */
-extern bool store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline);
+extern bool store_wait(const IdemKey *key, const StoreHolder *holder, TimestampTz deadline);
 
 /*
  * Write the finished row of a transaction claim.  "seen" is what begin saw: an absent or

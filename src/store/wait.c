@@ -20,7 +20,6 @@
 
 #include "base/compat.h"
 #include "base/errors.h"
-#include "store/find.h"
 #include "store/key_lock.h"
 #include "store/store.h"
 
@@ -88,13 +87,13 @@ wait_for_holder(const StoreHolder *holder, TimestampTz deadline)
  * function could only poll as well, and it ignores timeouts.
  */
 static bool
-wait_on_standby(const StoreRow *row, TimestampTz deadline)
+wait_on_standby(const StoreHolder *holder, TimestampTz deadline)
 {
 	static uint32 wait_event = 0;
 	TimestampTz lock_deadline =
 		LockTimeout > 0 ? GetCurrentTimestamp() + LockTimeout * INT64CONST(1000) : DT_NOEND;
 
-	while (TransactionIdIsInProgress(row->holder.xid))
+	while (TransactionIdIsInProgress(holder->xid))
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
@@ -113,24 +112,16 @@ wait_on_standby(const StoreRow *row, TimestampTz deadline)
 }
 
 bool
-store_wait(const IdemKey *key, const StoreRow *row, TimestampTz deadline)
+store_wait(const IdemKey *key, const StoreHolder *holder, TimestampTz deadline)
 {
 	LockContext context;
 	bool ended = true;
 
 	lock_context_push(&context, key);
 	if (RecoveryInProgress())
-		ended = wait_on_standby(row, deadline);
+		ended = wait_on_standby(holder, deadline);
 	else
-		ended = wait_for_holder(&row->holder, deadline);
+		ended = wait_for_holder(holder, deadline);
 	lock_context_pop(&context);
 	return ended;
-}
-
-void
-wait_for_version(const IdemKey *key, const Version *held)
-{
-	StoreRow row = {.holder = held->holder};
-
-	(void) store_wait(key, &row, DT_NOEND);
 }

@@ -366,7 +366,7 @@ try_finish(Store *store, const IdemKey *key, const StoreWrite *write, int64 seen
 			written = take_over(store, key, slot, &found, write);
 			break;
 		case STORE_HELD:
-			wait_for_version(key, &found);
+			(void) store_wait(key, &found.holder, DT_NOEND);
 			break;
 		case STORE_LEASED:
 		case STORE_FINISHED:
