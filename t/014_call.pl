@@ -233,9 +233,9 @@ END $$;
 SQL
 my @pgbench = ('pgbench', '-n', '-h', $node->host, '-p', $node->port);
 my ($replaced, $replace_err) = ('', '');
-my $replacing = IPC::Run::start([ @pgbench, '-T', '3', '-f', "$dir/replace", 'postgres' ], '>', \$replaced, '2>', \$replace_err);
+my $replacing = IPC::Run::start([ @pgbench, '-t', '300', '-f', "$dir/replace", 'postgres' ], '>', \$replaced, '2>', \$replace_err);
 my ($stdout, $stderr) = ('', '');
-ok( IPC::Run::run([ @pgbench, '-c', '8', '-T', '2', '--max-tries=10', @files, 'postgres' ], '>', \$stdout, '2>', \$stderr),
+ok( IPC::Run::run([ @pgbench, '-c', '8', '-t', '300', '--max-tries=10', @files, 'postgres' ], '>', \$stdout, '2>', \$stderr),
 	'storm') or diag($stderr);
 ok($replacing->finish, 'functions are replaced meanwhile') or diag($replace_err);
 unlike($stderr, qr/ERROR(?!.*serializ)/, 'no other errors');
