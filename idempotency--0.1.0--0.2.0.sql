@@ -36,6 +36,16 @@ COMMENT ON VIEW idem_lease_claims IS
 
 REVOKE ALL ON TABLE idem_lease_claims FROM PUBLIC;
 
+CREATE FUNCTION idem_check()
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_check() IS
+'raise the error now that the commit guard would raise at the end of this transaction';
+
+REVOKE ALL ON FUNCTION
+	idem_check()
+FROM PUBLIC;
+
 /*
  * ALTER DEFAULT PRIVILEGES may have given others what was made here.  Only that: what
  * idem_grant() has given since CREATE EXTENSION stays.
@@ -47,15 +57,42 @@ DECLARE
 BEGIN
 	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	FOR acl IN
-		SELECT c.oid::regclass AS object, a.grantee
-		FROM pg_extension e
-		JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid
-		JOIN pg_class c ON d.classid = 'pg_class'::regclass::oid AND d.objid = c.oid,
+		WITH members AS (
+			SELECT d.classid, d.objid
+			FROM pg_extension e
+			JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid
+			WHERE e.extname = 'idempotency' AND d.deptype = 'e')
+		SELECT 'TABLE ' || c.oid::regclass AS object, a.grantee
+		FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass::oid AND m.objid = c.oid,
 			aclexplode(c.relacl) a
-		WHERE e.extname = 'idempotency' AND d.deptype = 'e' AND c.relname IN ('idem_lease_claims')
-			AND a.grantee NOT IN (0::oid, c.relowner)
+		WHERE c.relname IN ('idem_lease_claims') AND a.grantee NOT IN (0::oid, c.relowner)
+		UNION
+		SELECT 'ROUTINE ' || p.oid::regprocedure, a.grantee
+		FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass::oid AND m.objid = p.oid,
+			aclexplode(p.proacl) a
+		WHERE p.proname IN ('idem_check') AND a.grantee NOT IN (0::oid, p.proowner)
 	LOOP
-		EXECUTE format('REVOKE ALL ON TABLE %s FROM %s', acl.object, acl.grantee::regrole);
+		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
+	END LOOP;
+
+	/* A new function of a job goes to the roles that have the job. */
+	FOR acl IN
+		WITH functions AS (
+			SELECT p.oid, p.proname, p.proowner, p.proacl
+			FROM pg_extension e
+			JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid
+			JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid
+			WHERE e.extname = 'idempotency' AND d.deptype = 'e')
+		SELECT n.oid::regprocedure AS object, a.grantee, a.is_grantable
+		FROM (VALUES ('idem_check', 'idem_finish')) AS new (name, like_name)
+		JOIN functions n ON n.proname = new.name
+		JOIN functions o ON o.proname = new.like_name,
+			aclexplode(o.proacl) a
+		WHERE a.grantee <> o.proowner
+	LOOP
+		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s%s', acl.object,
+			CASE WHEN acl.grantee = 0::oid THEN 'PUBLIC' ELSE acl.grantee::regrole::text END,
+			CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
 	END LOOP;
 	PERFORM set_config('search_path', script_path, true);
 END $$;

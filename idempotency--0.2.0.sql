@@ -230,6 +230,12 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_claim(text, interval, text, jsonb) IS
 'claim and finish a key at once: true the first time, false after';
 
+CREATE FUNCTION idem_check()
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION idem_check() IS
+'raise the error now that the commit guard would raise at the end of this transaction';
+
 CREATE FUNCTION idem_claim_many(
 	keys text[],
 	ttl interval DEFAULT NULL,
@@ -588,6 +594,7 @@ REVOKE ALL ON FUNCTION
 	idem_extend(text, interval, text, bigint),
 	idem_checkpoint(text, text, jsonb, text, bigint, interval),
 	idem_claim(text, interval, text, jsonb),
+	idem_check(),
 	idem_claim_many(text[], interval, text),
 	idem_call(text, text, jsonb, interval, text, interval),
 	idem_once(),

@@ -53,7 +53,7 @@ static const Job jobs[] = {
 	{"claims",
 	 true,
 	 {"idem_begin", "idem_finish", "idem_release", "idem_extend", "idem_checkpoint", "idem_claim",
-	  "idem_claim_many", "idem_once"}},
+	  "idem_claim_many", "idem_check", "idem_once"}},
 	{"call", false, {"idem_call"}},
 	{"throttle", true, {"idem_throttle"}},
 	{"tokens",
@@ -75,7 +75,7 @@ is_function_of(const FormData_pg_proc *proc, Oid schema, Oid extension)
 
 /*
  * The function with that name in the same schema and extension as the function being
- * called.  Membership is checked because other users may create functions with that name.
+ * called, or InvalidOid.  Membership is checked because other users may create functions with that name.
  */
 static Oid
 find_function(const char *name, Oid schema, Oid extension)
@@ -91,12 +91,6 @@ find_function(const char *name, Oid schema, Oid extension)
 			found = proc->oid;
 	}
 	ReleaseSysCacheList(list);
-
-	if (!OidIsValid(found))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function %s is not part of the installed extension", name),
-				 errhint("Run ALTER EXTENSION idempotency UPDATE.")));
 	return found;
 }
 
@@ -124,12 +118,19 @@ run(const char *statement)
 		elog(ERROR, "could not run \"%s\"", statement);
 }
 
+/*
+ * Before ALTER EXTENSION ... UPDATE, functions of later versions are missing.  The upgrade
+ * scripts grant those to the roles that have the rest of the job.
+ */
 static void
 change_function_acl(const char *name, Oid schema, Oid extension, const char *role, bool grant)
 {
+	Oid function = find_function(name, schema, extension);
+
+	if (!OidIsValid(function))
+		return;
 	run(psprintf("%s EXECUTE ON ROUTINE %s %s %s", grant ? "GRANT" : "REVOKE",
-				 format_procedure_qualified(find_function(name, schema, extension)),
-				 grant ? "TO" : "FROM", role));
+				 format_procedure_qualified(function), grant ? "TO" : "FROM", role));
 }
 
 /* ------------------------------------------------------------------------

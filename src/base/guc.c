@@ -19,6 +19,7 @@
 
 #include "base/guc.h"
 
+char *idem_default_scope;
 int idem_default_ttl;
 int idem_guess_entries;
 int idem_max_result_size;
@@ -69,6 +70,11 @@ guc_init(void)
 	/* PGC_POSTMASTER settings cannot be defined after the server has started */
 	GucContext of_shared_memory =
 		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP;
+
+	DefineCustomStringVariable(
+		"idempotency.default_scope", "Scope of a key when the caller gives none.",
+		"Set it to the tenant or the user, so that nobody gets the answer to another's request.",
+		&idem_default_scope, "", PGC_USERSET, 0, NULL, NULL, NULL);
 
 	DefineCustomIntVariable("idempotency.default_ttl",
 							"How long a finished key is kept when the caller gives no ttl.",

@@ -100,17 +100,23 @@ memo_remember(const IdemKey *k)
 	memo.digest = k->digest;
 }
 
+text *
+key_scope(text *given)
+{
+	return given != NULL ? given : cstring_to_text(idem_default_scope);
+}
+
 void
 key_require_scope(const char *what, text *key, text *scope)
 {
-	if (idem_require_scope && (scope == NULL || VARSIZE_ANY_EXHDR(scope) == 0))
+	if (idem_require_scope && VARSIZE_ANY_EXHDR(scope) == 0)
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("%s \"%s\" needs a scope", what, key_text_display(key)),
 			 errhint(
 				 "\"idempotency.require_scope\" is on: pass a non-empty scope, such as the tenant "
-				 "or the endpoint.")));
+				 "or the endpoint, or set \"idempotency.default_scope\".")));
 }
 
 void
@@ -118,8 +124,7 @@ key_make(IdemKey *out, text *key, text *scope, bool scope_required)
 {
 	if (key == NULL)
 		error_null("idempotency key");
-	if (scope == NULL)
-		scope = cstring_to_text("");
+	scope = key_scope(scope);
 	if (scope_required)
 		key_require_scope("idempotency key", key, scope);
 
@@ -166,6 +171,8 @@ key_display(const IdemKey *key)
 
 /*
  * idem_digest(key text, scope text DEFAULT NULL) RETURNS uuid
+ *
+ * It is IMMUTABLE, so no setting may change the result: without a scope it is ''.
  */
 Datum
 idem_digest(PG_FUNCTION_ARGS)
@@ -174,7 +181,7 @@ idem_digest(PG_FUNCTION_ARGS)
 	pg_uuid_t *result = palloc(sizeof(pg_uuid_t));
 
 	key_make(&k, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0),
-			 PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1), false);
+			 PG_ARGISNULL(1) ? cstring_to_text("") : PG_GETARG_TEXT_PP(1), false);
 	*result = k.digest;
 	PG_RETURN_UUID_P(result);
 }

@@ -33,15 +33,21 @@ typedef struct IdemKey
 } IdemKey;
 
 /*
+ * The scope of a call: the given one, else idempotency.default_scope.  Never NULL; not
+ * checked.
+ */
+extern text *key_scope(text *given);
+
+/*
  * Check a key and compute its digest.  22004 if the key is NULL; 22023 if it is empty or
- * too long.  scope NULL means ''.  scope_required: idempotency.require_scope applies
+ * too long.  scope NULL means idempotency.default_scope.  scope_required: idempotency.require_scope applies
  * (22023).  The result points to the arguments, which must be detoasted.
  */
 extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 
 /*
- * 22023, naming "what" and the key, if idempotency.require_scope is on and the
- * scope is NULL or empty.
+ * 22023, naming "what" and the key, if idempotency.require_scope is on and the scope is
+ * empty.
  */
 extern void key_require_scope(const char *what, text *key, text *scope);
 

@@ -114,11 +114,13 @@ typedef struct Attempt
 	const ClaimRequest *request;
 	LockUse lock_use;
 	TimestampTz wait_until; /* DT_NOEND: as long as the session's timeouts allow */
+	bool wait_for_lease;	/* for a running lease, too */
 
 	/* Write the claim's row over "row".  False if a writer without the lock was faster. */
 	bool (*write)(struct Attempt *attempt);
 
-	StoreRow *row; /* the last look */
+	StoreRow *row;		 /* the last look */
+	MemoryContext looks; /* of the looks at a lease; NULL before the first wait for it */
 	bool locked;
 	int64 fence;			/* of a leased claim that was started */
 	TimestampTz expires_at; /* of a finished row that was written */
@@ -177,8 +179,43 @@ decide(const Attempt *attempt)
 }
 
 /*
- * Claim the key, or return why it cannot be claimed.  Returns DECIDE_WAIT_ROW and
- * DECIDE_WAIT_LOCK only when the wait has timed out.  After DECIDE_CLAIM a lock that was
+ * Look at the row.  A wait for a lease looks many times, so each look frees what the one
+ * before has copied; the last one is the caller's.
+ */
+static void
+look(Attempt *attempt)
+{
+	MemoryContext old = CurrentMemoryContext;
+
+	if (attempt->looks != NULL)
+	{
+		MemoryContextReset(attempt->looks);
+		MemoryContextSwitchTo(attempt->looks);
+	}
+	store_probe(&attempt->request->key, attempt->row);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Wait for a change of a leased row.  Our own lease would only run out: nobody else can end
+ * it before we commit.
+ */
+static bool
+wait_for_lease(Attempt *attempt)
+{
+	const StoreRow *row = attempt->row;
+
+	if (!attempt->wait_for_lease || row->own)
+		return false;
+	if (attempt->looks == NULL)
+		attempt->looks = AllocSetContextCreate(CurrentMemoryContext, "looks at a leased claim",
+											   ALLOCSET_SMALL_SIZES);
+	return store_wait_lease(&attempt->request->key, row->lease_until, attempt->wait_until);
+}
+
+/*
+ * Claim the key, or return why it cannot be claimed.  Returns DECIDE_WAIT_ROW,
+ * DECIDE_WAIT_LOCK and DECIDE_LEASED only when the wait has timed out.  After DECIDE_CLAIM a lock that was
  * taken is still held; after any other result it is not.  Without "write" nothing is
  * claimed: DECIDE_CLAIM then means that the key is free.
  */
@@ -193,7 +230,7 @@ attempt_claim(Attempt *attempt)
 		ClaimDecision decision;
 
 		CHECK_FOR_INTERRUPTS();
-		store_probe(key, attempt->row);
+		look(attempt);
 		decision = decide(attempt);
 		if (decision == DECIDE_CLAIM)
 		{
@@ -214,6 +251,11 @@ attempt_claim(Attempt *attempt)
 				if (!wait_for_key_lock(key, attempt->wait_until))
 					return decision;
 				attempt->locked = true;
+				break;
+			case DECIDE_LEASED:
+				if (!wait_for_lease(attempt))
+					return decision;
+				attempt->locked = take_lock(attempt);
 				break;
 			default:
 				return decision;
@@ -319,6 +361,7 @@ claim_begin(const ClaimRequest *request, TimestampTz wait_until, StoreRow *row, 
 		.request = request,
 		.lock_use = LOCK_IF_FREE,
 		.wait_until = wait_until,
+		.wait_for_lease = true,
 		.write = write_begin,
 		.row = row,
 		.fence = NO_FENCE,

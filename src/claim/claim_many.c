@@ -115,7 +115,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	ClaimRequest request = {0};
-	text *scope = arg_text(fcinfo, 2);
+	text *scope = key_scope(arg_text(fcinfo, 2));
 	BatchKey *batch;
 	int nkeys;
 	MemoryContext per_key;
@@ -126,7 +126,7 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		error_null("array of idempotency keys");
 	claim_request_ttl(&request, arg_interval(fcinfo, 1));
-	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope ? scope : cstring_to_text(""), &nkeys);
+	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope, &nkeys);
 	(void) ttl_after(request.now, &request.ttl, "ttl", nkeys > 0 ? &batch[0].key : NULL);
 
 	/* each probe and insertion leaves a few kilobytes allocated */

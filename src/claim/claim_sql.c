@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * claim_sql.c
- *	  idem_begin, idem_finish, idem_release and idem_claim.
+ *	  idem_begin, idem_finish, idem_release, idem_claim and idem_check.
  *
  * The functions are not STRICT, because a NULL in an optional argument means "not given".
  * They check for NULL themselves.
@@ -33,6 +33,7 @@ PG_FUNCTION_INFO_V1(idem_begin);
 PG_FUNCTION_INFO_V1(idem_finish);
 PG_FUNCTION_INFO_V1(idem_release);
 PG_FUNCTION_INFO_V1(idem_claim);
+PG_FUNCTION_INFO_V1(idem_check);
 
 /* key, ttl, scope, request: as idem_begin and idem_claim take them */
 static void
@@ -229,4 +230,17 @@ idem_claim(PG_FUNCTION_ARGS)
 	refuse_in_parallel("idem_claim");
 	get_request(fcinfo, &request);
 	PG_RETURN_BOOL(claim_once(&request, true));
+}
+
+/*
+ * idem_check() RETURNS void
+ *
+ * For tests that roll back, and so never reach the commit guard.
+ */
+Datum
+idem_check(PG_FUNCTION_ARGS)
+{
+	refuse_in_parallel("idem_check");
+	pending_check();
+	PG_RETURN_VOID();
 }

@@ -273,9 +273,9 @@ has_expired(PendingClaim *claim, TimestampTz now)
 	return expired;
 }
 
-/* Before the commit, no claim may be open and no key may have expired. */
+/* No claim may be open and no key may have expired. */
 static void
-check_commit(void)
+check_claims(bool count)
 {
 	PendingClaim *open = NULL;
 	int nopen = 0;
@@ -298,7 +298,8 @@ check_commit(void)
 	}
 	if (open != NULL)
 	{
-		stats_count(STAT_GUARD_ERRORS, 1);
+		if (count)
+			stats_count(STAT_GUARD_ERRORS, 1);
 		error_unfinished(&open->key, nopen - 1);
 	}
 
@@ -309,10 +310,23 @@ check_commit(void)
 
 		if (has_expired(claim, now))
 		{
-			stats_count(STAT_GUARD_ERRORS, 1);
+			if (count)
+				stats_count(STAT_GUARD_ERRORS, 1);
 			error_expired_before_commit(&claim->key);
 		}
 	}
+}
+
+static void
+check_commit(void)
+{
+	check_claims(true);
+}
+
+void
+pending_check(void)
+{
+	check_claims(false);
 }
 
 static void

@@ -102,6 +102,12 @@ extern void pending_release(PendingClaim *claim);
  */
 extern void pending_written(const IdemKey *key, TimestampTz expires_at);
 
+/*
+ * Check now what the commit guard would check at a commit (ID005), without counting it as an
+ * error of the guard.
+ */
+extern void pending_check(void);
+
 /* Has the transaction written anything since the claim was begun? */
 extern bool pending_has_written(const PendingClaim *claim);
 

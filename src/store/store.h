@@ -145,6 +145,12 @@ extern void store_probe(const IdemKey *key, StoreRow *row);
 extern bool store_wait(const IdemKey *key, const StoreHolder *holder, TimestampTz deadline);
 
 /*
+ * Wait until the lease ends by the clock, until it is time to look at the row again, or until
+ * "deadline".  False, at once, if the deadline has passed.  Probe again afterwards.
+ */
+extern bool store_wait_lease(const IdemKey *key, TimestampTz lease_until, TimestampTz deadline);
+
+/*
  * Write the finished row of a transaction claim.  "seen" is what begin saw: an absent or
  * expired row, or an abandoned one with "seen_fence", which is taken over.  Waits for
  * uncommitted writers of the same key; 40001 if one of them commits.

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * wait.c
- *	  Wait for the transaction that holds a row.
+ *	  Wait for the transaction that holds a row, or for a lease.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,6 +25,9 @@
 
 /* how often a standby checks whether a holder has ended, in milliseconds */
 #define STANDBY_POLL_MS 10
+
+/* how often a session that waits for a lease looks at the row, in milliseconds */
+#define LEASE_POLL_MS 50
 
 static void
 wait_for_insertion(void *arg)
@@ -124,4 +127,33 @@ store_wait(const IdemKey *key, const StoreHolder *holder, TimestampTz deadline)
 		ended = wait_for_holder(holder, deadline);
 	lock_context_pop(&context);
 	return ended;
+}
+
+/*
+ * A lease ends when its row changes or by the clock, and no lock stands for it.  So we can
+ * only look again.  An event that wakes us early does not make us look sooner.
+ */
+bool
+store_wait_lease(const IdemKey *key, TimestampTz lease_until, TimestampTz deadline)
+{
+	static uint32 wait_event = 0;
+	LockContext context;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until = Min(lease_until, now + LEASE_POLL_MS * INT64CONST(1000));
+
+	if (deadline <= now)
+		return false;
+	until = Min(until, deadline);
+
+	lock_context_push(&context, key);
+	for (; now < until; now = GetCurrentTimestamp())
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 TimestampDifferenceMilliseconds(now, until),
+						 idem_wait_event(&wait_event, "IdempotencyLease"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	lock_context_pop(&context);
+	return true;
 }

@@ -166,17 +166,13 @@ identify(Identity *identity, const Call *call, text *key, text *scope)
 {
 	int key_len;
 	const char *key_bytes = key_utf8("throttle key", key, 1, &key_len);
+	const char *scope_bytes;
 
 	identity->period = call->period;
 	identity->database = MyDatabaseId;
 	identity->max_calls = call->max_calls;
-	identity->scope_len = 0;
-	if (scope != NULL)
-	{
-		const char *bytes = key_utf8("throttle scope", scope, 0, &identity->scope_len);
-
-		memcpy(identity->text, bytes, identity->scope_len);
-	}
+	scope_bytes = key_utf8("throttle scope", scope, 0, &identity->scope_len);
+	memcpy(identity->text, scope_bytes, identity->scope_len);
 	memcpy(identity->text + identity->scope_len, key_bytes, key_len);
 	return limit_id(identity, offsetof(Identity, text) + identity->scope_len + key_len);
 }
@@ -237,7 +233,7 @@ Datum
 idem_throttle(PG_FUNCTION_ARGS)
 {
 	text *key = arg_text(fcinfo, 0);
-	text *scope = arg_text(fcinfo, 3);
+	text *scope = key_scope(arg_text(fcinfo, 3));
 	Identity identity; /* large, so not zeroed */
 	LimitOwner owner;
 	Call call;
