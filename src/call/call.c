@@ -86,7 +86,7 @@ run_and_finish(const ClaimRequest *request, Function *function, Jsonb *args)
 
 	if (has_result)
 		check_stored_jsonb(result, &request->key, "result");
-	claim_finish(request, has_result, result);
+	claim_finish(request, &answer);
 	return call_row("finished", has_result, result, NULL);
 }
 

@@ -63,12 +63,21 @@ request_fingerprint(const ClaimRequest *request)
 	return request->has_fingerprint ? request->fingerprint : NULL;
 }
 
-/* Fingerprints are compared only if both sides have one. */
+/*
+ * Fingerprints are compared only if both sides have one.  But a caller that always gives one
+ * cannot have written a row without.
+ */
 static bool
 is_mismatch(const ClaimRequest *request, const StoreRow *row)
 {
-	return request->has_fingerprint && row->has_fingerprint &&
-		memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) != 0;
+	bool is_row = row->state == STORE_FINISHED || row->state == STORE_LEASED ||
+		row->state == STORE_ABANDONED;
+
+	if (!is_row || !request->has_fingerprint)
+		return false;
+	if (!row->has_fingerprint)
+		return request->strict;
+	return memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) != 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -170,6 +179,8 @@ decide(const Attempt *attempt)
 		.unseen = row->unseen,
 		.mismatch = is_mismatch(attempt->request, row),
 		.own_lapsed = is_own_lapsed(&attempt->request->key, row),
+		.exhausted = row->state == STORE_ABANDONED && attempt->request->max_attempts > 0 &&
+			row->attempt >= attempt->request->max_attempts,
 	};
 
 	/* every change to a leased row needs the key's lock, in a batch too */
@@ -273,6 +284,7 @@ const char *const claim_begin_states[] = {
 	[BEGIN_REPLAYED] = "replayed",
 	[BEGIN_IN_PROGRESS] = "in_progress",
 	[BEGIN_MISMATCH] = "mismatch",
+	[BEGIN_EXHAUSTED] = "exhausted",
 };
 
 /*
@@ -328,6 +340,8 @@ try_begin(Attempt *attempt)
 			return BEGIN_REPLAYED;
 		case DECIDE_MISMATCH:
 			return BEGIN_MISMATCH;
+		case DECIDE_EXHAUSTED:
+			return BEGIN_EXHAUSTED;
 		case DECIDE_UNSEEN:
 			error_serialization(key);
 		case DECIDE_LEASED:
@@ -347,6 +361,7 @@ count_begin(BeginState state, const StoreRow *row)
 		[BEGIN_REPLAYED] = STAT_REPLAYED,
 		[BEGIN_IN_PROGRESS] = STAT_IN_PROGRESS,
 		[BEGIN_MISMATCH] = STAT_MISMATCHED,
+		[BEGIN_EXHAUSTED] = STAT_EXHAUSTED,
 	};
 
 	stats_count(counters[state], 1);
@@ -384,23 +399,27 @@ claim_retry_after(const StoreRow *row)
 }
 
 void
-claim_finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result)
+claim_finish_open(const IdemKey *key, PendingClaim *claim, const ClaimAnswer *answer)
 {
-	StoreWrite write = {.has_result = has_result, .result = result, .fence = NO_FENCE};
+	StoreWrite write = {.has_result = answer->has_result,
+						.result = answer->result,
+						.failed = answer->failed,
+						.fence = NO_FENCE};
 
 	write.fingerprint = claim->has_fingerprint ? claim->fingerprint : NULL;
 	write.created_at = claim->begun_at;
 	write.finished_at = GetCurrentTimestamp();
-	write.expires_at = ttl_after(write.finished_at, &claim->ttl, "ttl", key);
+	write.expires_at =
+		ttl_after(write.finished_at, answer->ttl != NULL ? answer->ttl : &claim->ttl, "ttl", key);
 
 	store_finish(key, &write, claim->seen, claim->fence);
 	pending_finish(claim, write.expires_at);
-	stats_count(STAT_FINISHED, 1);
+	stats_count(answer->failed ? STAT_FAILED : STAT_FINISHED, 1);
 }
 
 /* The work since the begin may have finished, released or replaced the claim. */
 void
-claim_finish(const ClaimRequest *request, bool has_result, Datum result)
+claim_finish(const ClaimRequest *request, const ClaimAnswer *answer)
 {
 	const IdemKey *key = &request->key;
 	PendingClaim *mine = pending_find(key);
@@ -413,7 +432,7 @@ claim_finish(const ClaimRequest *request, bool has_result, Datum result)
 		(mine->has_fingerprint &&
 		 memcmp(mine->fingerprint, request->fingerprint, FINGERPRINT_BYTES) != 0))
 		error_no_claim(key);
-	claim_finish_open(key, mine, has_result, result);
+	claim_finish_open(key, mine, answer);
 }
 
 /* ------------------------------------------------------------------------

@@ -24,7 +24,9 @@ typedef struct ClaimRequest
 	TimestampTz now; /* wall clock, taken as the call begins */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
+	bool strict; /* a row without a fingerprint belongs to another request */
 	const Interval *lease; /* NULL: a transaction claim */
+	int max_attempts;	   /* abandoned claims begun so often are not taken over; 0: no limit */
 } ClaimRequest;
 
 typedef enum BeginState
@@ -32,7 +34,8 @@ typedef enum BeginState
 	BEGIN_STARTED,
 	BEGIN_REPLAYED,
 	BEGIN_IN_PROGRESS,
-	BEGIN_MISMATCH
+	BEGIN_MISMATCH,
+	BEGIN_EXHAUSTED
 } BeginState;
 
 /* their names in SQL */
@@ -65,11 +68,11 @@ extern double claim_retry_after(const StoreRow *row);
  * Finish the claim that claim_begin() started for the same request in the same transaction.
  * ID003 or ID006 if it is no longer open; 25006 if the transaction became read-only.
  */
-extern void claim_finish(const ClaimRequest *request, bool has_result, Datum result);
+extern void claim_finish(const ClaimRequest *request, const ClaimAnswer *answer);
 
 /* Finish "claim", an open claim of this transaction. */
 extern void
-claim_finish_open(const IdemKey *key, PendingClaim *claim, bool has_result, Datum result);
+claim_finish_open(const IdemKey *key, PendingClaim *claim, const ClaimAnswer *answer);
 
 /*
  * Write the key's finished row unless there is one already.  Waits for concurrent holders.

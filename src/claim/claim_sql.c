@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * claim_sql.c
- *	  idem_begin, idem_finish, idem_release, idem_claim and idem_check.
+ *	  idem_begin, idem_finish, idem_fail, idem_release, idem_claim and idem_check.
  *
  * The functions are not STRICT, because a NULL in an optional argument means "not given".
  * They check for NULL themselves.
@@ -31,6 +31,7 @@
 
 PG_FUNCTION_INFO_V1(idem_begin);
 PG_FUNCTION_INFO_V1(idem_finish);
+PG_FUNCTION_INFO_V1(idem_fail);
 PG_FUNCTION_INFO_V1(idem_release);
 PG_FUNCTION_INFO_V1(idem_claim);
 PG_FUNCTION_INFO_V1(idem_check);
@@ -58,8 +59,14 @@ enum
 	BEGIN_COL_CREATED_AT,
 	BEGIN_COL_FINISHED_AT,
 	BEGIN_COL_EXPIRES_AT,
+	BEGIN_COL_FAILED, /* since 0.2.0 */
 	BEGIN_NCOLS
 };
+
+/* what idem_begin of 0.1.0 has, which the library still serves */
+#define BEGIN_NARGS_0_1 6
+#define BEGIN_NCOLS_0_1 BEGIN_COL_FAILED
+
 
 static const RowColumn begin_columns[BEGIN_NCOLS] = {
 	[BEGIN_COL_STATE] = {"state", TEXTOID},
@@ -72,12 +79,14 @@ static const RowColumn begin_columns[BEGIN_NCOLS] = {
 	[BEGIN_COL_CREATED_AT] = {"created_at", TIMESTAMPTZOID},
 	[BEGIN_COL_FINISHED_AT] = {"finished_at", TIMESTAMPTZOID},
 	[BEGIN_COL_EXPIRES_AT] = {"expires_at", TIMESTAMPTZOID},
+	[BEGIN_COL_FAILED] = {"failed", BOOLOID},
 };
 
 static Datum
-begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, int64 fence)
+begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, int64 fence, bool old)
 {
 	static TupleDesc desc = NULL;
+	static TupleDesc old_desc = NULL;
 	Datum values[BEGIN_NCOLS] = {0};
 	bool isnull[BEGIN_NCOLS];
 	bool taken_over = row->state == STORE_ABANDONED;
@@ -105,11 +114,19 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 			if (row->has_result)
 				SET(BEGIN_COL_RESULT, row->result);
 			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(row->attempt));
+			SET(BEGIN_COL_FAILED, BoolGetDatum(row->failed));
+			break;
+		case BEGIN_EXHAUSTED:
+			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(row->attempt));
+			if (row->phase != NULL)
+				SET(BEGIN_COL_PHASE, PointerGetDatum(row->phase));
+			if (row->has_progress)
+				SET(BEGIN_COL_PROGRESS, row->progress);
 			break;
 		case BEGIN_MISMATCH:
 			break;
 	}
-	if (state == BEGIN_REPLAYED || state == BEGIN_MISMATCH)
+	if (state == BEGIN_REPLAYED || state == BEGIN_MISMATCH || state == BEGIN_EXHAUSTED)
 	{
 		/* a mismatch reports the times of the stored request, but not its result */
 		SET(BEGIN_COL_CREATED_AT, TimestampTzGetDatum(row->created_at));
@@ -119,12 +136,14 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 	}
 #undef SET
 
+	if (old)
+		return row_datum(&old_desc, begin_columns, BEGIN_NCOLS_0_1, values, isnull);
 	return row_datum(&desc, begin_columns, BEGIN_NCOLS, values, isnull);
 }
 
 /*
  * idem_begin(key text, ttl interval, scope text, request jsonb,
- *			  lease interval, wait interval) RETURNS record
+ *			  lease interval, wait interval, max_attempts integer) RETURNS record
  */
 Datum
 idem_begin(PG_FUNCTION_ARGS)
@@ -134,6 +153,7 @@ idem_begin(PG_FUNCTION_ARGS)
 	TimestampTz wait_until;
 	BeginState state;
 	int64 fence = NO_FENCE;
+	bool old = PG_NARGS() <= BEGIN_NARGS_0_1;
 
 	refuse_in_parallel("idem_begin");
 	get_request(fcinfo, &request);
@@ -141,9 +161,37 @@ idem_begin(PG_FUNCTION_ARGS)
 	if (request.lease != NULL)
 		(void) ttl_after(request.now, request.lease, "lease", &request.key);
 	wait_until = claim_wait_until(&request, arg_interval(fcinfo, 5));
+	if (!old && !PG_ARGISNULL(6))
+	{
+		request.max_attempts = PG_GETARG_INT32(6);
+		if (request.max_attempts < 1)
+			error_max_attempts(request.max_attempts);
+	}
 
 	state = claim_begin(&request, wait_until, &row, &fence);
-	return begin_row(&request, state, &row, fence);
+	return begin_row(&request, state, &row, fence, old);
+}
+
+/* Finish the claim of this transaction, or the leased claim with that fence. */
+static Datum
+finish(FunctionCallInfo fcinfo, const IdemKey *key, int64 fence, const ClaimAnswer *answer)
+{
+	PendingClaim *mine = pending_find(key);
+
+	if (mine == NULL && fence == NO_FENCE)
+		lease_error_nothing_open(key, mine);
+	if (XactReadOnly)
+		error_read_only(key, "finish");
+	if (lease_meant(mine, fence != NO_FENCE))
+		lease_finish(key, fence, mine, answer);
+	else if (mine != NULL && mine->state == PENDING_OPEN)
+		claim_finish_open(key, mine, answer);
+	else
+		lease_error_nothing_open(key, mine);
+
+	if (!answer->has_result)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(answer->result);
 }
 
 /*
@@ -153,28 +201,29 @@ Datum
 idem_finish(PG_FUNCTION_ARGS)
 {
 	IdemKey key;
-	PendingClaim *mine;
-	Datum result = (Datum) 0;
-	bool has_result;
+	ClaimAnswer answer = {0};
 
 	refuse_in_parallel("idem_finish");
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
-	has_result = arg_stored_jsonb(fcinfo, 1, &key, "result", &result);
-	mine = pending_find(&key);
-	if (mine == NULL && PG_ARGISNULL(3))
-		lease_error_nothing_open(&key, mine);
-	if (XactReadOnly)
-		error_read_only(&key, "finish");
-	if (lease_meant(mine, !PG_ARGISNULL(3)))
-		lease_finish(&key, arg_fence(fcinfo, 3), mine, has_result, result);
-	else if (mine != NULL && mine->state == PENDING_OPEN)
-		claim_finish_open(&key, mine, has_result, result);
-	else
-		lease_error_nothing_open(&key, mine);
+	answer.has_result = arg_stored_jsonb(fcinfo, 1, &key, "result", &answer.result);
+	return finish(fcinfo, &key, arg_fence(fcinfo, 3), &answer);
+}
 
-	if (!has_result)
-		PG_RETURN_NULL();
-	PG_RETURN_DATUM(result);
+/*
+ * idem_fail(key text, error jsonb, scope text, fence bigint, ttl interval) RETURNS jsonb
+ */
+Datum
+idem_fail(PG_FUNCTION_ARGS)
+{
+	IdemKey key;
+	ClaimAnswer answer = {.failed = true, .ttl = arg_interval(fcinfo, 4)};
+
+	refuse_in_parallel("idem_fail");
+	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 2), true);
+	answer.has_result = arg_stored_jsonb(fcinfo, 1, &key, "error", &answer.result);
+	if (answer.ttl != NULL)
+		(void) ttl_after(GetCurrentTimestamp(), answer.ttl, "ttl", &key);
+	return finish(fcinfo, &key, arg_fence(fcinfo, 3), &answer);
 }
 
 /*

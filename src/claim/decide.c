@@ -20,6 +20,8 @@ decide_claim(const ClaimView *view)
 		return DECIDE_MISMATCH;
 	if (view->own_lapsed)
 		return DECIDE_OWN_LAPSED;
+	if (view->exhausted)
+		return DECIDE_EXHAUSTED;
 
 	switch (view->state)
 	{

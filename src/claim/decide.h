@@ -28,6 +28,7 @@ typedef enum ClaimDecision
 	DECIDE_MISMATCH,   /* the row belongs to a different request */
 	DECIDE_LEASED,	   /* a lease on the key is running */
 	DECIDE_OWN_LAPSED, /* this transaction's own lease has run out */
+	DECIDE_EXHAUSTED,  /* abandoned, and begun as often as the caller allows */
 	DECIDE_UNSEEN,	   /* committed after the transaction's snapshot: 40001 */
 	DECIDE_WAIT_ROW,   /* an uncommitted row: wait for its transaction */
 	DECIDE_WAIT_LOCK   /* free, but another session holds the key's lock */
@@ -40,6 +41,7 @@ typedef struct ClaimView
 	bool unseen;	  /* the transaction's snapshot cannot see the row */
 	bool mismatch;	  /* both requests are known, and they differ */
 	bool own_lapsed;  /* the lease that ran out is this transaction's */
+	bool exhausted;	  /* it has been begun as often as the caller allows */
 	bool may_claim;	  /* the key's lock is held, or not needed */
 } ClaimView;
 

@@ -159,18 +159,20 @@ check_changed(bool changed, const IdemKey *key)
 }
 
 void
-lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_result, Datum result)
+lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, const ClaimAnswer *answer)
 {
 	StoreRow row;
-	StoreWrite write = {.has_result = has_result, .result = result};
+	StoreWrite write = {
+		.has_result = answer->has_result, .result = answer->result, .failed = answer->failed};
 
 	fence = open_lease(key, fence, mine, &row);
 	check_seen(&row, key);
 	write.finished_at = GetCurrentTimestamp();
-	write.expires_at = ttl_after(write.finished_at, &row.ttl, "ttl", key);
+	write.expires_at =
+		ttl_after(write.finished_at, answer->ttl != NULL ? answer->ttl : &row.ttl, "ttl", key);
 	check_changed(store_lease_finish(key, fence, &write), key);
 	pending_changed(key, fence, write.expires_at);
-	stats_count(STAT_FINISHED, 1);
+	stats_count(answer->failed ? STAT_FAILED : STAT_FINISHED, 1);
 }
 
 void

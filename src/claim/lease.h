@@ -47,7 +47,7 @@ extern TimestampTz lease_expiry(TimestampTz lease_until, const Interval *ttl, co
 
 /* fence: NO_FENCE if not given */
 extern void
-lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, bool has_result, Datum result);
+lease_finish(const IdemKey *key, int64 fence, PendingClaim *mine, const ClaimAnswer *answer);
 extern void lease_release(const IdemKey *key, int64 fence, PendingClaim *mine);
 
 /* There is no open claim and no fence was given: ID006 if it is finished, else ID003. */

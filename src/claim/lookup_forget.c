@@ -42,7 +42,9 @@ lookup_state(StoreState state)
 
 /*
  * idem_lookup(key text, scope text) RETURNS TABLE (state, result, attempt,
- *			   phase, progress, lease_until, created_at, finished_at, expires_at)
+ *			   phase, progress, lease_until, created_at, finished_at, expires_at, failed)
+ *
+ * The definition of 0.1.0 has no "failed": the server ignores values beyond the last column.
  */
 Datum
 idem_lookup(PG_FUNCTION_ARGS)
@@ -63,7 +65,8 @@ idem_lookup(PG_FUNCTION_ARGS)
 						  TimestampTzGetDatum(row.lease_until),
 						  TimestampTzGetDatum(row.created_at),
 						  TimestampTzGetDatum(row.finished_at),
-						  TimestampTzGetDatum(row.expires_at)};
+						  TimestampTzGetDatum(row.expires_at),
+						  BoolGetDatum(row.failed)};
 		bool isnull[] = {false,
 						 !row.has_result,
 						 false,
@@ -72,7 +75,8 @@ idem_lookup(PG_FUNCTION_ARGS)
 						 row.lease_until == 0,
 						 false,
 						 row.finished_at == 0,
-						 false};
+						 false,
+						 row.finished_at == 0};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 	}

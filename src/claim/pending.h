@@ -34,6 +34,15 @@ typedef enum PendingState
 	PENDING_WRITTEN	  /* not a claim: a row written without a begin, see pending_written() */
 } PendingState;
 
+/* What a finish stores. */
+typedef struct ClaimAnswer
+{
+	bool failed; /* the result is the error of a failure */
+	bool has_result;
+	Datum result;		 /* jsonb */
+	const Interval *ttl; /* NULL: that of the claim */
+} ClaimAnswer;
+
 typedef struct PendingClaim
 {
 	slist_node node; /* newest first */

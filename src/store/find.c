@@ -213,7 +213,7 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 
 /* Copy what callers need; the slot's page may be unpinned afterwards. */
 static void
-read_row(TupleTableSlot *slot, StoreRow *row, bool with_progress)
+read_row(const Store *store, TupleTableSlot *slot, StoreRow *row, bool with_progress)
 {
 	bool isnull;
 	Datum d;
@@ -236,6 +236,12 @@ read_row(TupleTableSlot *slot, StoreRow *row, bool with_progress)
 	row->has_result = !isnull;
 	if (!isnull)
 		row->result = PointerGetDatum(PG_DETOAST_DATUM_COPY(d));
+
+	if (store->failed != NO_COLUMN)
+	{
+		d = slot_getattr(slot, store->failed + 1, &isnull);
+		row->failed = !isnull && DatumGetBool(d);
+	}
 
 	if (with_progress)
 	{
@@ -289,7 +295,7 @@ store_probe(const IdemKey *key, StoreRow *row)
 			position = durable_position(found.xmin, slot_buffer(slot));
 		}
 		/* progress can be megabytes, and only a take-over needs it */
-		read_row(slot, row, found.state == STORE_ABANDONED);
+		read_row(&store, slot, row, found.state == STORE_ABANDONED);
 	}
 
 	/* drop the slot before waiting for a standby: it pins a page that VACUUM may need */
@@ -335,7 +341,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 		{
 			if (!own)
 				position = durable_position(xmin, slot_buffer(slot));
-			read_row(slot, row, true);
+			read_row(&store, slot, row, true);
 		}
 		break;
 	}

@@ -65,7 +65,7 @@ store_lease_finish(const IdemKey *key, int64 fence, const StoreWrite *write)
 
 	if (!open_leased(&row, key, fence))
 		return false;
-	set_jsonb(&row.change, COL_RESULT, write->has_result, write->result);
+	set_answer(&row.change, write);
 	set_time(&row.change, COL_FINISHED_AT, write->finished_at);
 	set_time(&row.change, COL_EXPIRES_AT, write->expires_at);
 	set_null(&row.change, COL_LEASE_UNTIL);

@@ -95,6 +95,7 @@ typedef struct StoreRow
 	uint8 fingerprint[FINGERPRINT_BYTES];
 	bool has_result;
 	Datum result; /* jsonb */
+	bool failed;  /* finished by a failure: the result is its error */
 	int64 fence;  /* or NO_FENCE; of an expired row as well */
 	Interval ttl; /* leased and abandoned */
 	int32 attempt;
@@ -112,6 +113,7 @@ typedef struct StoreWrite
 	const uint8 *fingerprint; /* NULL: none; a take-over then keeps the stored one */
 	bool has_result;
 	Datum result; /* jsonb */
+	bool failed;  /* 55000 if the table has no such column yet */
 	TimestampTz created_at;
 	TimestampTz finished_at; /* 0: a leased row */
 	TimestampTz expires_at;

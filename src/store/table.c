@@ -64,6 +64,7 @@ static struct
 	Oid heap;
 	Oid index;
 	Oid fence;
+	int failed;		/* its column "failed", or NO_COLUMN */
 	Oid checked;	/* the table that is being checked, or was checked last */
 	uint64 changes; /* number of changes to that table, also during the check */
 } known;
@@ -83,22 +84,36 @@ store_init(void)
 	CacheRegisterRelcacheCallback(forget_known, (Datum) 0);
 }
 
-static void
+static bool
+is_column(TupleDesc desc, int i, const char *name, Oid type, bool not_null)
+{
+	Form_pg_attribute att = TupleDescAttr(desc, i);
+
+	return att->atttypid == type && att->attnotnull == not_null &&
+		strcmp(NameStr(att->attname), name) == 0;
+}
+
+/*
+ * Returns the place of column "failed".  A column that was added by hand and dropped again
+ * still has an attribute, which may come before it.
+ */
+static int
 check_columns(TupleDesc desc)
 {
 	bool same = desc->natts >= NCOLUMNS;
+	int failed = NO_COLUMN;
 
 	for (int i = 0; same && i < desc->natts; i++)
 	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-
-		/* a column that was added by hand and dropped again still has an attribute */
-		if (i >= NCOLUMNS)
-			same = att->attisdropped;
+		if (TupleDescAttr(desc, i)->attisdropped)
+			same = i >= NCOLUMNS;
+		else if (i < NCOLUMNS)
+			same = is_column(desc, i, columns[i].name, columns[i].type, columns[i].not_null);
 		else
-			same = !att->attisdropped && att->atttypid == columns[i].type &&
-				att->attnotnull == columns[i].not_null &&
-				strcmp(NameStr(att->attname), columns[i].name) == 0;
+		{
+			same = failed == NO_COLUMN && is_column(desc, i, FAILED_NAME, BOOLOID, false);
+			failed = i;
+		}
 	}
 	if (!same)
 		ereport(
@@ -108,6 +123,7 @@ check_columns(TupleDesc desc)
 					TABLE_NAME, IDEM_VERSION),
 			 errhint("Run ALTER EXTENSION %s UPDATE, and undo changes to the table made by hand.",
 					 EXTENSION_NAME)));
+	return failed;
 }
 
 /* InvalidOid if there is none, or none that we can use. */
@@ -163,7 +179,7 @@ check_table(Relation heap)
 
 		CHECK_FOR_INTERRUPTS();
 		relation_check_plain(heap);
-		check_columns(RelationGetDescr(heap));
+		known.failed = check_columns(RelationGetDescr(heap));
 		index = find_primary_key(heap);
 		known.fence = relation_find(FENCE_NAME);
 		same = changes == known.changes;
@@ -206,6 +222,7 @@ store_open(Store *store, LOCKMODE lockmode)
 		break;
 	}
 	store->index = index_open(known.index, lockmode);
+	store->failed = known.failed;
 }
 
 void

@@ -34,10 +34,15 @@ enum
 	NCOLUMNS
 };
 
+/* Since 0.2.0 there is a column "failed" as well; Store has its place. */
+#define FAILED_NAME "failed"
+#define NO_COLUMN (-1)
+
 typedef struct Store
 {
 	Relation heap;
 	Relation index; /* the primary key, on digest */
+	int failed;		/* its column, or NO_COLUMN before ALTER EXTENSION ... UPDATE */
 } Store;
 
 /*

@@ -46,6 +46,7 @@ change_init(Change *change, Store *store)
 	change->isnull = palloc(natts * sizeof(bool));
 	memset(change->isnull, true, natts * sizeof(bool));
 	change->replace = palloc0(natts * sizeof(bool));
+	change->failed = store->failed;
 }
 
 void
@@ -81,6 +82,19 @@ set_jsonb(Change *change, int column, bool given, Datum value)
 		set_null(change, column);
 }
 
+/* NULL rather than false: it takes no space in a row. */
+void
+set_answer(Change *change, const StoreWrite *write)
+{
+	set_jsonb(change, COL_RESULT, write->has_result, write->result);
+	if (write->failed && change->failed == NO_COLUMN)
+		error_update_needed("A failure cannot be stored");
+	if (write->failed)
+		set_datum(change, change->failed, BoolGetDatum(true));
+	else if (change->failed != NO_COLUMN)
+		set_null(change, change->failed);
+}
+
 static void
 set_fingerprint(Change *change, const uint8 *fingerprint)
 {
@@ -99,7 +113,7 @@ change_claim(Change *change, const StoreWrite *write, int32 attempt)
 	set_time(change, COL_FINISHED_AT, write->finished_at);
 	set_time(change, COL_EXPIRES_AT, write->expires_at);
 	set_time(change, COL_LEASE_UNTIL, write->lease_until);
-	set_jsonb(change, COL_RESULT, write->has_result, write->result);
+	set_answer(change, write);
 	if (write->fingerprint != NULL)
 		set_fingerprint(change, write->fingerprint);
 	if (write->fence == NO_FENCE)
@@ -133,7 +147,7 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 	int natts = slot->tts_tupleDescriptor->natts;
 
 	/* write straight into the slot */
-	Change change = {slot->tts_values, slot->tts_isnull, palloc(natts * sizeof(bool))};
+	Change change = {slot->tts_values, slot->tts_isnull, palloc(natts * sizeof(bool)), store->failed};
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, natts * sizeof(bool));

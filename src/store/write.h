@@ -20,6 +20,7 @@ typedef struct Change
 	Datum *values;
 	bool *isnull;
 	bool *replace;
+	int failed; /* column "failed", or NO_COLUMN */
 } Change;
 
 extern void change_init(Change *change, Store *store);
@@ -27,6 +28,9 @@ extern void set_datum(Change *change, int column, Datum value);
 extern void set_null(Change *change, int column);
 extern void set_time(Change *change, int column, TimestampTz time);
 extern void set_jsonb(Change *change, int column, bool given, Datum value);
+
+/* the columns that hold a finished claim's answer */
+extern void set_answer(Change *change, const StoreWrite *write);
 
 /*
  * Update the version in the slot.  Unchanged columns keep their stored form, so that no
