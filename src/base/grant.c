@@ -93,10 +93,7 @@ find_function(const char *name, Oid schema, Oid extension)
 	ReleaseSysCacheList(list);
 
 	if (!OidIsValid(found))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function %s is not part of the installed extension", name),
-				 errhint("Run ALTER EXTENSION idempotency UPDATE.")));
+		error_no_own_function(name);
 	return found;
 }
 
@@ -112,9 +109,7 @@ find_job(const char *name)
 	initStringInfo(&known);
 	for (int i = 0; i < lengthof(jobs); i++)
 		appendStringInfo(&known, "%s%s", i > 0 ? ", " : "", jobs[i].name);
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unrecognized job \"%s\"", name),
-			 errhint("Jobs are %s.", known.data)));
+	error_job(name, known.data);
 }
 
 static void

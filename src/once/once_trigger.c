@@ -63,6 +63,7 @@
 #include "base/qualified_name.h"
 #include "base/sha256.h"
 #include "claim/claim.h"
+#include "once/errors.h"
 #include "once/partition_move.h"
 #include "once/row_key.h"
 
@@ -126,33 +127,6 @@ static dlist_head guards = DLIST_STATIC_INIT(guards);
  * Arguments
  * ------------------------------------------------------------------------
  */
-
-#define ON_TABLE "trigger \"%s\" on table \"%s\""
-#define trigger_and_table(trigdata) \
-	(trigdata)->tg_trigger->tgname, RelationGetRelationName((trigdata)->tg_relation)
-
-#define error_fired(trigdata, how) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED), \
-			 errmsg(ON_TABLE " must be fired %s", trigger_and_table(trigdata), (how)), \
-			 errhint("Create it as AFTER ... FOR EACH ROW, or with 'skip' as BEFORE ... FOR EACH " \
-					 "ROW.")))
-
-#define error_argument(trigdata, what, value, why) \
-	ereport( \
-		ERROR, \
-		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-		 errmsg(ON_TABLE " has the invalid %s \"%s\"", trigger_and_table(trigdata), (what), \
-				(value)), \
-		 errdetail("%s", (why)), \
-		 errhint("Its arguments are columns, ttl, 'raise' or 'skip', and scope; several lists " \
-				 "of columns are separated by semicolons, and so are their scopes.")))
-
-#define error_table(trigdata, kind) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
-			 errmsg(ON_TABLE " cannot guard a %s", trigger_and_table(trigdata), (kind)), \
-			 errdetail("Rows and keys would not commit together.")))
 
 /* An argument that was given: neither '' nor NULL, which arrives as a word. */
 static const char *
@@ -345,11 +319,7 @@ get_columns(TriggerData *trigdata, KeyList *list, bool before)
 	const char *missing;
 
 	if (!rowkey_make(&list->key, rel, list->columns, &missing))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg(ON_TABLE " needs column \"%s\", which does not exist",
-						trigger_and_table(trigdata), missing),
-				 errhint("If the column was renamed, create the trigger anew.")));
+		error_no_column(trigdata, missing);
 
 	for (int i = 0; i < list->key.ncolumns; i++)
 	{
@@ -357,11 +327,7 @@ get_columns(TriggerData *trigdata, KeyList *list, bool before)
 			TupleDescAttr(RelationGetDescr(rel), list->key.columns[i].number - 1);
 
 		if (!has_value(att, before))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg(ON_TABLE " cannot read the generated column \"%s\"",
-							trigger_and_table(trigdata), NameStr(att->attname)),
-					 errdetail("It has no value yet when the trigger fires.")));
+			error_generated_column(trigdata, NameStr(att->attname));
 	}
 }
 
@@ -411,12 +377,7 @@ check_other_trigger(TriggerData *trigdata, Guard *guard, TriggerData *other)
 		for (int j = 0; j < guard->nlists; j++)
 			if (!same_columns(&lists[i], &guard->lists[j]) &&
 				key_same_text(lists[i].scope, guard->lists[j].scope))
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg(ON_TABLE " has the same scope as trigger \"%s\"",
-								trigger_and_table(trigdata), other->tg_trigger->tgname),
-						 errdetail("Keys of different columns would be taken for each other."),
-						 errhint("Give one of them a scope of its own, as the fourth argument.")));
+				error_same_scope(trigdata, other);
 }
 
 /*
@@ -566,12 +527,7 @@ make_request(Guard *guard, KeyList *list, text *key, ClaimRequest *request)
 {
 	/* of several columns, none is */
 	if (VARSIZE_ANY_EXHDR(key) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("column \"%s\" of table \"%s\" must not be empty",
-						(char *) linitial(list->columns), get_rel_name(guard->relid)),
-				 errdetail("Its value is the row's idempotency key."),
-				 errhint("Rows that need no key have NULL there.")));
+		error_empty_column((char *) linitial(list->columns), get_rel_name(guard->relid));
 	claim_request(request, key, list->scope, guard->has_ttl ? &guard->ttl : NULL);
 }
 
@@ -758,24 +714,14 @@ may_see_key(Guard *guard, const KeyList *list)
 	return true;
 }
 
-/* Report it as a unique index does, so that ORMs and drivers recognise it. */
 pg_noreturn static void
-error_duplicate(TriggerData *trigdata, Guard *guard, KeyList *list, HeapTuple row)
+refuse_duplicate(TriggerData *trigdata, Guard *guard, KeyList *list, HeapTuple row)
 {
-	Relation rel = trigdata->tg_relation;
+	bool shown = may_see_key(guard, list);
+	const char *columns = shown ? column_list(list) : NULL;
+	const char *values = shown ? rowkey_display(&list->key, trigdata->tg_relation, row) : NULL;
 
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_UNIQUE_VIOLATION),
-		 errmsg("duplicate key value violates unique constraint \"%s\"",
-				trigdata->tg_trigger->tgname),
-		 may_see_key(guard, list) ? errdetail("Key (%s)=(%s) already exists.", column_list(list),
-											  rowkey_display(&list->key, rel, row))
-								  : 0,
-		 errhint("Trigger \"%s\" remembers a key until it expires, even if its row was deleted; "
-				 "idem_forget() frees it. ON CONFLICT does not apply to it.",
-				 trigdata->tg_trigger->tgname),
-		 errtableconstraint(rel, trigdata->tg_trigger->tgname)));
+	error_duplicate(trigdata, columns, values);
 }
 
 /* AFTER: a row that was moved here is not a duplicate. */
@@ -804,7 +750,7 @@ raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
 
 		if (!claim_once(request, false) &&
 			!was_moved(trigdata, requests[i].list, &request->key, row))
-			error_duplicate(trigdata, guard, requests[i].list, row);
+			refuse_duplicate(trigdata, guard, requests[i].list, row);
 	}
 }
 
@@ -874,18 +820,7 @@ check_fires_last(TriggerData *trigdata, Guard *guard)
 		if (other->tgoid == trigdata->tg_trigger->tgoid)
 			after_ours = true;
 		else if (after_ours && fires_before(other, event))
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg(ON_TABLE " must be fired last, and trigger \"%s\" is fired after it",
-						trigger_and_table(trigdata), other->tgname),
-				 errdetail("That trigger could drop or change a row whose key is claimed."),
-				 other->tgfoid == trigdata->tg_trigger->tgfoid
-					 ? errhint("Create one trigger with the columns of both, separated by a "
-							   "semicolon.")
-					 : errhint("BEFORE %s triggers are fired in the order of their names: rename "
-							   "one with ALTER TRIGGER.",
-							   insert ? "INSERT" : "UPDATE")));
+			error_not_last(trigdata, other, insert ? "INSERT" : "UPDATE");
 	}
 	guard->checked |= 1 << operation;
 }
@@ -899,13 +834,7 @@ check_not_kept(TriggerData *trigdata)
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 		if (triggers->triggers[i].tgfoid != trigdata->tg_trigger->tgfoid &&
 			fires_before(&triggers->triggers[i], TRIGGER_TYPE_DELETE))
-			ereport(ERROR,
-					(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-					 errmsg(ON_TABLE " must be fired last, and trigger \"%s\" is fired after it",
-							trigger_and_table(trigdata), triggers->triggers[i].tgname),
-					 errdetail("A row that moves to another partition is deleted here, which that "
-							   "trigger could prevent when the row's new key is claimed."),
-					 errhint("Change the key and the partition in two commands.")));
+			error_not_last_on_delete(trigdata, &triggers->triggers[i]);
 }
 
 /* ------------------------------------------------------------------------
@@ -992,15 +921,7 @@ static void
 check_not_moving(TriggerData *trigdata, Guard *guard, const IdemKey *key)
 {
 	if (OidIsValid(guard->moved.root) && moved_more(&guard->moved))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-			 errmsg(ON_TABLE " might lose a row that moves to here", trigger_and_table(trigdata)),
-			 errdetail("No BEFORE UPDATE trigger of idem_once() has let the row pass that is "
-					   "inserted under idempotency key \"%s\".",
-					   key_display(key)),
-			 errhint("Create it as BEFORE INSERT OR UPDATE, without a list of columns and "
-					 "without WHEN, on all partitions.")));
+		error_might_lose_row(trigdata, key);
 }
 
 /* The keys that "row" has and the other one has not. */
@@ -1035,7 +956,7 @@ keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
 	if (taken == NULL)
 		return true;
 	if (mover != NULL)
-		error_duplicate(trigdata, guard, taken->list, row);
+		refuse_duplicate(trigdata, guard, taken->list, row);
 	check_not_moving(trigdata, guard, &taken->request.key);
 	return false;
 }
@@ -1145,9 +1066,7 @@ idem_once(PG_FUNCTION_ARGS)
 
 	refuse_in_parallel("idem_once");
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called by trigger manager", "idem_once")));
+		error_not_a_trigger();
 
 	context.previous = error_context_stack;
 	error_context_stack = &context;

@@ -102,9 +102,7 @@ arg_int(FunctionCallInfo fcinfo, int n, const char *what, int ifnull, int min, i
 	int value = PG_ARGISNULL(n) ? ifnull : PG_GETARG_INT32(n);
 
 	if (value < min || value > max)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%d is outside the valid range for %s (%d .. %d)", value, what, min, max)));
+		error_range(what, min, max);
 	return value;
 }
 
@@ -147,7 +145,7 @@ make_mac(uint8 mac[MAC_BYTES], bytea *secret, const Owner *owner, bytea *nonce, 
 	pg_hmac_ctx *ctx = pg_hmac_create(PG_SHA256);
 
 	if (ctx == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		error_out_of_memory();
 	if (pg_hmac_init(ctx, (uint8 *) VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret)) < 0)
 		elog(ERROR, "could not compute HMAC: %s", pg_hmac_error(ctx));
 	mac_framed(ctx, owner->purpose, owner->purpose_len);

@@ -119,10 +119,7 @@ arg_period(FunctionCallInfo fcinfo, int n, text *key)
 		error_null("period");
 	period = ttl_usecs(PG_GETARG_INTERVAL_P(n));
 	if (period < MIN_PERIOD || period > MAX_PERIOD)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("period of throttle key \"%s\" is out of range", key_text_display(key)),
-				 errhint("It must be from 1 millisecond to 10 years.")));
+		error_period(key);
 	return (int64) period;
 }
 
@@ -132,10 +129,8 @@ arg_count(FunctionCallInfo fcinfo, int n, const char *what, text *key)
 	int count = PG_ARGISNULL(n) ? 1 : PG_GETARG_INT32(n);
 
 	if (count < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s of throttle key \"%s\" must be at least 1, not %d", what,
-						key_text_display(key), count)));
+		error_range(psprintf("%s of throttle key \"%s\"", what, key_text_display(key)), 1,
+					PG_INT32_MAX);
 	return count;
 }
 
@@ -143,12 +138,7 @@ static void
 check_cost(const Call *call, text *key)
 {
 	if (call->cost > call->max_calls)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("cost of throttle key \"%s\" must be at most max_calls", key_text_display(key)),
-			 errdetail("A call that costs %d would never be allowed with max_calls %d.", call->cost,
-					   call->max_calls)));
+		error_cost(key, call->cost, call->max_calls);
 }
 
 /* Calls with equal identities share a limit. */
