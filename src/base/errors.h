@@ -3,9 +3,9 @@
  * errors.h
  *	  One macro per error condition that a user can meet, in the order of the SQLSTATEs.
  *
- * Errors that only idem_once() or idem_call() can know are in the errors.h of that folder.  No
- * other file raises an error with an SQLSTATE, which scripts/check-errors checks: what no user
- * can cause is an elog() where it is found.
+ * Errors about triggers, which nothing below once/ knows, are in once/errors.h.  No other
+ * file raises an error with an SQLSTATE, which scripts/check-errors checks: what no user can
+ * cause is an elog() where it is found.
  *
  * Every message about a claim names the key, truncated by key_display().  No message ever
  * shows a token or a code.  A file that uses a macro with a key includes base/key.h.
@@ -176,12 +176,6 @@
 			 errmsg("cannot %s a token or code in a read-only transaction", (verb_)), \
 			 errhint("Run this on the primary in a read-write transaction.")))
 
-/* 25006 */
-#define error_purge_read_only() \
-	ereport(ERROR, \
-			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
-			 errmsg("cannot purge in a read-only transaction")))
-
 /* 40001 */
 #define error_serialization(key_) \
 	ereport(ERROR, \
@@ -264,12 +258,6 @@
 			 errmsg("column \"%s\" of table \"%s\" is not what version %s of the library knows", \
 					(column_), (table_), IDEM_VERSION), \
 			 hint_table_changed()))
-
-#define error_no_expiry_column(table_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
-			 errmsg("table \"%s\" has no column \"expires_at\" of type timestamptz", (table_)), \
-			 errhint("Undo changes to the table made by hand.")))
 
 #define error_no_primary_key(table_) \
 	ereport( \
