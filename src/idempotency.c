@@ -32,7 +32,7 @@ _PG_init(void)
 	store_init();
 	pending_init();
 	moved_init();
-	guess_init();
+	attempt_init();
 	limit_init();
 	stats_init();
 	held_init();
