@@ -33,7 +33,7 @@ _PG_init(void)
 	pending_init();
 	moved_init();
 	attempt_init();
-	limit_init();
+	rate_limit_init();
 	stats_init();
 	held_init();
 	worker_init();
