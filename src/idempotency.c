@@ -35,7 +35,7 @@ _PG_init(void)
 	attempt_init();
 	rate_limit_init();
 	stats_init();
-	held_init();
+	lock_notes_init();
 	worker_init();
 	shmem_init();
 }
