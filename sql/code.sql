@@ -1,5 +1,5 @@
 -- Codes: a secret that is short, so guesses are limited.  What concurrent sessions see
--- is in specs/iso-code*; guesses that are rolled back are in t/017_guesses.pl.
+-- is in specs/iso-code*; guesses that are rolled back are in t/017_attempts.pl.
 SET client_encoding = 'UTF8';
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotency;

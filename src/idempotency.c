@@ -32,10 +32,10 @@ _PG_init(void)
 	store_init();
 	pending_init();
 	moved_init();
-	guess_init();
-	limit_init();
+	attempt_init();
+	rate_limit_init();
 	stats_init();
-	held_init();
+	lock_notes_init();
 	worker_init();
 	shmem_init();
 }

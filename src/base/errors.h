@@ -1,7 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * errors.h
- *	  One macro per error condition, so that each SQLSTATE is written once.
+ *	  One macro per error condition that a user can meet, in the order of the SQLSTATEs.
+ *
+ * Errors about triggers, which nothing below once/ knows, are in once/errors.h.  No other
+ * file raises an error with an SQLSTATE, which scripts/check-errors checks: what no user can
+ * cause is an elog() where it is found.
  *
  * Every message about a claim names the key, truncated by key_display().  No message ever
  * shows a token or a code.  A file that uses a macro with a key includes base/key.h.
@@ -20,10 +24,110 @@
 #define ERRCODE_IDEM_UNFINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '5')
 #define ERRCODE_IDEM_FINISHED MAKE_SQLSTATE('I', 'D', '0', '0', '6')
 
+/* 0A000 */
+#define error_unfit_table(purpose_, name_, detail_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+		 errmsg("cannot keep %s in table \"%s\"", (purpose_), (name_)), \
+		 errdetail("%s", (detail_)), \
+		 errhint( \
+			 "The table must stay the plain, logged, local table that CREATE EXTENSION made.")))
+
+/* 0A000; "qualified_" is the table's name as well */
+#define error_unfit_trigger(purpose_, name_, trigger_, qualified_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+		 errmsg("cannot keep %s in table \"%s\"", (purpose_), (name_)), \
+		 errdetail("It has the trigger \"%s\", which would not fire.", (trigger_)), \
+		 errhint("Run DROP TRIGGER %s ON %s, and exclude the extension's tables from whatever " \
+				 "created it; pg_repack and audit tools create such triggers.", \
+				 quote_identifier(trigger_), (qualified_))))
+
 /* 22004: a required value is NULL */
 #define error_null(what_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", (what_))))
+
+/* 22004 and 22023: an array of keys, which would be claimed in part otherwise */
+#define error_element(sqlstate_, number_, what_) \
+	ereport(ERROR, \
+			(errcode(sqlstate_), \
+			 errmsg("element %d of the idempotency keys must not be %s", (number_), (what_)), \
+			 errhint("Pass only what can be a key: ARRAY(SELECT id FROM ... WHERE id <> '').")))
+
+#define error_null_element(number_) error_element(ERRCODE_NULL_VALUE_NOT_ALLOWED, number_, "null")
+#define error_empty_element(number_) \
+	error_element(ERRCODE_INVALID_PARAMETER_VALUE, number_, "empty")
+
+/* 22023 */
+#define error_empty(what_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be empty", (what_))))
+
+/* 22023: a number out of range; the limits are allowed */
+#define error_range(what_, lower_, upper_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("%s must be between %lld and %lld", (what_), (long long) (lower_), \
+					(long long) (upper_))))
+
+/* 22023: "text_" is shown, truncated */
+#define error_too_long(what_, text_, size_, limit_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("%s \"%s\" is too long", (what_), key_text_display(text_)), \
+			 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", (size_), (limit_)), \
+			 errhint("Use a hash of it instead.")))
+
+/* 22023 */
+#define error_no_scope(what_, key_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+		 errmsg("%s \"%s\" needs a scope", (what_), key_text_display(key_)), \
+		 errhint( \
+			 "\"idempotency.require_scope\" is on: pass a non-empty scope, such as the tenant " \
+			 "or the endpoint.")))
+
+/* 22023: of a claim, unless the key is NULL */
+#define error_interval(what_, interval_, key_, hint_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 (key_) != NULL ? errmsg("invalid %s \"%s\" for idempotency key \"%s\"", (what_), \
+									 (interval_), key_display(key_)) \
+							: errmsg("invalid %s \"%s\"", (what_), (interval_)), \
+			 errhint("%s", (hint_))))
+
+/* 22023 */
+#define error_array(ndim_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("idempotency keys must be a one-dimensional array"), \
+			 errdetail("The array has %d dimensions.", (ndim_))))
+
+/* 22023 */
+#define error_period(key_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("period of throttle key \"%s\" is out of range", key_text_display(key_)), \
+			 errhint("It must be from 1 millisecond to 10 years.")))
+
+/* 22023 */
+#define error_cost(key_, cost_, max_calls_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+		 errmsg("cost of throttle key \"%s\" must be at most max_calls", key_text_display(key_)), \
+		 errdetail("A call that costs %d would never be allowed with max_calls %d.", (cost_), \
+				   (max_calls_))))
+
+/* 22023 */
+#define error_job(name_, jobs_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unrecognized job \"%s\"", (name_)), \
+			 errhint("Jobs are %s.", (jobs_))))
 
 /*
  * 25000.  The functions are PARALLEL UNSAFE, but a function that calls them may be marked
@@ -81,6 +185,24 @@
 					key_display(key_)), \
 			 errhint("Roll back and retry the transaction; it then gets the stored result.")))
 
+/* 42883 */
+#define error_no_own_function(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_UNDEFINED_FUNCTION), \
+			 errmsg("function %s is not part of the installed extension", (name_)), \
+			 errhint("Run ALTER EXTENSION idempotency UPDATE.")))
+
+/* 42P01 */
+#define error_no_relation(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_UNDEFINED_TABLE), \
+			 errmsg("relation \"%s\" of extension \"idempotency\" does not exist", (name_)), \
+			 errhint("Run CREATE EXTENSION idempotency.")))
+
+/* 53200 */
+#define error_out_of_memory() \
+	ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")))
+
 /* 53200 */
 #define error_lock_table_full(key_) \
 	ereport( \
@@ -119,6 +241,45 @@
 			 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the " \
 					 "server; PostgreSQL 17 and later need no preload.")))
 
+/* 55000: a table or the sequence is not as the library needs it */
+#define hint_table_changed() \
+	errhint("Run ALTER EXTENSION idempotency UPDATE, and undo changes to the table made by hand.")
+
+#define error_columns(table_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("columns of table \"%s\" are not those that version %s of the library knows", \
+					(table_), IDEM_VERSION), \
+			 hint_table_changed()))
+
+#define error_column(column_, table_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("column \"%s\" of table \"%s\" is not what version %s of the library knows", \
+					(column_), (table_), IDEM_VERSION), \
+			 hint_table_changed()))
+
+#define error_no_primary_key(table_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+		 errmsg("table \"%s\" lacks its primary key", (table_)), \
+		 errhint("ALTER TABLE ... ADD PRIMARY KEY (digest) brings it back; until then nothing " \
+				 "could keep duplicates out.")))
+
+#define error_renamed(table_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("table \"%s\" was renamed or replaced", (table_)), \
+			 errhint("Retry the transaction.")))
+
+#define error_sequence_behind(sequence_, table_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+		 errmsg("sequence \"%s\" is behind the fences in table \"%s\"", (sequence_), (table_)), \
+		 errhint("Set it past max(fence) with setval(); logical replication does not copy it.")))
+
 /* 55P03: the transaction would wait for itself */
 #define error_own_claim(key_) \
 	ereport(ERROR, \
@@ -133,6 +294,12 @@
 			(errcode(ERRCODE_LOCK_NOT_AVAILABLE), \
 			 errmsg("idempotency key \"%s\" is under a running lease", key_display(key_)), \
 			 errhint("Retry when its holder has finished, or when the lease has run out.")))
+
+/* 55P03, in the words of the server */
+#define error_lock_timeout() \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_LOCK_NOT_AVAILABLE), errmsg("canceling statement due to lock timeout")))
 
 /* ID002 */
 #define error_mismatch(key_) \
@@ -224,5 +391,16 @@
 		(errcode(ERRCODE_IDEM_FINISHED), \
 		 errmsg("idempotency key \"%s\" is at phase \"%s\" already", key_display(key_), (phase_)), \
 		 errhint("Roll back: this transaction was committed before.")))
+
+/* XX000 */
+#define error_random() \
+	ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")))
+
+/* XX001 */
+#define error_fingerprint_size(table_, size_, expected_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_DATA_CORRUPTED), \
+			 errmsg("fingerprint in table \"%s\" has %d bytes, not %d", (table_), (size_), \
+					(expected_))))
 
 #endif /* IDEM_ERRORS_H */

@@ -106,9 +106,7 @@ find_job(const char *name)
 	initStringInfo(&known);
 	for (int i = 0; i < lengthof(jobs); i++)
 		appendStringInfo(&known, "%s%s", i > 0 ? ", " : "", jobs[i].name);
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unrecognized job \"%s\"", name),
-			 errhint("Jobs are %s.", known.data)));
+	error_job(name, known.data);
 }
 
 static void

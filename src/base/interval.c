@@ -38,17 +38,6 @@ interval_display(const Interval *i)
 	return DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(i)));
 }
 
-static void
-error_interval(const Interval *i, const char *what, const IdemKey *key, const char *hint)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 key != NULL ? errmsg("invalid %s \"%s\" for idempotency key \"%s\"", what,
-								  interval_display(i), key_display(key))
-						 : errmsg("invalid %s \"%s\"", what, interval_display(i)),
-			 errhint("%s", hint)));
-}
-
 /* Warn once per statement: an interval may be checked several times, and for each row. */
 static void
 warn_odd(const Interval *i, const char *what, const IdemKey *key)
@@ -76,7 +65,8 @@ ttl_after(TimestampTz from, const Interval *ttl, const char *what, const IdemKey
 	if (usecs > ODD_YEARS * USECS_PER_YEAR && ttl->month < FOREVER_YEARS * MONTHS_PER_YEAR)
 		warn_odd(ttl, what, key);
 	if (usecs <= 0)
-		error_interval(ttl, what, key, "Give an interval that is longer than nothing.");
+		error_interval(what, interval_display(ttl), key,
+					   "Give an interval that is longer than nothing.");
 	if (TIMESTAMP_IS_NOEND(from) || usecs >= FOREVER_YEARS * USECS_PER_YEAR)
 		return DT_NOEND;
 	if (pg_add_s64_overflow(from, (int64) usecs, &result) || !IS_VALID_TIMESTAMP(result))
@@ -100,6 +90,6 @@ ttl_wait_until(TimestampTz from, const Interval *wait, const IdemKey *key)
 	int128 usecs = ttl_usecs(wait);
 
 	if (usecs < 0)
-		error_interval(wait, "wait", key, "Give an interval of zero or more.");
+		error_interval("wait", interval_display(wait), key, "Give an interval of zero or more.");
 	return usecs == 0 ? from : ttl_after(from, wait, "wait", key);
 }

@@ -46,14 +46,9 @@ static void
 check_length(const char *what, text *t, int len, int min)
 {
 	if (len < min)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be empty", what)));
+		error_empty(what);
 	if (len > KEY_MAX_BYTES)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s \"%s\" is too long", what, key_text_display(t)),
-				 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", len, KEY_MAX_BYTES),
-				 errhint("Use a hash of it instead.")));
+		error_too_long(what, t, len, KEY_MAX_BYTES);
 }
 
 const char *
@@ -110,13 +105,7 @@ void
 key_require_scope(const char *what, text *key, text *scope)
 {
 	if (idem_require_scope && VARSIZE_ANY_EXHDR(scope) == 0)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("%s \"%s\" needs a scope", what, key_text_display(key)),
-			 errhint(
-				 "\"idempotency.require_scope\" is on: pass a non-empty scope, such as the tenant "
-				 "or the endpoint, or set \"idempotency.default_scope\".")));
+		error_no_scope(what, key);
 }
 
 void

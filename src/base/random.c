@@ -7,14 +7,14 @@
  */
 #include "postgres.h"
 
+#include "base/errors.h"
 #include "base/random.h"
 
 void
 random_bytes(void *out, size_t len)
 {
 	if (!pg_strong_random(out, len))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+		error_random();
 }
 
 bool

@@ -28,6 +28,7 @@
 #include "utils/reltrigger.h"
 
 #include "base/compat.h"
+#include "base/errors.h"
 #include "base/relation.h"
 
 #define MAX_PARAMS 16
@@ -70,10 +71,7 @@ relation_find(const char *name)
 	if (OidIsValid(extension))
 		relid = get_relname_relid(name, extension_schema(extension));
 	if (!OidIsValid(relid) || getExtensionOfObject(RelationRelationId, relid) != extension)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation \"%s\" of extension \"%s\" does not exist", name, EXTENSION_NAME),
-				 errhint("Run CREATE EXTENSION %s.", EXTENSION_NAME)));
+		error_no_relation(name);
 	return relid;
 }
 
@@ -91,12 +89,7 @@ purpose(const char *name)
 void
 relation_refuse(const char *name, const char *detail)
 {
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		 errmsg("cannot keep %s in table \"%s\"", purpose(name), name), errdetail("%s", detail),
-		 errhint(
-			 "The table must stay the plain, logged, local table that CREATE EXTENSION made.")));
+	error_unfit_table(purpose(name), name, detail);
 }
 
 /* Most of these triggers come from tools that put a trigger on every table. */
@@ -105,15 +98,9 @@ refuse_trigger(Relation rel, const char *trigger)
 {
 	const char *name = RelationGetRelationName(rel);
 
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		 errmsg("cannot keep %s in table \"%s\"", purpose(name), name),
-		 errdetail("It has the trigger \"%s\", which would not fire.", trigger),
-		 errhint("Run DROP TRIGGER %s ON %s, and exclude the extension's tables from whatever "
-				 "created it; pg_repack and audit tools create such triggers.",
-				 quote_identifier(trigger),
-				 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), name))));
+	error_unfit_trigger(
+		purpose(name), name, trigger,
+		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)), name));
 }
 
 /*
@@ -221,11 +208,7 @@ check_relations(OwnSql *sql, SPIPlanPtr plan)
 	foreach(source, SPI_plan_get_plan_sources(plan))
 		foreach(oid, ((CachedPlanSource *) lfirst(source))->relationOids)
 			if (lfirst_oid(oid) != RelationGetRelid(sql->rel))
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("table \"%s\" was renamed or replaced",
-								RelationGetRelationName(sql->rel)),
-						 errhint("Retry the transaction.")));
+				error_renamed(RelationGetRelationName(sql->rel));
 }
 
 uint64
@@ -271,15 +254,9 @@ own_sql_change(OwnSql *sql, const char *format, int nparams, const OwnParam *par
 }
 
 pg_noreturn static void
-error_column(OwnSql *sql, int number)
+refuse_column(OwnSql *sql, int number)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("column \"%s\" of table \"%s\" is not what version %s of the library knows",
-					SPI_fname(SPI_tuptable->tupdesc, number), RelationGetRelationName(sql->rel),
-					IDEM_VERSION),
-			 errhint("Run ALTER EXTENSION %s UPDATE, and undo changes to the table made by hand.",
-					 EXTENSION_NAME)));
+	error_column(SPI_fname(SPI_tuptable->tupdesc, number), RelationGetRelationName(sql->rel));
 }
 
 bool
@@ -292,7 +269,7 @@ own_sql_column(OwnSql *sql, int number, Oid type, Datum *value)
 	Datum d;
 
 	if (att->atttypid != type)
-		error_column(sql, number);
+		refuse_column(sql, number);
 	d = SPI_getbinval(SPI_tuptable->vals[0], desc, number, &isnull);
 	if (isnull)
 		return false;
@@ -311,7 +288,7 @@ own_sql_value(OwnSql *sql, int number, Oid type)
 	Datum value = (Datum) 0;
 
 	if (!own_sql_column(sql, number, type, &value))
-		error_column(sql, number);
+		refuse_column(sql, number);
 	return value;
 }
 

@@ -54,12 +54,6 @@ by_position(const void *a, const void *b)
 	return x->position < y->position ? -1 : 1;
 }
 
-#define error_element(number_, errcode_, what_) \
-	ereport(ERROR, \
-			(errcode(errcode_), \
-			 errmsg("element %d of the idempotency keys must not be %s", (number_), (what_)), \
-			 errhint("Pass only what can be a key: ARRAY(SELECT id FROM ... WHERE id <> '').")))
-
 /*
  * Name the bad element of a batch in the error.  The conversion to UTF-8 is needed only if
  * it could make the key too long; key_make() checks every key anyway.
@@ -70,7 +64,7 @@ check_element(text *element, int number)
 	int len = VARSIZE_ANY_EXHDR(element);
 
 	if (len == 0)
-		error_element(number, ERRCODE_INVALID_PARAMETER_VALUE, "empty");
+		error_empty_element(number);
 	if (len > KEY_MAX_BYTES / MAX_CONVERSION_GROWTH)
 		(void) key_utf8(psprintf("element %d of the idempotency keys", number), element, 1, &len);
 }
@@ -84,10 +78,7 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	bool *isnull;
 
 	if (ARR_NDIM(array) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("idempotency keys must be a one-dimensional array"),
-				 errdetail("The array has %d dimensions.", ARR_NDIM(array))));
+		error_array(ARR_NDIM(array));
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elems, &isnull, nkeys);
 
 	batch = MemoryContextAllocHuge(CurrentMemoryContext, Max(*nkeys, 1) * sizeof(BatchKey));
@@ -95,7 +86,7 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (isnull[i])
-			error_element(i + 1, ERRCODE_NULL_VALUE_NOT_ALLOWED, "null");
+			error_null_element(i + 1);
 		check_element(DatumGetTextPP(elems[i]), i + 1);
 		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
 		batch[i].position = i;

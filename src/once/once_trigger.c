@@ -23,11 +23,11 @@
  *
  * BEFORE: the source's BEFORE UPDATE trigger has just fired for the same row.  It has claimed
  * a key that changed.  If the row is to move, it has also left the row and its keys in its
- * Guard.  A Guard belongs to one source of one running statement, which moves one row at a
- * time.  A target without the trigger leaves that row in the Guard, so check that the row at
- * hand belongs in this partition.  The source's trigger may not have fired, for want of the
- * event or because of a WHEN; so before a row is dropped, the partitions are searched here as
- * well.  A row that is being moved is never dropped, since that would delete it.
+ * OnceInfo, which belongs to one source of one running statement, which moves one row at a
+ * time.  A target without the trigger leaves that row there, so check that the row at hand
+ * belongs in this partition.  The source's trigger may not have fired, for want of the event
+ * or because of a WHEN; so before a row is dropped, the partitions are searched here as well.
+ * A row that is being moved is never dropped, since that would delete it.
  *
  *-------------------------------------------------------------------------
  */
@@ -63,6 +63,7 @@
 #include "base/qualified_name.h"
 #include "base/sha256.h"
 #include "claim/claim.h"
+#include "once/errors.h"
 #include "once/partition_move.h"
 #include "once/row_key.h"
 
@@ -96,7 +97,7 @@ typedef struct Bounds
 } Bounds;
 
 /* What a trigger on one table is to do, for one statement. */
-typedef struct Guard
+typedef struct OnceInfo
 {
 	Oid relid;
 	bool skip;
@@ -109,7 +110,7 @@ typedef struct Guard
 	Bounds bounds;	  /* of a partition */
 
 	/* the row that its BEFORE UPDATE trigger has seen last, if it is to move */
-	dlist_node node; /* in "guards", while it is there */
+	dlist_node node; /* in "movers", while it is there */
 	bool listed;
 	bool in_hand;
 	ItemPointerData old;
@@ -117,42 +118,15 @@ typedef struct Guard
 	text **new_keys;
 	MemoryContext hand; /* of these two */
 	MemoryContext context;
-} Guard;
+} OnceInfo;
 
 /* those of partitions that are being updated under "skip" */
-static dlist_head guards = DLIST_STATIC_INIT(guards);
+static dlist_head movers = DLIST_STATIC_INIT(movers);
 
 /* ------------------------------------------------------------------------
  * Arguments
  * ------------------------------------------------------------------------
  */
-
-#define ON_TABLE "trigger \"%s\" on table \"%s\""
-#define trigger_and_table(trigdata) \
-	(trigdata)->tg_trigger->tgname, RelationGetRelationName((trigdata)->tg_relation)
-
-#define error_fired(trigdata, how) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED), \
-			 errmsg(ON_TABLE " must be fired %s", trigger_and_table(trigdata), (how)), \
-			 errhint("Create it as AFTER ... FOR EACH ROW, or with 'skip' as BEFORE ... FOR EACH " \
-					 "ROW.")))
-
-#define error_argument(trigdata, what, value, why) \
-	ereport( \
-		ERROR, \
-		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-		 errmsg(ON_TABLE " has the invalid %s \"%s\"", trigger_and_table(trigdata), (what), \
-				(value)), \
-		 errdetail("%s", (why)), \
-		 errhint("Its arguments are columns, ttl, 'raise' or 'skip', and scope; several lists " \
-				 "of columns are separated by semicolons, and so are their scopes.")))
-
-#define error_table(trigdata, kind) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
-			 errmsg(ON_TABLE " cannot guard a %s", trigger_and_table(trigdata), (kind)), \
-			 errdetail("Rows and keys would not commit together.")))
 
 /* An argument that was given: neither '' nor NULL, which arrives as a word. */
 static const char *
@@ -167,21 +141,21 @@ get_argument(TriggerData *trigdata, int n)
 }
 
 static void
-get_ttl(TriggerData *trigdata, Guard *guard)
+get_ttl(TriggerData *trigdata, OnceInfo *info)
 {
 	const char *value = get_argument(trigdata, ARG_TTL);
 	MemoryContext context = CurrentMemoryContext;
 
-	guard->has_ttl = value != NULL;
+	info->has_ttl = value != NULL;
 	if (value == NULL)
 		return;
 
 	/* what is no interval raises 22007, and does not name the trigger */
 	PG_TRY();
 	{
-		guard->ttl = *DatumGetIntervalP(DirectFunctionCall3(
+		info->ttl = *DatumGetIntervalP(DirectFunctionCall3(
 			interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-		(void) ttl_after(GetCurrentTimestamp(), &guard->ttl, "ttl", NULL);
+		(void) ttl_after(GetCurrentTimestamp(), &info->ttl, "ttl", NULL);
 	}
 	PG_CATCH();
 	{
@@ -200,19 +174,19 @@ get_ttl(TriggerData *trigdata, Guard *guard)
 }
 
 static void
-get_mode(TriggerData *trigdata, Guard *guard)
+get_mode(TriggerData *trigdata, OnceInfo *info)
 {
 	const char *value = get_argument(trigdata, ARG_MODE);
 
-	guard->skip = value != NULL && strcmp(value, "skip") == 0;
-	if (value != NULL && !guard->skip && strcmp(value, "raise") != 0)
+	info->skip = value != NULL && strcmp(value, "skip") == 0;
+	if (value != NULL && !info->skip && strcmp(value, "raise") != 0)
 		error_argument(trigdata, "mode", value, "It is neither 'raise' nor 'skip'.");
 
 	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 		error_fired(trigdata, "for each row");
-	if (guard->skip && !TRIGGER_FIRED_BEFORE(trigdata->tg_event))
+	if (info->skip && !TRIGGER_FIRED_BEFORE(trigdata->tg_event))
 		error_fired(trigdata, "BEFORE, as its mode is 'skip'");
-	if (!guard->skip && !TRIGGER_FIRED_AFTER(trigdata->tg_event))
+	if (!info->skip && !TRIGGER_FIRED_AFTER(trigdata->tg_event))
 		error_fired(trigdata, "AFTER, as its mode is 'raise'");
 }
 
@@ -226,9 +200,9 @@ has_value(Form_pg_attribute att, bool before)
 
 /* The table, or the root of the partitions: a key holds in all of them. */
 static Oid
-guard_table(const Guard *guard)
+once_table(const OnceInfo *info)
 {
-	return OidIsValid(guard->moved.root) ? guard->moved.root : guard->relid;
+	return OidIsValid(info->moved.root) ? info->moved.root : info->relid;
 }
 
 /* The parts between semicolons, without blanks around; "quoted": not in double quotes. */
@@ -345,11 +319,7 @@ get_columns(TriggerData *trigdata, KeyList *list, bool before)
 	const char *missing;
 
 	if (!rowkey_make(&list->key, rel, list->columns, &missing))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg(ON_TABLE " needs column \"%s\", which does not exist",
-						trigger_and_table(trigdata), missing),
-				 errhint("If the column was renamed, create the trigger anew.")));
+		error_no_column(trigdata, missing);
 
 	for (int i = 0; i < list->key.ncolumns; i++)
 	{
@@ -357,31 +327,27 @@ get_columns(TriggerData *trigdata, KeyList *list, bool before)
 			TupleDescAttr(RelationGetDescr(rel), list->key.columns[i].number - 1);
 
 		if (!has_value(att, before))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg(ON_TABLE " cannot read the generated column \"%s\"",
-							trigger_and_table(trigdata), NameStr(att->attname)),
-					 errdetail("It has no value yet when the trigger fires.")));
+			error_generated_column(trigdata, NameStr(att->attname));
 	}
 }
 
 static void
-get_lists(TriggerData *trigdata, Guard *guard)
+get_lists(TriggerData *trigdata, OnceInfo *info)
 {
 	const char *columns = get_argument(trigdata, ARG_COLUMNS);
 	const char *scope = get_argument(trigdata, ARG_SCOPE);
 	const char *wrong;
 	const char *why;
 
-	if (!parse_lists(columns == NULL ? "" : columns, scope, guard_table(guard), &guard->lists,
-					 &guard->nlists, &wrong, &why))
+	if (!parse_lists(columns == NULL ? "" : columns, scope, once_table(info), &info->lists,
+					 &info->nlists, &wrong, &why))
 		error_argument(trigdata, wrong,
 					   strcmp(wrong, "list of scopes") == 0 ? scope
 						   : columns == NULL				? ""
 															: columns,
 					   why);
-	for (int i = 0; i < guard->nlists; i++)
-		get_columns(trigdata, &guard->lists[i], guard->skip);
+	for (int i = 0; i < info->nlists; i++)
+		get_columns(trigdata, &info->lists[i], info->skip);
 }
 
 static bool
@@ -397,7 +363,7 @@ same_columns(const KeyList *x, const KeyList *y)
 }
 
 static void
-check_other_trigger(TriggerData *trigdata, Guard *guard, TriggerData *other)
+check_other_trigger(TriggerData *trigdata, OnceInfo *info, TriggerData *other)
 {
 	const char *wrong;
 	const char *why;
@@ -405,18 +371,13 @@ check_other_trigger(TriggerData *trigdata, Guard *guard, TriggerData *other)
 	int nlists;
 
 	if (!parse_lists(other->tg_trigger->tgargs[ARG_COLUMNS], get_argument(other, ARG_SCOPE),
-					 guard_table(guard), &lists, &nlists, &wrong, &why))
+					 once_table(info), &lists, &nlists, &wrong, &why))
 		return;
 	for (int i = 0; i < nlists; i++)
-		for (int j = 0; j < guard->nlists; j++)
-			if (!same_columns(&lists[i], &guard->lists[j]) &&
-				key_same_text(lists[i].scope, guard->lists[j].scope))
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg(ON_TABLE " has the same scope as trigger \"%s\"",
-								trigger_and_table(trigdata), other->tg_trigger->tgname),
-						 errdetail("Keys of different columns would be taken for each other."),
-						 errhint("Give one of them a scope of its own, as the fourth argument.")));
+		for (int j = 0; j < info->nlists; j++)
+			if (!same_columns(&lists[i], &info->lists[j]) &&
+				key_same_text(lists[i].scope, info->lists[j].scope))
+				error_same_scope(trigdata, other);
 }
 
 /*
@@ -424,7 +385,7 @@ check_other_trigger(TriggerData *trigdata, Guard *guard, TriggerData *other)
  * same columns are the same keys: such triggers may share the events.
  */
 static void
-check_other_triggers(TriggerData *trigdata, Guard *guard)
+check_other_triggers(TriggerData *trigdata, OnceInfo *info)
 {
 	TriggerDesc *triggers = trigdata->tg_relation->trigdesc;
 
@@ -435,7 +396,7 @@ check_other_triggers(TriggerData *trigdata, Guard *guard)
 		other.tg_trigger = &triggers->triggers[i];
 		if (other.tg_trigger->tgfoid == trigdata->tg_trigger->tgfoid &&
 			other.tg_trigger->tgnargs > 0)
-			check_other_trigger(trigdata, guard, &other);
+			check_other_trigger(trigdata, info, &other);
 	}
 }
 
@@ -458,13 +419,13 @@ other_row_key(void *arg, Relation rel, HeapTuple row, IdemKey *key)
 }
 
 static void
-unlist_guard(void *arg)
+unlist_mover(void *arg)
 {
-	Guard *guard = arg;
+	OnceInfo *info = arg;
 
-	if (guard->listed)
-		dlist_delete(&guard->node);
-	guard->listed = false;
+	if (info->listed)
+		dlist_delete(&info->node);
+	info->listed = false;
 }
 
 static void
@@ -492,20 +453,20 @@ hash_list(uint8 hash[PG_SHA256_DIGEST_LENGTH], const KeyList *list)
 
 /*
  * The same for the triggers of all partitions, another for one of other keys: of each
- * of a guard's lists, and of the guard, whose identity is made of theirs.
+ * of a info's lists, and of the info, whose identity is made of theirs.
  */
 static void
-set_identities(Guard *guard)
+set_identities(OnceInfo *info)
 {
 	uint8 hash[PG_SHA256_DIGEST_LENGTH];
 	Sha256 *all;
 
-	for (int i = 0; i < guard->nlists; i++)
+	for (int i = 0; i < info->nlists; i++)
 	{
-		KeyList *list = &guard->lists[i];
+		KeyList *list = &info->lists[i];
 
 		hash_list(hash, list);
-		list->moved.root = guard->moved.root;
+		list->moved.root = info->moved.root;
 		memcpy(list->moved.identity.data, hash, UUID_LEN);
 		list->moved.make_key = other_row_key;
 		list->moved.arg = list;
@@ -513,47 +474,47 @@ set_identities(Guard *guard)
 
 	/* one hash at a time */
 	all = sha256_start();
-	for (int i = 0; i < guard->nlists; i++)
-		sha256_bytes(all, guard->lists[i].moved.identity.data, UUID_LEN);
+	for (int i = 0; i < info->nlists; i++)
+		sha256_bytes(all, info->lists[i].moved.identity.data, UUID_LEN);
 	sha256_finish(all, hash);
-	memcpy(guard->moved.identity.data, hash, UUID_LEN);
+	memcpy(info->moved.identity.data, hash, UUID_LEN);
 }
 
-static Guard *
-make_guard(TriggerData *trigdata, MemoryContext context)
+static OnceInfo *
+make_info(TriggerData *trigdata, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Relation rel = trigdata->tg_relation;
-	Guard *guard = palloc0(sizeof(Guard));
+	OnceInfo *info = palloc0(sizeof(OnceInfo));
 	MemoryContextCallback *callback = palloc0(sizeof(MemoryContextCallback));
 	List *ancestors = NIL;
 
-	guard->context = context;
-	guard->relid = RelationGetRelid(rel);
+	info->context = context;
+	info->relid = RelationGetRelid(rel);
 	/* none, if it is being detached */
 	if (rel->rd_rel->relispartition)
-		ancestors = get_partition_ancestors(guard->relid);
+		ancestors = get_partition_ancestors(info->relid);
 	if (ancestors != NIL)
-		guard->moved.root = llast_oid(ancestors);
-	if (trigdata->tg_trigger->tgdeferrable && OidIsValid(guard->moved.root) &&
+		info->moved.root = llast_oid(ancestors);
+	if (trigdata->tg_trigger->tgdeferrable && OidIsValid(info->moved.root) &&
 		TRIGGER_FOR_INSERT(trigdata->tg_trigger->tgtype) &&
 		!TRIGGER_FOR_DELETE(trigdata->tg_trigger->tgtype))
 		error_fired(trigdata, "by DELETE as well, as it is deferrable and on a partition");
 	if (trigdata->tg_trigger->tgnargs > MAX_ARGS)
 		error_argument(trigdata, "argument", trigdata->tg_trigger->tgargs[MAX_ARGS],
 					   psprintf("There are %d arguments at most.", MAX_ARGS));
-	get_mode(trigdata, guard);
+	get_mode(trigdata, info);
 	check_table(trigdata);
-	get_ttl(trigdata, guard);
-	get_lists(trigdata, guard);
-	check_other_triggers(trigdata, guard);
-	set_identities(guard);
+	get_ttl(trigdata, info);
+	get_lists(trigdata, info);
+	check_other_triggers(trigdata, info);
+	set_identities(info);
 
-	callback->func = unlist_guard;
-	callback->arg = guard;
+	callback->func = unlist_mover;
+	callback->arg = info;
 	MemoryContextRegisterResetCallback(context, callback);
 	MemoryContextSwitchTo(old);
-	return guard;
+	return info;
 }
 
 /* ------------------------------------------------------------------------
@@ -562,27 +523,22 @@ make_guard(TriggerData *trigdata, MemoryContext context)
  */
 
 static void
-make_request(Guard *guard, KeyList *list, text *key, ClaimRequest *request)
+make_request(OnceInfo *info, KeyList *list, text *key, ClaimRequest *request)
 {
 	/* of several columns, none is */
 	if (VARSIZE_ANY_EXHDR(key) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("column \"%s\" of table \"%s\" must not be empty",
-						(char *) linitial(list->columns), get_rel_name(guard->relid)),
-				 errdetail("Its value is the row's idempotency key."),
-				 errhint("Rows that need no key have NULL there.")));
-	claim_request(request, key, list->scope, guard->has_ttl ? &guard->ttl : NULL);
+		error_empty_column((char *) linitial(list->columns), get_rel_name(info->relid));
+	claim_request(request, key, list->scope, info->has_ttl ? &info->ttl : NULL);
 }
 
 /* A row's keys, one for each list; NULL: none. */
 static text **
-row_keys(Guard *guard, Relation rel, HeapTuple row)
+row_keys(OnceInfo *info, Relation rel, HeapTuple row)
 {
-	text **keys = palloc_array(text *, guard->nlists);
+	text **keys = palloc_array(text *, info->nlists);
 
-	for (int i = 0; i < guard->nlists; i++)
-		keys[i] = rowkey_text(&guard->lists[i].key, rel, row);
+	for (int i = 0; i < info->nlists; i++)
+		keys[i] = rowkey_text(&info->lists[i].key, rel, row);
 	return keys;
 }
 
@@ -603,17 +559,17 @@ by_digest(const void *a, const void *b)
 
 /* Of the keys that are not NULL, in the order in which they are claimed. */
 static ListRequest *
-list_requests(Guard *guard, text **keys, int *n)
+list_requests(OnceInfo *info, text **keys, int *n)
 {
-	ListRequest *requests = palloc_array(ListRequest, guard->nlists);
+	ListRequest *requests = palloc_array(ListRequest, info->nlists);
 
 	*n = 0;
-	for (int i = 0; i < guard->nlists; i++)
+	for (int i = 0; i < info->nlists; i++)
 	{
 		if (keys[i] == NULL)
 			continue;
-		requests[*n].list = &guard->lists[i];
-		make_request(guard, &guard->lists[i], keys[i], &requests[*n].request);
+		requests[*n].list = &info->lists[i];
+		make_request(info, &info->lists[i], keys[i], &requests[*n].request);
 		(*n)++;
 	}
 	qsort(requests, *n, sizeof(ListRequest), by_digest);
@@ -688,10 +644,10 @@ take_back(const IdemKey *key)
  * In between, somebody else may take one, whether it was looked up or not.
  */
 static ListRequest *
-claim_keys(Guard *guard, text **keys)
+claim_keys(OnceInfo *info, text **keys)
 {
 	int n;
-	ListRequest *requests = list_requests(guard, keys, &n);
+	ListRequest *requests = list_requests(info, keys, &n);
 	bool take_over = false;
 	int claimed;
 
@@ -741,9 +697,9 @@ column_list(const KeyList *list)
  * from a default.  A unique index tells under the same conditions.
  */
 static bool
-may_see_key(Guard *guard, const KeyList *list)
+may_see_key(OnceInfo *info, const KeyList *list)
 {
-	Oid table = guard_table(guard);
+	Oid table = once_table(info);
 	Oid user = GetUserId();
 	ListCell *lc;
 
@@ -758,24 +714,14 @@ may_see_key(Guard *guard, const KeyList *list)
 	return true;
 }
 
-/* Report it as a unique index does, so that ORMs and drivers recognise it. */
 pg_noreturn static void
-error_duplicate(TriggerData *trigdata, Guard *guard, KeyList *list, HeapTuple row)
+refuse_duplicate(TriggerData *trigdata, OnceInfo *info, KeyList *list, HeapTuple row)
 {
-	Relation rel = trigdata->tg_relation;
+	bool shown = may_see_key(info, list);
+	const char *columns = shown ? column_list(list) : NULL;
+	const char *values = shown ? rowkey_display(&list->key, trigdata->tg_relation, row) : NULL;
 
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_UNIQUE_VIOLATION),
-		 errmsg("duplicate key value violates unique constraint \"%s\"",
-				trigdata->tg_trigger->tgname),
-		 may_see_key(guard, list) ? errdetail("Key (%s)=(%s) already exists.", column_list(list),
-											  rowkey_display(&list->key, rel, row))
-								  : 0,
-		 errhint("Trigger \"%s\" remembers a key until it expires, even if its row was deleted; "
-				 "idem_forget() frees it. ON CONFLICT does not apply to it.",
-				 trigdata->tg_trigger->tgname),
-		 errtableconstraint(rel, trigdata->tg_trigger->tgname)));
+	error_duplicate(trigdata, columns, values);
 }
 
 /* AFTER: a row that was moved here is not a duplicate. */
@@ -793,10 +739,10 @@ was_moved(TriggerData *trigdata, KeyList *list, const IdemKey *key, HeapTuple ro
 
 /* AFTER INSERT or UPDATE: "keys" are those of the row that are to be claimed. */
 static void
-raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
+raise_duplicate(TriggerData *trigdata, OnceInfo *info, text **keys, HeapTuple row)
 {
 	int n;
-	ListRequest *requests = list_requests(guard, keys, &n);
+	ListRequest *requests = list_requests(info, keys, &n);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -804,19 +750,19 @@ raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
 
 		if (!claim_once(request, false) &&
 			!was_moved(trigdata, requests[i].list, &request->key, row))
-			error_duplicate(trigdata, guard, requests[i].list, row);
+			refuse_duplicate(trigdata, info, requests[i].list, row);
 	}
 }
 
 /* AFTER DELETE: a row that only moves may come back. */
 static void
-let_go(TriggerData *trigdata, Guard *guard, HeapTuple row)
+let_go(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
 {
-	if (!OidIsValid(guard->moved.root) || !moved_is(row))
+	if (!OidIsValid(info->moved.root) || !moved_is(row))
 		return;
-	for (int i = 0; i < guard->nlists; i++)
+	for (int i = 0; i < info->nlists; i++)
 	{
-		KeyList *list = &guard->lists[i];
+		KeyList *list = &info->lists[i];
 		text *t = rowkey_text(&list->key, trigdata->tg_relation, row);
 		IdemKey key;
 
@@ -855,7 +801,7 @@ fires_before(const Trigger *trigger, int16 event)
  * give it other ones.
  */
 static void
-check_fires_last(TriggerData *trigdata, Guard *guard)
+check_fires_last(TriggerData *trigdata, OnceInfo *info)
 {
 	TriggerDesc *triggers = trigdata->tg_relation->trigdesc;
 	TriggerEvent operation = trigdata->tg_event & TRIGGER_EVENT_OPMASK;
@@ -864,7 +810,7 @@ check_fires_last(TriggerData *trigdata, Guard *guard)
 	bool after_ours = false;
 
 	/* INSERT is 0 */
-	if ((guard->checked & (1 << operation)) != 0)
+	if ((info->checked & (1 << operation)) != 0)
 		return;
 	/* triggers are sorted by name */
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
@@ -874,20 +820,9 @@ check_fires_last(TriggerData *trigdata, Guard *guard)
 		if (other->tgoid == trigdata->tg_trigger->tgoid)
 			after_ours = true;
 		else if (after_ours && fires_before(other, event))
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg(ON_TABLE " must be fired last, and trigger \"%s\" is fired after it",
-						trigger_and_table(trigdata), other->tgname),
-				 errdetail("That trigger could drop or change a row whose key is claimed."),
-				 other->tgfoid == trigdata->tg_trigger->tgfoid
-					 ? errhint("Create one trigger with the columns of both, separated by a "
-							   "semicolon.")
-					 : errhint("BEFORE %s triggers are fired in the order of their names: rename "
-							   "one with ALTER TRIGGER.",
-							   insert ? "INSERT" : "UPDATE")));
+			error_not_last(trigdata, other, insert ? "INSERT" : "UPDATE");
 	}
-	guard->checked |= 1 << operation;
+	info->checked |= 1 << operation;
 }
 
 /* BEFORE UPDATE of a row that is to move, to a key that is new. */
@@ -899,13 +834,7 @@ check_not_kept(TriggerData *trigdata)
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 		if (triggers->triggers[i].tgfoid != trigdata->tg_trigger->tgfoid &&
 			fires_before(&triggers->triggers[i], TRIGGER_TYPE_DELETE))
-			ereport(ERROR,
-					(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-					 errmsg(ON_TABLE " must be fired last, and trigger \"%s\" is fired after it",
-							trigger_and_table(trigdata), triggers->triggers[i].tgname),
-					 errdetail("A row that moves to another partition is deleted here, which that "
-							   "trigger could prevent when the row's new key is claimed."),
-					 errhint("Change the key and the partition in two commands.")));
+			error_not_last_on_delete(trigdata, &triggers->triggers[i]);
 }
 
 /* ------------------------------------------------------------------------
@@ -915,15 +844,15 @@ check_not_kept(TriggerData *trigdata)
 
 /* Is a row, in this partition's row type, within its bounds? */
 static bool
-is_within(Guard *guard, Relation rel, HeapTuple row)
+is_within(OnceInfo *info, Relation rel, HeapTuple row)
 {
-	Bounds *bounds = &guard->bounds;
+	Bounds *bounds = &info->bounds;
 	ExprContext *econtext;
 	bool within;
 
 	if (bounds->estate == NULL)
 	{
-		MemoryContext old = MemoryContextSwitchTo(guard->context);
+		MemoryContext old = MemoryContextSwitchTo(info->context);
 
 		bounds->slot =
 			MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(rel)), &TTSOpsHeapTuple);
@@ -942,18 +871,18 @@ is_within(Guard *guard, Relation rel, HeapTuple row)
 
 /* Would the row that "mover" has in hand be in this partition? */
 static bool
-comes_here(Guard *mover, Guard *guard, Relation rel)
+comes_here(OnceInfo *mover, OnceInfo *info, Relation rel)
 {
 	TupleConversionMap *map =
 		convert_tuples_by_name(mover->bounds.slot->tts_tupleDescriptor, RelationGetDescr(rel));
 
-	return is_within(guard, rel,
+	return is_within(info, rel,
 					 map == NULL ? mover->new_row : execute_attr_map_tuple(mover->new_row, map));
 }
 
 /* A row that has moved to where no trigger asks for it. */
 static void
-settle(Guard *mover)
+settle(OnceInfo *mover)
 {
 	if (mover->in_hand && moved_from(mover->relid, &mover->old))
 		moved_let_pass(&mover->moved);
@@ -961,22 +890,22 @@ settle(Guard *mover)
 }
 
 /* BEFORE INSERT: the update that is moving a row to here, if its trigger has fired. */
-static Guard *
-find_mover(Guard *guard, Relation rel)
+static OnceInfo *
+find_mover(OnceInfo *info, Relation rel)
 {
 	dlist_iter iter;
 
-	if (!OidIsValid(guard->moved.root))
+	if (!OidIsValid(info->moved.root))
 		return NULL;
-	dlist_foreach(iter, &guards)
+	dlist_foreach(iter, &movers)
 	{
-		Guard *mover = dlist_container(Guard, node, iter.cur);
+		OnceInfo *mover = dlist_container(OnceInfo, node, iter.cur);
 
-		if (mover->in_hand && mover->moved.root == guard->moved.root &&
-			memcmp(&mover->moved.identity, &guard->moved.identity, UUID_LEN) == 0 &&
+		if (mover->in_hand && mover->moved.root == info->moved.root &&
+			memcmp(&mover->moved.identity, &info->moved.identity, UUID_LEN) == 0 &&
 			moved_from(mover->relid, &mover->old))
 		{
-			if (comes_here(mover, guard, rel))
+			if (comes_here(mover, info, rel))
 				return mover;
 			settle(mover);
 		}
@@ -989,27 +918,19 @@ find_mover(Guard *guard, Relation rel)
  * told: better an error than a lost row.
  */
 static void
-check_not_moving(TriggerData *trigdata, Guard *guard, const IdemKey *key)
+check_not_moving(TriggerData *trigdata, OnceInfo *info, const IdemKey *key)
 {
-	if (OidIsValid(guard->moved.root) && moved_more(&guard->moved))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-			 errmsg(ON_TABLE " might lose a row that moves to here", trigger_and_table(trigdata)),
-			 errdetail("No BEFORE UPDATE trigger of idem_once() has let the row pass that is "
-					   "inserted under idempotency key \"%s\".",
-					   key_display(key)),
-			 errhint("Create it as BEFORE INSERT OR UPDATE, without a list of columns and "
-					 "without WHEN, on all partitions.")));
+	if (OidIsValid(info->moved.root) && moved_more(&info->moved))
+		error_might_lose_row(trigdata, key);
 }
 
 /* The keys that "row" has and the other one has not. */
 static text **
-new_keys(Guard *guard, text **keys, text **others)
+new_keys(OnceInfo *info, text **keys, text **others)
 {
-	text **result = palloc0_array(text *, guard->nlists);
+	text **result = palloc0_array(text *, info->nlists);
 
-	for (int i = 0; i < guard->nlists; i++)
+	for (int i = 0; i < info->nlists; i++)
 		if (others == NULL || !same_key(others[i], keys[i]))
 			result[i] = keys[i];
 	return result;
@@ -1017,74 +938,73 @@ new_keys(Guard *guard, text **keys, text **others)
 
 /* BEFORE INSERT: is the row to be kept? */
 static bool
-keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
+keep_inserted(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
-	text **keys = row_keys(guard, rel, row);
+	text **keys = row_keys(info, rel, row);
 	text **claimed = NULL; /* for the row, before it moved */
-	Guard *mover = find_mover(guard, rel);
+	OnceInfo *mover = find_mover(info, rel);
 	ListRequest *taken;
 
 	if (mover != NULL)
 	{
 		claimed = mover->new_keys;
 		mover->in_hand = false;
-		moved_let_pass(&guard->moved);
+		moved_let_pass(&info->moved);
 	}
-	taken = claim_keys(guard, new_keys(guard, keys, claimed));
+	taken = claim_keys(info, new_keys(info, keys, claimed));
 	if (taken == NULL)
 		return true;
 	if (mover != NULL)
-		error_duplicate(trigdata, guard, taken->list, row);
-	check_not_moving(trigdata, guard, &taken->request.key);
+		refuse_duplicate(trigdata, info, taken->list, row);
+	check_not_moving(trigdata, info, &taken->request.key);
 	return false;
 }
 
 /* Remember the row whose turn it is, as it moves. */
 static void
-take_in_hand(Guard *guard, HeapTuple old, HeapTuple row, text **keys)
+take_in_hand(OnceInfo *info, HeapTuple old, HeapTuple row, text **keys)
 {
 	MemoryContext caller;
 
-	if (guard->hand == NULL)
-		guard->hand =
-			AllocSetContextCreate(guard->context, "row on the move", ALLOCSET_SMALL_SIZES);
-	if (!guard->listed)
-		dlist_push_head(&guards, &guard->node);
-	guard->listed = true;
-	guard->in_hand = true;
-	guard->old = old->t_self;
-	MemoryContextReset(guard->hand);
-	caller = MemoryContextSwitchTo(guard->hand);
-	guard->new_row = heap_copytuple(row);
-	guard->new_keys = palloc0_array(text *, guard->nlists);
-	for (int i = 0; i < guard->nlists; i++)
+	if (info->hand == NULL)
+		info->hand = AllocSetContextCreate(info->context, "row on the move", ALLOCSET_SMALL_SIZES);
+	if (!info->listed)
+		dlist_push_head(&movers, &info->node);
+	info->listed = true;
+	info->in_hand = true;
+	info->old = old->t_self;
+	MemoryContextReset(info->hand);
+	caller = MemoryContextSwitchTo(info->hand);
+	info->new_row = heap_copytuple(row);
+	info->new_keys = palloc0_array(text *, info->nlists);
+	for (int i = 0; i < info->nlists; i++)
 	{
 		if (keys[i] == NULL)
 			continue;
-		guard->new_keys[i] = palloc(VARSIZE_ANY(keys[i]));
-		memcpy(guard->new_keys[i], keys[i], VARSIZE_ANY(keys[i]));
+		info->new_keys[i] = palloc(VARSIZE_ANY(keys[i]));
+		memcpy(info->new_keys[i], keys[i], VARSIZE_ANY(keys[i]));
 	}
 	MemoryContextSwitchTo(caller);
 }
 
 /* BEFORE UPDATE: is the row to be updated? */
 static bool
-keep_updated(TriggerData *trigdata, Guard *guard, HeapTuple old, HeapTuple row)
+keep_updated(TriggerData *trigdata, OnceInfo *info, HeapTuple old, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
-	text **keys = row_keys(guard, rel, row);
-	text **to_claim = new_keys(guard, keys, row_keys(guard, rel, old));
-	bool moves = OidIsValid(guard->moved.root) && !is_within(guard, rel, row);
+	text **keys = row_keys(info, rel, row);
+	text **to_claim = new_keys(info, keys, row_keys(info, rel, old));
+	bool moves = OidIsValid(info->moved.root) && !is_within(info, rel, row);
 
-	settle(guard);
-	for (int i = 0; moves && i < guard->nlists; i++)
+	settle(info);
+	for (int i = 0; moves && i < info->nlists; i++)
 		if (to_claim[i] != NULL)
 			check_not_kept(trigdata);
-	if (claim_keys(guard, to_claim) != NULL)
+	if (claim_keys(info, to_claim) != NULL)
 		return false;
 	if (moves)
-		take_in_hand(guard, old, row, keys);
+		take_in_hand(info, old, row, keys);
 	return true;
 }
 
@@ -1094,33 +1014,33 @@ keep_updated(TriggerData *trigdata, Guard *guard, HeapTuple old, HeapTuple row)
  */
 
 static HeapTuple
-fire_before(TriggerData *trigdata, Guard *guard)
+fire_before(TriggerData *trigdata, OnceInfo *info)
 {
 	HeapTuple row = trigdata->tg_trigtuple;
 
 	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
 		return row;
-	check_fires_last(trigdata, guard);
+	check_fires_last(trigdata, info);
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		return keep_inserted(trigdata, guard, row) ? row : NULL;
-	return keep_updated(trigdata, guard, row, trigdata->tg_newtuple) ? trigdata->tg_newtuple : NULL;
+		return keep_inserted(trigdata, info, row) ? row : NULL;
+	return keep_updated(trigdata, info, row, trigdata->tg_newtuple) ? trigdata->tg_newtuple : NULL;
 }
 
 static void
-fire_after(TriggerData *trigdata, Guard *guard)
+fire_after(TriggerData *trigdata, OnceInfo *info)
 {
 	Relation rel = trigdata->tg_relation;
 	HeapTuple row = trigdata->tg_trigtuple;
 	HeapTuple new_row = trigdata->tg_newtuple;
 
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		raise_duplicate(trigdata, guard, row_keys(guard, rel, row), row);
+		raise_duplicate(trigdata, info, row_keys(info, rel, row), row);
 	else if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
-		raise_duplicate(trigdata, guard,
-						new_keys(guard, row_keys(guard, rel, new_row), row_keys(guard, rel, row)),
+		raise_duplicate(trigdata, info,
+						new_keys(info, row_keys(info, rel, new_row), row_keys(info, rel, row)),
 						new_row);
 	else
-		let_go(trigdata, guard, row);
+		let_go(trigdata, info, row);
 }
 
 static void
@@ -1140,23 +1060,21 @@ idem_once(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	ErrorContextCallback context = {.callback = once_context, .arg = trigdata};
-	Guard *guard = fcinfo->flinfo->fn_extra;
+	OnceInfo *info = fcinfo->flinfo->fn_extra;
 	HeapTuple result = NULL;
 
 	refuse_in_parallel("idem_once");
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called by trigger manager", "idem_once")));
+		error_not_a_trigger();
 
 	context.previous = error_context_stack;
 	error_context_stack = &context;
-	if (guard == NULL)
-		fcinfo->flinfo->fn_extra = guard = make_guard(trigdata, fcinfo->flinfo->fn_mcxt);
-	if (guard->skip)
-		result = fire_before(trigdata, guard);
+	if (info == NULL)
+		fcinfo->flinfo->fn_extra = info = make_info(trigdata, fcinfo->flinfo->fn_mcxt);
+	if (info->skip)
+		result = fire_before(trigdata, info);
 	else
-		fire_after(trigdata, guard);
+		fire_after(trigdata, info);
 	error_context_stack = context.previous;
 
 	return PointerGetDatum(result);

@@ -46,24 +46,24 @@
 /* how often a session warns of a full table */
 #define WARN_EVERY USECS_PER_MINUTE
 
-typedef struct GuessKey
+typedef struct AttemptKey
 {
 	pg_uuid_t series;
 	Oid database; /* a dump may bring a series to another one */
-} GuessKey;
+} AttemptKey;
 
 /* All fields: under the table's lock. */
-typedef struct GuessEntry
+typedef struct AttemptEntry
 {
-	GuessKey key;
+	AttemptKey key;
 	int count;
 	TimestampTz until; /* when the entry expires */
 	int in_row;		   /* the row's committed count when the entry was made */
 	int group;
 	int next; /* in its bucket, or in the free list */
-} GuessEntry;
+} AttemptEntry;
 
-typedef struct GuessTable
+typedef struct AttemptTable
 {
 	LWLock lock;
 	int nentries;	/* never changes; as many buckets */
@@ -71,10 +71,10 @@ typedef struct GuessTable
 	int free;		/* first of the free entries */
 	int nfree;
 	TimestampTz next_expiry; /* no entry expires before */
-	int held[NGROUPS];		 /* entries, by group */
+	int group_size[NGROUPS]; /* entries, by group */
 
 	/* then int bucket[nentries], and the entries */
-} GuessTable;
+} AttemptTable;
 
 /* What a row of this transaction counts, and whether the series is new with it. */
 typedef struct RowCount
@@ -86,17 +86,17 @@ typedef struct RowCount
 	SubTransactionId sub;
 } RowCount;
 
-static Size guess_size(void);
-static void guess_create(void *address, int tranche);
-static void guess_save(void *address, ShmemFile *file);
-static bool guess_load(void *address, ShmemFile *file);
+static Size attempt_size(void);
+static void attempt_create(void *address, int tranche);
+static void attempt_save(void *address, ShmemFile *file);
+static bool attempt_load(void *address, ShmemFile *file);
 
 static ShmemArea area = {
 	.name = "idempotency_guess",
-	.size = guess_size,
-	.create = guess_create,
-	.save = guess_save,
-	.load = guess_load,
+	.size = attempt_size,
+	.create = attempt_create,
+	.save = attempt_save,
+	.load = attempt_load,
 };
 static slist_head row_counts = SLIST_STATIC_INIT(row_counts);
 
@@ -106,37 +106,37 @@ static slist_head row_counts = SLIST_STATIC_INIT(row_counts);
  */
 
 static int *
-buckets(GuessTable *table)
+buckets(AttemptTable *table)
 {
-	return (int *) ((char *) table + MAXALIGN(sizeof(GuessTable)));
+	return (int *) ((char *) table + MAXALIGN(sizeof(AttemptTable)));
 }
 
-static GuessEntry *
-entries(GuessTable *table)
+static AttemptEntry *
+entries(AttemptTable *table)
 {
-	return (GuessEntry *) ((char *) buckets(table) + MAXALIGN(table->nentries * sizeof(int)));
+	return (AttemptEntry *) ((char *) buckets(table) + MAXALIGN(table->nentries * sizeof(int)));
 }
 
 static Size
-guess_size(void)
+attempt_size(void)
 {
-	Size size = MAXALIGN(sizeof(GuessTable));
+	Size size = MAXALIGN(sizeof(AttemptTable));
 
 	size = add_size(size, MAXALIGN(mul_size(idem_guess_entries, sizeof(int))));
-	return add_size(size, mul_size(idem_guess_entries, sizeof(GuessEntry)));
+	return add_size(size, mul_size(idem_guess_entries, sizeof(AttemptEntry)));
 }
 
 static void
-guess_create(void *address, int tranche)
+attempt_create(void *address, int tranche)
 {
-	GuessTable *table = address;
+	AttemptTable *table = address;
 
 	LWLockInitialize(&table->lock, tranche);
 	table->nentries = idem_guess_entries;
 	random_bytes(&table->key, sizeof(table->key));
 	table->free = 0;
 	table->nfree = table->nentries;
-	memset(table->held, 0, sizeof(table->held));
+	memset(table->group_size, 0, sizeof(table->group_size));
 	table->next_expiry = DT_NOEND;
 	for (int i = 0; i < table->nentries; i++)
 	{
@@ -145,16 +145,16 @@ guess_create(void *address, int tranche)
 	}
 }
 
-static GuessKey
-guess_key(const pg_uuid_t *series)
+static AttemptKey
+attempt_key(const pg_uuid_t *series)
 {
-	GuessKey key = {.series = *series, .database = MyDatabaseId};
+	AttemptKey key = {.series = *series, .database = MyDatabaseId};
 
 	return key;
 }
 
 static int *
-find_bucket(GuessTable *table, const GuessKey *key)
+find_bucket(AttemptTable *table, const AttemptKey *key)
 {
 	return &buckets(
 		table)[hash_bytes((const unsigned char *) key, sizeof(*key)) % (uint32) table->nentries];
@@ -162,7 +162,7 @@ find_bucket(GuessTable *table, const GuessKey *key)
 
 /* The link to the entry, or the NO_ENTRY link that ends its bucket. */
 static int *
-find_link(GuessTable *table, const GuessKey *key)
+find_link(AttemptTable *table, const AttemptKey *key)
 {
 	int *link = find_bucket(table, key);
 
@@ -172,20 +172,20 @@ find_link(GuessTable *table, const GuessKey *key)
 }
 
 static void
-free_entry(GuessTable *table, int *link)
+free_entry(AttemptTable *table, int *link)
 {
 	int n = *link;
-	GuessEntry *entry = &entries(table)[n];
+	AttemptEntry *entry = &entries(table)[n];
 
 	*link = entry->next;
 	entry->next = table->free;
 	table->free = n;
 	table->nfree++;
-	table->held[entry->group]--;
+	table->group_size[entry->group]--;
 }
 
 static void
-free_expired(GuessTable *table)
+free_expired(AttemptTable *table)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next = DT_NOEND;
@@ -198,7 +198,7 @@ free_expired(GuessTable *table)
 
 		while (*link != NO_ENTRY)
 		{
-			GuessEntry *entry = &entries(table)[*link];
+			AttemptEntry *entry = &entries(table)[*link];
 
 			if (entry->until <= now)
 				free_entry(table, link);
@@ -212,8 +212,8 @@ free_expired(GuessTable *table)
 	table->next_expiry = next;
 }
 
-static GuessEntry *
-find_entry(GuessTable *table, const GuessKey *key)
+static AttemptEntry *
+find_entry(AttemptTable *table, const AttemptKey *key)
 {
 	int n = *find_link(table, key);
 
@@ -221,26 +221,26 @@ find_entry(GuessTable *table, const GuessKey *key)
 }
 
 static void
-keep_until(GuessTable *table, GuessEntry *entry, TimestampTz until)
+keep_until(AttemptTable *table, AttemptEntry *entry, TimestampTz until)
 {
 	entry->until = Max(entry->until, until);
 	table->next_expiry = Min(table->next_expiry, entry->until);
 }
 
 /* NULL if no entry is free. */
-static GuessEntry *
-make_entry(GuessTable *table, const GuessKey *key, int group)
+static AttemptEntry *
+make_entry(AttemptTable *table, const AttemptKey *key, int group)
 {
 	int *bucket = find_bucket(table, key);
 	int n = table->free;
-	GuessEntry *entry;
+	AttemptEntry *entry;
 
 	if (n == NO_ENTRY)
 		return NULL;
 	entry = &entries(table)[n];
 	table->free = entry->next;
 	table->nfree--;
-	table->held[group]++;
+	table->group_size[group]++;
 	memset(entry, 0, sizeof(*entry));
 	entry->key = *key;
 	entry->group = group;
@@ -250,12 +250,12 @@ make_entry(GuessTable *table, const GuessKey *key, int group)
 }
 
 /* NULL also if the group holds as many entries as are free: see the file header. */
-static GuessEntry *
-make_fair_entry(GuessTable *table, const GuessKey *key, int group)
+static AttemptEntry *
+make_fair_entry(AttemptTable *table, const AttemptKey *key, int group)
 {
-	if (table->held[group] >= table->nfree)
+	if (table->group_size[group] >= table->nfree)
 		free_expired(table);
-	return table->held[group] >= table->nfree ? NULL : make_entry(table, key, group);
+	return table->group_size[group] >= table->nfree ? NULL : make_entry(table, key, group);
 }
 
 /* ------------------------------------------------------------------------
@@ -263,11 +263,11 @@ make_fair_entry(GuessTable *table, const GuessKey *key, int group)
  * ------------------------------------------------------------------------
  */
 
-static GuessTable *
+static AttemptTable *
 get_table(void)
 {
 	static bool warned = false;
-	GuessTable *table = shmem_get(&area);
+	AttemptTable *table = shmem_get(&area);
 
 	if (table == NULL && !warned)
 	{
@@ -281,7 +281,7 @@ get_table(void)
 }
 
 static int
-find_group(GuessTable *table, const char *purpose, int purpose_len)
+find_group(AttemptTable *table, const char *purpose, int purpose_len)
 {
 	struct
 	{
@@ -298,7 +298,7 @@ find_group(GuessTable *table, const char *purpose, int purpose_len)
 }
 
 static void
-warn_full(int held, int nfree)
+warn_full(int group_size, int nfree)
 {
 	static TimestampTz warned = 0;
 	TimestampTz now = GetCurrentTimestamp();
@@ -310,30 +310,30 @@ warn_full(int held, int nfree)
 			(errmsg("a guess at a code was refused, as no more can be counted"),
 			 errdetail("Codes of this purpose hold %d of %d entries of the table of guesses, of "
 					   "which %d are free.",
-					   held, ((GuessTable *) shmem_get(&area))->nentries, nfree),
+					   group_size, ((AttemptTable *) shmem_get(&area))->nentries, nfree),
 			 errhint("Increase \"idempotency.guess_entries\".")));
 }
 
 int
-guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row, int limit,
-			TimestampTz until)
+attempt_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row,
+			  int max_attempts, TimestampTz until)
 {
-	GuessTable *table = get_table();
-	GuessKey key = guess_key(series);
-	GuessEntry *entry;
+	AttemptTable *table = get_table();
+	AttemptKey key = attempt_key(series);
+	AttemptEntry *entry;
 	int result;
 	int group;
-	int held;
+	int group_size;
 	int nfree;
 
 	if (table == NULL)
-		return in_row < limit ? in_row + 1 : GUESS_LIMIT;
+		return in_row < max_attempts ? in_row + 1 : ATTEMPT_NONE_LEFT;
 
 	group = find_group(table, purpose, purpose_len);
 	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
 	entry = find_entry(table, &key);
-	if (Max(in_row, entry == NULL ? 0 : entry->count) >= limit)
-		result = GUESS_LIMIT;
+	if (Max(in_row, entry == NULL ? 0 : entry->count) >= max_attempts)
+		result = ATTEMPT_NONE_LEFT;
 	else
 	{
 		if (entry == NULL)
@@ -344,27 +344,27 @@ guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int i
 				entry->in_row = in_row;
 		}
 		if (entry == NULL)
-			result = GUESS_TABLE_FULL;
+			result = ATTEMPT_TABLE_FULL;
 		else
 		{
 			result = entry->count = Max(in_row, entry->count) + 1;
 			keep_until(table, entry, until);
 		}
 	}
-	held = table->held[group];
+	group_size = table->group_size[group];
 	nfree = table->nfree;
 	LWLockRelease(&table->lock);
-	if (result == GUESS_TABLE_FULL)
-		warn_full(held, nfree);
+	if (result == ATTEMPT_TABLE_FULL)
+		warn_full(group_size, nfree);
 	return result;
 }
 
 /* No other session has counted since: the caller holds a lock on the row. */
 void
-guess_give_back(const pg_uuid_t *series)
+attempt_give_back(const pg_uuid_t *series)
 {
-	GuessTable *table = shmem_get(&area);
-	GuessKey key = guess_key(series);
+	AttemptTable *table = shmem_get(&area);
+	AttemptKey key = attempt_key(series);
 	int *link;
 
 	if (table == NULL)
@@ -373,7 +373,7 @@ guess_give_back(const pg_uuid_t *series)
 	link = find_link(table, &key);
 	if (*link != NO_ENTRY)
 	{
-		GuessEntry *entry = &entries(table)[*link];
+		AttemptEntry *entry = &entries(table)[*link];
 
 		if (--entry->count <= entry->in_row)
 			free_entry(table, link);
@@ -382,11 +382,11 @@ guess_give_back(const pg_uuid_t *series)
 }
 
 int
-guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until)
+attempt_take_over(const pg_uuid_t *series, int in_row, TimestampTz until)
 {
-	GuessTable *table = get_table();
-	GuessKey key = guess_key(series);
-	GuessEntry *entry;
+	AttemptTable *table = get_table();
+	AttemptKey key = attempt_key(series);
+	AttemptEntry *entry;
 	int result = in_row;
 
 	if (table == NULL)
@@ -419,14 +419,14 @@ add_row(const pg_uuid_t *series)
 }
 
 void
-guess_in_row(const pg_uuid_t *series, int count)
+attempt_in_row(const pg_uuid_t *series, int count)
 {
 	if (shmem_get(&area) != NULL && count > 0)
 		add_row(series)->count = count;
 }
 
 void
-guess_new_series(const pg_uuid_t *series)
+attempt_new_series(const pg_uuid_t *series)
 {
 	if (shmem_get(&area) != NULL)
 		add_row(series)->is_new = true;
@@ -439,9 +439,9 @@ guess_new_series(const pg_uuid_t *series)
 static void
 end_row(const RowCount *row, bool committed)
 {
-	GuessTable *table = shmem_get(&area);
-	GuessKey key = guess_key(&row->series);
-	GuessEntry *entry;
+	AttemptTable *table = shmem_get(&area);
+	AttemptKey key = attempt_key(&row->series);
+	AttemptEntry *entry;
 	int *link;
 
 	if (committed ? row->count == 0 : !row->is_new)
@@ -497,39 +497,39 @@ subxact_callback(SubXactEvent event, SubTransactionId sub, SubTransactionId pare
  * ------------------------------------------------------------------------
  */
 
-typedef struct SavedGuesses
+typedef struct SavedAttempts
 {
 	SipHashKey key;
 	int64 count;
-} SavedGuesses;
+} SavedAttempts;
 
 static void
-guess_save(void *address, ShmemFile *file)
+attempt_save(void *address, ShmemFile *file)
 {
-	GuessTable *table = address;
-	SavedGuesses header = {.key = table->key, .count = table->nentries - table->nfree};
+	AttemptTable *table = address;
+	SavedAttempts header = {.key = table->key, .count = table->nentries - table->nfree};
 
 	shmem_write(file, &header, sizeof(header));
 	for (int i = 0; i < table->nentries; i++)
 		for (int n = buckets(table)[i]; n != NO_ENTRY; n = entries(table)[n].next)
-			shmem_write(file, &entries(table)[n], sizeof(GuessEntry));
+			shmem_write(file, &entries(table)[n], sizeof(AttemptEntry));
 }
 
 /* What does not fit into a smaller table is lost. */
 static bool
-guess_load(void *address, ShmemFile *file)
+attempt_load(void *address, ShmemFile *file)
 {
-	GuessTable *table = address;
+	AttemptTable *table = address;
 	TimestampTz now = GetCurrentTimestamp();
-	SavedGuesses header;
+	SavedAttempts header;
 
 	if (!shmem_read(file, &header, sizeof(header)))
 		return false;
 	table->key = header.key;
 	for (int64 i = 0; i < header.count; i++)
 	{
-		GuessEntry saved;
-		GuessEntry *entry;
+		AttemptEntry saved;
+		AttemptEntry *entry;
 
 		if (!shmem_read(file, &saved, sizeof(saved)) || saved.group < 0 || saved.group >= NGROUPS)
 			return false;
@@ -544,7 +544,7 @@ guess_load(void *address, ShmemFile *file)
 }
 
 void
-guess_init(void)
+attempt_init(void)
 {
 	shmem_register(&area);
 	RegisterXactCallback(xact_callback, NULL);

@@ -20,33 +20,33 @@
 #include "datatype/timestamp.h"
 #include "utils/uuid.h"
 
-/* Returned by guess_count() instead of a number. */
-#define GUESS_LIMIT 0
-#define GUESS_TABLE_FULL (-1)
+/* Returned by attempt_count() instead of a number. */
+#define ATTEMPT_NONE_LEFT 0
+#define ATTEMPT_TABLE_FULL (-1)
 
-extern void guess_init(void);
+extern void attempt_init(void);
 
 /*
  * This transaction starts a new series.  If it rolls back, the series never had a code, and
  * its entry is freed.
  */
-extern void guess_new_series(const pg_uuid_t *series);
+extern void attempt_new_series(const pg_uuid_t *series);
 
 /*
  * Count an attempt at the codes of a series and purpose; the row counts "in_row" so far.
- * Returns the attempt's number, from 1 to "limit", or one of the codes above if nothing was
- * counted.  The row is dead at "until".  The caller holds a lock on the row.
+ * Returns the attempt's number, from 1 to "max_attempts", or one of the values above if
+ * nothing was counted.  The row is dead at "until".  The caller holds a lock on the row.
  */
-extern int guess_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row,
-					   int limit, TimestampTz until);
+extern int attempt_count(const pg_uuid_t *series, const char *purpose, int purpose_len, int in_row,
+						 int max_attempts, TimestampTz until);
 
 /* Uncount the attempt that was counted just now: it was right. */
-extern void guess_give_back(const pg_uuid_t *series);
+extern void attempt_give_back(const pg_uuid_t *series);
 
 /* If the transaction commits, the row counts that many attempts, a right one excluded. */
-extern void guess_in_row(const pg_uuid_t *series, int count);
+extern void attempt_in_row(const pg_uuid_t *series, int count);
 
 /* The attempts counted, in the row or here; an entry is kept until "until". */
-extern int guess_take_over(const pg_uuid_t *series, int in_row, TimestampTz until);
+extern int attempt_take_over(const pg_uuid_t *series, int in_row, TimestampTz until);
 
 #endif /* IDEM_ATTEMPT_COUNTER_H */

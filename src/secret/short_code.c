@@ -58,7 +58,7 @@ PG_FUNCTION_INFO_V1(idem_code_verify);
 #define MAC_BYTES PG_SHA256_DIGEST_LENGTH
 
 /* The purpose and subject of a code, in UTF-8. */
-typedef struct Owner
+typedef struct CodeId
 {
 	text *purpose_text;
 	text *subject_text;
@@ -67,7 +67,7 @@ typedef struct Owner
 	const char *subject;
 	int subject_len;
 	pg_uuid_t digest; /* of both, the primary key */
-} Owner;
+} CodeId;
 
 /* ------------------------------------------------------------------------
  * Arguments
@@ -75,25 +75,25 @@ typedef struct Owner
  */
 
 static void
-arg_owner(FunctionCallInfo fcinfo, Owner *owner)
+arg_code_id(FunctionCallInfo fcinfo, CodeId *id)
 {
 	Sha256 *sha;
 	uint8 hash[PG_SHA256_DIGEST_LENGTH];
 
-	owner->purpose_text = arg_text(fcinfo, 0);
-	owner->subject_text = arg_text(fcinfo, 1);
-	if (owner->purpose_text == NULL)
+	id->purpose_text = arg_text(fcinfo, 0);
+	id->subject_text = arg_text(fcinfo, 1);
+	if (id->purpose_text == NULL)
 		error_null("purpose");
-	if (owner->subject_text == NULL)
+	if (id->subject_text == NULL)
 		error_null("subject");
-	owner->purpose = key_utf8("purpose", owner->purpose_text, 1, &owner->purpose_len);
-	owner->subject = key_utf8("subject", owner->subject_text, 1, &owner->subject_len);
+	id->purpose = key_utf8("purpose", id->purpose_text, 1, &id->purpose_len);
+	id->subject = key_utf8("subject", id->subject_text, 1, &id->subject_len);
 
 	sha = sha256_start();
-	sha256_framed(sha, owner->purpose, owner->purpose_len);
-	sha256_framed(sha, owner->subject, owner->subject_len);
+	sha256_framed(sha, id->purpose, id->purpose_len);
+	sha256_framed(sha, id->subject, id->subject_len);
 	sha256_finish(sha, hash);
-	memcpy(owner->digest.data, hash, UUID_LEN);
+	memcpy(id->digest.data, hash, UUID_LEN);
 }
 
 static int
@@ -102,9 +102,7 @@ arg_int(FunctionCallInfo fcinfo, int n, const char *what, int ifnull, int min, i
 	int value = PG_ARGISNULL(n) ? ifnull : PG_GETARG_INT32(n);
 
 	if (value < min || value > max)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%d is outside the valid range for %s (%d .. %d)", value, what, min, max)));
+		error_range(what, min, max);
 	return value;
 }
 
@@ -142,16 +140,16 @@ mac_framed(pg_hmac_ctx *ctx, const void *data, int len)
 }
 
 static void
-make_mac(uint8 mac[MAC_BYTES], bytea *secret, const Owner *owner, bytea *nonce, text *code)
+make_mac(uint8 mac[MAC_BYTES], bytea *secret, const CodeId *id, bytea *nonce, text *code)
 {
 	pg_hmac_ctx *ctx = pg_hmac_create(PG_SHA256);
 
 	if (ctx == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		error_out_of_memory();
 	if (pg_hmac_init(ctx, (uint8 *) VARDATA_ANY(secret), VARSIZE_ANY_EXHDR(secret)) < 0)
 		elog(ERROR, "could not compute HMAC: %s", pg_hmac_error(ctx));
-	mac_framed(ctx, owner->purpose, owner->purpose_len);
-	mac_framed(ctx, owner->subject, owner->subject_len);
+	mac_framed(ctx, id->purpose, id->purpose_len);
+	mac_framed(ctx, id->subject, id->subject_len);
 	mac_framed(ctx, VARDATA_ANY(nonce), VARSIZE_ANY_EXHDR(nonce));
 	mac_framed(ctx, VARDATA_ANY(code), VARSIZE_ANY_EXHDR(code));
 	if (pg_hmac_final(ctx, mac, MAC_BYTES) < 0)
@@ -199,9 +197,9 @@ bytea_value(OwnSql *sql, int n)
 
 /* Lock the row, waiting for other sessions, and read it; false if there is none. */
 static bool
-lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
+lock_row(OwnSql *sql, const CodeId *id, CodeRow *row)
 {
-	OwnParam params[] = {PARAM(UUIDOID, UUIDPGetDatum(&owner->digest))};
+	OwnParam params[] = {PARAM(UUIDOID, UUIDPGetDatum(&id->digest))};
 	TimestampTz now;
 
 	if (own_sql_run(
@@ -239,11 +237,11 @@ lock_row(OwnSql *sql, const Owner *owner, CodeRow *row)
 
 /* The columns of a new code, as $1 to $13. */
 static void
-set_params(OwnParam *params, const Owner *owner, const CodeRow *row, TimestampTz now)
+set_params(OwnParam *params, const CodeId *id, const CodeRow *row, TimestampTz now)
 {
-	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
-	params[1] = PARAM(TEXTOID, PointerGetDatum(owner->purpose_text));
-	params[2] = PARAM(TEXTOID, PointerGetDatum(owner->subject_text));
+	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&id->digest));
+	params[1] = PARAM(TEXTOID, PointerGetDatum(id->purpose_text));
+	params[2] = PARAM(TEXTOID, PointerGetDatum(id->subject_text));
 	params[3] = PARAM(UUIDOID, UUIDPGetDatum(&row->series));
 	params[4] = PARAM(INT4OID, Int32GetDatum(row->attempts));
 	params[5] = PARAM(INT4OID, Int32GetDatum(row->max_attempts));
@@ -258,7 +256,7 @@ set_params(OwnParam *params, const Owner *owner, const CodeRow *row, TimestampTz
 
 /* The row's count without the right attempt, which is not to count. */
 static int
-wrong_guesses(const CodeRow *row)
+wrong_attempts(const CodeRow *row)
 {
 	return row->used && row->attempts > 0 ? row->attempts - 1 : row->attempts;
 }
@@ -276,14 +274,14 @@ set_series(CodeRow *row, const CodeRow *old)
 		row->attempts = 0;
 		row->counted_until = row->valid_until;
 		row->expires_at = row->valid_until;
-		guess_new_series(&row->series);
+		attempt_new_series(&row->series);
 		return;
 	}
 
 	row->series = old->series;
 	row->expires_at = Max(old->counted_until, row->valid_until);
-	row->attempts = guess_take_over(&old->series, wrong_guesses(old), row->expires_at);
-	guess_in_row(&row->series, row->attempts);
+	row->attempts = attempt_take_over(&old->series, wrong_attempts(old), row->expires_at);
+	attempt_in_row(&row->series, row->attempts);
 	row->counted_until = row->attempts >= row->max_attempts ? old->counted_until : row->expires_at;
 }
 
@@ -292,7 +290,7 @@ set_series(CodeRow *row, const CodeRow *old)
  * concurrently, look again.
  */
 static void
-write_code(const Owner *owner, CodeRow *row, const Interval *ttl)
+write_code(const CodeId *id, CodeRow *row, const Interval *ttl)
 {
 	OwnParam params[ISSUE_PARAMS];
 	CodeRow old;
@@ -302,13 +300,13 @@ write_code(const Owner *owner, CodeRow *row, const Interval *ttl)
 	own_sql_start(&sql, CODE_TABLE, RowExclusiveLock);
 	while (!written)
 	{
-		bool replaces = lock_row(&sql, owner, &old);
+		bool replaces = lock_row(&sql, id, &old);
 		TimestampTz now = GetCurrentTimestamp();
 
 		CHECK_FOR_INTERRUPTS();
 		row->valid_until = ttl_after(now, ttl, "ttl", NULL);
 		set_series(row, replaces ? &old : NULL);
-		set_params(params, owner, row, now);
+		set_params(params, id, row, now);
 		if (replaces)
 			own_sql_change(&sql,
 						   "UPDATE %s SET purpose = $2, subject = $3, series = $4, attempts = $5,"
@@ -334,7 +332,7 @@ write_code(const Owner *owner, CodeRow *row, const Interval *ttl)
 Datum
 idem_code_issue(PG_FUNCTION_ARGS)
 {
-	Owner owner;
+	CodeId id;
 	CodeRow row = {0};
 	uint8 nonce[NONCE_BYTES];
 	uint8 mac[MAC_BYTES];
@@ -343,7 +341,7 @@ idem_code_issue(PG_FUNCTION_ARGS)
 	int digits;
 
 	refuse_in_parallel("idem_code_issue");
-	arg_owner(fcinfo, &owner);
+	arg_code_id(fcinfo, &id);
 	if (PG_ARGISNULL(2))
 		error_null("ttl");
 	(void) ttl_after(GetCurrentTimestamp(), PG_GETARG_INTERVAL_P(2), "ttl", NULL);
@@ -356,10 +354,10 @@ idem_code_issue(PG_FUNCTION_ARGS)
 	random_bytes(nonce, sizeof(nonce));
 	row.nonce = make_bytea(nonce, sizeof(nonce));
 	secret = secret_current(&row.secret);
-	make_mac(mac, secret, &owner, row.nonce, code);
+	make_mac(mac, secret, &id, row.nonce, code);
 	row.mac = make_bytea(mac, sizeof(mac));
 	secret_forget(secret);
-	write_code(&owner, &row, PG_GETARG_INTERVAL_P(2));
+	write_code(&id, &row, PG_GETARG_INTERVAL_P(2));
 	stats_count(STAT_CODES_ISSUED, 1);
 	PG_RETURN_TEXT_P(code);
 }
@@ -446,7 +444,7 @@ typed_code(text *typed)
 
 /* Does not detoast what is much too long: it may be megabytes of nonsense. */
 static bool
-is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum typed)
+is_right(const CodeId *id, const CodeRow *row, bytea *secret, Datum typed)
 {
 	uint8 mac[MAC_BYTES];
 	text *code;
@@ -457,13 +455,13 @@ is_right(const Owner *owner, const CodeRow *row, bytea *secret, Datum typed)
 	code = typed_code(DatumGetTextPP(typed));
 	if (code == NULL)
 		return false;
-	make_mac(mac, secret, owner, row->nonce, code);
+	make_mac(mac, secret, id, row->nonce, code);
 	return bytes_equal(mac, VARDATA_ANY(row->mac), MAC_BYTES);
 }
 
 /* The row is locked, and its code is neither used nor expired. */
 static Verdict
-guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
+verify(OwnSql *sql, const CodeId *id, const CodeRow *row, Datum code)
 {
 	bytea *secret = secret_by_id(&row->secret);
 	OwnParam params[3];
@@ -474,17 +472,17 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 	if (secret == NULL)
 		return (Verdict){"unknown"};
 
-	number = guess_count(&row->series, owner->purpose, owner->purpose_len, row->attempts,
-						 row->max_attempts, row->expires_at);
-	right = number > 0 && is_right(owner, row, secret, code);
+	number = attempt_count(&row->series, id->purpose, id->purpose_len, row->attempts,
+						   row->max_attempts, row->expires_at);
+	right = number > 0 && is_right(id, row, secret, code);
 	secret_forget(secret);
 	if (number <= 0)
 		return (Verdict){"locked", true, 0};
 	/* before the update, which may fail */
 	if (right)
-		guess_give_back(&row->series);
-	guess_in_row(&row->series, right ? number - 1 : number);
-	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&owner->digest));
+		attempt_give_back(&row->series);
+	attempt_in_row(&row->series, right ? number - 1 : number);
+	params[0] = PARAM(UUIDOID, UUIDPGetDatum(&id->digest));
 	params[1] = PARAM(INT4OID, Int32GetDatum(number));
 	params[2] = (OwnParam){TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp()), right};
 	own_sql_change(sql,
@@ -501,20 +499,20 @@ guess(OwnSql *sql, const Owner *owner, const CodeRow *row, Datum code)
 Datum
 idem_code_verify(PG_FUNCTION_ARGS)
 {
-	Owner owner;
+	CodeId id;
 	CodeRow row;
 	OwnSql sql;
 	Verdict verdict;
 
 	refuse_in_parallel("idem_code_verify");
-	arg_owner(fcinfo, &owner);
+	arg_code_id(fcinfo, &id);
 	if (PG_ARGISNULL(2))
 		error_null("code");
 	if (XactReadOnly)
 		error_token_read_only("verify");
 
 	own_sql_start(&sql, CODE_TABLE, RowExclusiveLock);
-	if (!lock_row(&sql, &owner, &row))
+	if (!lock_row(&sql, &id, &row))
 		verdict = (Verdict){"unknown"};
 	else if (row.used)
 	{
@@ -524,7 +522,7 @@ idem_code_verify(PG_FUNCTION_ARGS)
 	else if (row.expired)
 		verdict = (Verdict){"expired"};
 	else
-		verdict = guess(&sql, &owner, &row, PG_GETARG_DATUM(2));
+		verdict = verify(&sql, &id, &row, PG_GETARG_DATUM(2));
 	own_sql_end(&sql);
 	stats_count(verdict.verified ? STAT_CODES_VERIFIED : STAT_CODES_REFUSED, 1);
 	return verdict_row(&verdict);

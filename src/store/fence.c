@@ -13,6 +13,7 @@
 #include "storage/bufmgr.h"
 #include "utils/rel.h"
 
+#include "base/errors.h"
 #include "base/relation.h"
 #include "store/durable.h"
 #include "store/store.h"
@@ -54,12 +55,6 @@ store_new_fence(int64 last)
 	store_close(&store);
 
 	if (fence <= Max(last, 0))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("sequence \"%s\" is behind the fences in table \"%s\"", "idem_fence",
-					TABLE_NAME),
-			 errhint(
-				 "Set it past max(fence) with setval(); logical replication does not copy it.")));
+		error_sequence_behind("idem_fence", TABLE_NAME);
 	return fence;
 }

@@ -225,10 +225,7 @@ read_row(const Store *store, TupleTableSlot *slot, StoreRow *row, bool with_prog
 		bytea *b = DatumGetByteaPP(d);
 
 		if (VARSIZE_ANY_EXHDR(b) != FINGERPRINT_BYTES)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("fingerprint in table \"%s\" has %d bytes, not %d", TABLE_NAME,
-							(int) VARSIZE_ANY_EXHDR(b), FINGERPRINT_BYTES)));
+			error_fingerprint_size(TABLE_NAME, (int) VARSIZE_ANY_EXHDR(b), FINGERPRINT_BYTES);
 		memcpy(row->fingerprint, VARDATA_ANY(b), FINGERPRINT_BYTES);
 	}
 

@@ -97,7 +97,7 @@ lock_show(const IdemKey *key)
 	LOCKTAG tag;
 
 	key_locktag(&tag, key);
-	held_note(&tag, key);
+	lock_notes_add(&tag, key);
 }
 
 static void

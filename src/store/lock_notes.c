@@ -30,29 +30,31 @@ PG_FUNCTION_INFO_V1(idem_held_keys);
 #define NOTES 4		  /* per session */
 #define NOTE_BYTES 96 /* per key, and per scope */
 
-typedef struct HeldNote
+typedef struct LockNote
 {
 	LOCKTAG tag;
 	TimestampTz since;
 	char key[NOTE_BYTES]; /* truncated, NUL-terminated */
 	char scope[NOTE_BYTES];
-} HeldNote;
+} LockNote;
 
 /* The notes belong to the session with that PID, in that database. */
-typedef struct HeldKeys
+typedef struct SessionNotes
 {
 	slock_t lock;
 	int pid;
 	Oid database;
 	int next;
 	int used;
-	HeldNote note[NOTES];
-} HeldKeys;
+	LockNote note[NOTES];
+} SessionNotes;
 
-static Size held_size(void);
-static void held_create(void *address, int tranche);
+static Size lock_notes_size(void);
+static void lock_notes_create(void *address, int tranche);
 
-static ShmemArea area = {.name = "idempotency_held", .size = held_size, .create = held_create};
+static ShmemArea area = {.name = "idempotency_held",
+						 .size = lock_notes_size,
+						 .create = lock_notes_create};
 
 /* ------------------------------------------------------------------------
  * Writing notes
@@ -60,23 +62,23 @@ static ShmemArea area = {.name = "idempotency_held", .size = held_size, .create 
  */
 
 static Size
-held_size(void)
+lock_notes_size(void)
 {
-	return mul_size(MaxBackends, sizeof(HeldKeys));
+	return mul_size(MaxBackends, sizeof(SessionNotes));
 }
 
 static void
-held_create(void *address, int tranche)
+lock_notes_create(void *address, int tranche)
 {
-	HeldKeys *sessions = address;
+	SessionNotes *sessions = address;
 
-	memset(sessions, 0, held_size());
+	memset(sessions, 0, lock_notes_size());
 	for (int i = 0; i < MaxBackends; i++)
 		SpinLockInit(&sessions[i].lock);
 }
 
 void
-held_init(void)
+lock_notes_init(void)
 {
 	shmem_register(&area);
 }
@@ -91,11 +93,11 @@ copy_text(char *out, text *t)
 }
 
 void
-held_note(const LOCKTAG *tag, const IdemKey *key)
+lock_notes_add(const LOCKTAG *tag, const IdemKey *key)
 {
-	HeldKeys *sessions = shmem_try(&area);
-	HeldKeys *mine;
-	HeldNote note;
+	SessionNotes *sessions = shmem_try(&area);
+	SessionNotes *mine;
+	LockNote note;
 
 	if (sessions == NULL)
 		return;
@@ -124,7 +126,7 @@ held_note(const LOCKTAG *tag, const IdemKey *key)
  */
 
 static void
-put_note(ReturnSetInfo *rsinfo, int pid, const HeldNote *note)
+put_note(ReturnSetInfo *rsinfo, int pid, const LockNote *note)
 {
 	Datum values[6];
 	bool isnull[6] = {0};
@@ -139,26 +141,26 @@ put_note(ReturnSetInfo *rsinfo, int pid, const HeldNote *note)
 }
 
 /* A lock that a session holds. */
-typedef struct HeldLock
+typedef struct SessionLock
 {
 	LOCKTAG tag;
 	int pid;
-} HeldLock;
+} SessionLock;
 
 static int
 compare_locks(const void *a, const void *b)
 {
-	return memcmp(a, b, sizeof(HeldLock));
+	return memcmp(a, b, sizeof(SessionLock));
 }
 
 /* Get the advisory locks that are held in this database, sorted.  Returns their number. */
 static int
-held_locks(HeldLock **locks)
+session_locks(SessionLock **locks)
 {
 	LockData *data = GetLockStatusData();
 	int n = 0;
 
-	*locks = palloc0(Max(data->nelements, 1) * sizeof(HeldLock));
+	*locks = palloc0(Max(data->nelements, 1) * sizeof(SessionLock));
 	for (int i = 0; i < data->nelements; i++)
 	{
 		const LockInstanceData *lock = &data->locks[i];
@@ -170,19 +172,19 @@ held_locks(HeldLock **locks)
 		(*locks)[n].pid = lock->pid;
 		n++;
 	}
-	qsort(*locks, n, sizeof(HeldLock), compare_locks);
+	qsort(*locks, n, sizeof(SessionLock), compare_locks);
 	return n;
 }
 
 static bool
-is_held(const HeldLock *locks, int nlocks, int pid, const HeldNote *note)
+is_locked(const SessionLock *locks, int nlocks, int pid, const LockNote *note)
 {
-	HeldLock lock;
+	SessionLock lock;
 
 	memset(&lock, 0, sizeof(lock));
 	lock.tag = note->tag;
 	lock.pid = pid;
-	return bsearch(&lock, locks, nlocks, sizeof(HeldLock), compare_locks) != NULL;
+	return bsearch(&lock, locks, nlocks, sizeof(SessionLock), compare_locks) != NULL;
 }
 
 /*
@@ -195,17 +197,17 @@ Datum
 idem_held_keys(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	HeldKeys *sessions = shmem_try(&area);
-	HeldLock *locks;
+	SessionNotes *sessions = shmem_try(&area);
+	SessionLock *locks;
 	int nlocks;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (sessions == NULL)
 		return (Datum) 0;
-	nlocks = held_locks(&locks);
+	nlocks = session_locks(&locks);
 	for (int i = 0; i < MaxBackends; i++)
 	{
-		HeldKeys copy;
+		SessionNotes copy;
 
 		SpinLockAcquire(&sessions[i].lock);
 		memcpy(&copy, &sessions[i], sizeof(copy));
@@ -213,7 +215,7 @@ idem_held_keys(PG_FUNCTION_ARGS)
 		if (copy.database != MyDatabaseId)
 			continue;
 		for (int j = 0; j < copy.used; j++)
-			if (is_held(locks, nlocks, copy.pid, &copy.note[j]))
+			if (is_locked(locks, nlocks, copy.pid, &copy.note[j]))
 				put_note(rsinfo, copy.pid, &copy.note[j]);
 	}
 	return (Datum) 0;

@@ -16,9 +16,9 @@
 
 #include "base/key.h"
 
-extern void held_init(void);
+extern void lock_notes_init(void);
 
 /* Record that this session holds that lock, on the key.  Never fails. */
-extern void held_note(const LOCKTAG *tag, const IdemKey *key);
+extern void lock_notes_add(const LOCKTAG *tag, const IdemKey *key);
 
 #endif /* IDEM_LOCK_NOTES_H */

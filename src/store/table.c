@@ -23,6 +23,7 @@
 #include "utils/relcache.h"
 
 #include "base/compat.h"
+#include "base/errors.h"
 #include "base/relation.h"
 #include "store/store.h"
 #include "store/table.h"
@@ -116,13 +117,7 @@ check_columns(TupleDesc desc)
 		}
 	}
 	if (!same)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("columns of table \"%s\" are not those that version %s of the library knows",
-					TABLE_NAME, IDEM_VERSION),
-			 errhint("Run ALTER EXTENSION %s UPDATE, and undo changes to the table made by hand.",
-					 EXTENSION_NAME)));
+		error_columns(TABLE_NAME);
 	return failed;
 }
 
@@ -144,18 +139,6 @@ find_primary_key(Relation rel)
 			return pkey;
 	}
 	return InvalidOid;
-}
-
-pg_noreturn static void
-error_no_primary_key(void)
-{
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		 errmsg("table \"%s\" lacks its primary key", TABLE_NAME),
-		 errhint(
-			 "ALTER TABLE ... ADD PRIMARY KEY (digest) brings it back; until then nothing could keep "
-			 "duplicates out.")));
 }
 
 /*
@@ -188,7 +171,7 @@ check_table(Relation heap)
 		if (OidIsValid(index))
 			break;
 		if (renewed)
-			error_no_primary_key();
+			error_no_primary_key(TABLE_NAME);
 		RelationCacheInvalidateEntry(RelationGetRelid(heap));
 		renewed = true;
 	}

@@ -103,9 +103,7 @@ wait_on_standby(const StoreHolder *holder, TimestampTz deadline)
 		if (deadline <= now)
 			return false;
 		if (lock_deadline <= now)
-			ereport(ERROR,
-					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-					 errmsg("canceling statement due to lock timeout")));
+			error_lock_timeout();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STANDBY_POLL_MS,
 						 idem_wait_event(&wait_event, "IdempotencyHolder"));
 		ResetLatch(MyLatch);

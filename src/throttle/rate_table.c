@@ -15,9 +15,9 @@
  * belongs.  Both partition locks are held then, taken in partition order.  Nothing under the
  * locks raises an error or allocates memory.
  *
- * Owners of limits, as the caller defines them, share the table.  An owner with more than a
+ * Scopes of limits, as the caller defines them, share the table.  A scope with more than a
  * quarter of all entries is heavy; there can be at most three.  While there is one, entries
- * of heavy owners are evicted instead of other owners' live entries.  A random sample of the
+ * of heavy scopes are evicted instead of other scopes' live entries.  A random sample of the
  * heap finds one, because at least a quarter of the draws hit one.
  *
  *-------------------------------------------------------------------------
@@ -60,10 +60,10 @@
  */
 #define MAX_LOOKS 10000
 
-/* buckets of the owners' hashes; owners in the same bucket share a count */
-#define NOWNERS 1024
+/* buckets of the hashes of scopes; scopes in the same bucket share a count */
+#define NSCOPES 1024
 
-/* how many entries to draw for one of a heavy owner: one in 10^8 times there is none */
+/* how many entries to draw for one of a heavy scope: one in 10^8 times there is none */
 #define MAX_DRAWS 64
 #define ENOUGH_DRAWS 4
 
@@ -71,14 +71,14 @@
  * Half a line of cache.  In its partition it is known by the second half of its id, the
  * first half of which chose the partition: 64 bits and more.
  */
-typedef struct LimitEntry
+typedef struct RateLimitEntry
 {
 	SipHash id;
-	int64 arrival; /* RateState */
+	int64 arrival; /* RateLimitState */
 	uint32 fraction;
-	uint16 owner;
+	uint16 scope;
 	bool used;
-} LimitEntry;
+} RateLimitEntry;
 
 /*
  * It names its entry by the id, so that either moves without touching the other, and
@@ -91,7 +91,7 @@ typedef struct HeapSlot
 } HeapSlot;
 
 /* One cache line each. */
-typedef union LimitPartition
+typedef union RateLimitPartition
 {
 	struct
 	{
@@ -99,9 +99,9 @@ typedef union LimitPartition
 		int used;	 /* slots of the heap */
 	};
 	char padding[PG_CACHE_LINE_SIZE];
-} LimitPartition;
+} RateLimitPartition;
 
-typedef struct LimitTable
+typedef struct RateLimitTable
 {
 	/* never change */
 	SipHashKey key;
@@ -112,27 +112,27 @@ typedef struct LimitTable
 	Size entries;	 /* where those of the first partition are, from the table's start */
 	Size heaps;
 
-	pg_atomic_uint32 used;			/* entries, in all partitions */
-	pg_atomic_uint32 heavy;			/* owners with more than a quarter of them */
-	pg_atomic_uint32 held[NOWNERS]; /* entries, by owner */
+	pg_atomic_uint32 used;				  /* entries, in all partitions */
+	pg_atomic_uint32 heavy;				  /* scopes with more than a quarter of them */
+	pg_atomic_uint32 scope_size[NSCOPES]; /* entries, by scope */
 
 	pg_atomic_uint64 first_end[MAX_PARTITIONS]; /* end of each heap's first, or NO_TIME */
-	LimitPartition partition[MAX_PARTITIONS];
+	RateLimitPartition partition[MAX_PARTITIONS];
 
 	/* then the entries, and the heaps, of each partition */
-} LimitTable;
+} RateLimitTable;
 
-static Size limit_size(void);
-static void limit_create(void *address, int tranche);
-static void limit_save(void *address, ShmemFile *file);
-static bool limit_load(void *address, ShmemFile *file);
+static Size rate_limit_size(void);
+static void rate_limit_create(void *address, int tranche);
+static void rate_limit_save(void *address, ShmemFile *file);
+static bool rate_limit_load(void *address, ShmemFile *file);
 
 static ShmemArea area = {
 	.name = "idempotency_throttle",
-	.size = limit_size,
-	.create = limit_create,
-	.save = limit_save,
-	.load = limit_load,
+	.size = rate_limit_size,
+	.create = rate_limit_create,
+	.save = rate_limit_save,
+	.load = rate_limit_load,
 };
 
 /* ------------------------------------------------------------------------
@@ -178,18 +178,18 @@ heap_slots(int size)
 static Size
 table_bytes(void)
 {
-	return CACHELINEALIGN(sizeof(LimitTable));
+	return CACHELINEALIGN(sizeof(RateLimitTable));
 }
 
 static Size
 entry_bytes(int nentries)
 {
-	return CACHELINEALIGN(
-		mul_size(count_partitions(nentries), mul_size(count_places(nentries), sizeof(LimitEntry))));
+	return CACHELINEALIGN(mul_size(count_partitions(nentries),
+								   mul_size(count_places(nentries), sizeof(RateLimitEntry))));
 }
 
 static Size
-limit_size(void)
+rate_limit_size(void)
 {
 	int n = idem_throttle_entries;
 
@@ -198,43 +198,43 @@ limit_size(void)
 		mul_size(count_partitions(n), mul_size(heap_slots(size_heap(n)), sizeof(HeapSlot))));
 }
 
-static LimitEntry *
-get_entries(LimitTable *table, int partition)
+static RateLimitEntry *
+get_entries(RateLimitTable *table, int partition)
 {
-	return (LimitEntry *) ((char *) table + table->entries) + (Size) partition * table->places;
+	return (RateLimitEntry *) ((char *) table + table->entries) + (Size) partition * table->places;
 }
 
 /* The second slot starts a cache line. */
 static HeapSlot *
-get_heap(LimitTable *table, int partition)
+get_heap(RateLimitTable *table, int partition)
 {
 	return (HeapSlot *) ((char *) table + table->heaps) +
 		(Size) partition * heap_slots(table->heap_size) + ARITY - 1;
 }
 
 static int
-partition_number(LimitTable *table, const SipHash *id)
+partition_number(RateLimitTable *table, const SipHash *id)
 {
 	return (int) (id->half[0] & (table->npartitions - 1));
 }
 
 /* The place where probing for an entry starts, from the second half of its id. */
 static int
-home_place(LimitTable *table, uint64 entry)
+home_place(RateLimitTable *table, uint64 entry)
 {
 	return (int) (((entry >> 32) * (uint64) table->places) >> 32);
 }
 
 static int
-next_place(LimitTable *table, int place)
+next_place(RateLimitTable *table, int place)
 {
 	return place + 1 < table->places ? place + 1 : 0;
 }
 
 static void
-limit_create(void *address, int tranche)
+rate_limit_create(void *address, int tranche)
 {
-	LimitTable *table = address;
+	RateLimitTable *table = address;
 
 	random_bytes(&table->key, sizeof(table->key));
 	table->nentries = idem_throttle_entries;
@@ -245,8 +245,8 @@ limit_create(void *address, int tranche)
 	table->heaps = table->entries + entry_bytes(table->nentries);
 	pg_atomic_init_u32(&table->used, 0);
 	pg_atomic_init_u32(&table->heavy, 0);
-	for (int i = 0; i < NOWNERS; i++)
-		pg_atomic_init_u32(&table->held[i], 0);
+	for (int i = 0; i < NSCOPES; i++)
+		pg_atomic_init_u32(&table->scope_size[i], 0);
 	for (int i = 0; i < table->npartitions; i++)
 	{
 		LWLockInitialize(&table->partition[i].lock, tranche);
@@ -265,15 +265,15 @@ limit_create(void *address, int tranche)
 /* A partition and what is in it, its lock held. */
 typedef struct Locked
 {
-	LimitTable *table;
+	RateLimitTable *table;
 	int number;
-	LimitPartition *partition;
-	LimitEntry *entries;
+	RateLimitPartition *partition;
+	RateLimitEntry *entries;
 	HeapSlot *heap;
 } Locked;
 
 static Locked
-get_locked(LimitTable *table, int number)
+get_locked(RateLimitTable *table, int number)
 {
 	Locked locked = {
 		.table = table,
@@ -288,7 +288,7 @@ get_locked(LimitTable *table, int number)
 
 /* The state carries no information from this time on. */
 static int64
-state_end(const RateState *state)
+state_end(const RateLimitState *state)
 {
 	return state->arrival + (state->fraction > 0 ? 1 : 0);
 }
@@ -354,34 +354,34 @@ publish_first(Locked *p)
 }
 
 /* ------------------------------------------------------------------------
- * Owners
+ * Scopes
  * ------------------------------------------------------------------------
  */
 
 static uint32
-light_limit(const LimitTable *table)
+light_max(const RateLimitTable *table)
 {
 	return table->nentries / 4;
 }
 
 static void
-count_owner(LimitTable *table, int owner)
+count_scope(RateLimitTable *table, int scope)
 {
-	if (pg_atomic_fetch_add_u32(&table->held[owner], 1) == light_limit(table))
+	if (pg_atomic_fetch_add_u32(&table->scope_size[scope], 1) == light_max(table))
 		pg_atomic_fetch_add_u32(&table->heavy, 1);
 }
 
 static void
-discount_owner(LimitTable *table, int owner)
+discount_scope(RateLimitTable *table, int scope)
 {
-	if (pg_atomic_fetch_sub_u32(&table->held[owner], 1) == light_limit(table) + 1)
+	if (pg_atomic_fetch_sub_u32(&table->scope_size[scope], 1) == light_max(table) + 1)
 		pg_atomic_fetch_sub_u32(&table->heavy, 1);
 }
 
 static bool
-is_heavy(LimitTable *table, int owner)
+is_heavy(RateLimitTable *table, int scope)
 {
-	return pg_atomic_read_u32(&table->held[owner]) > light_limit(table);
+	return pg_atomic_read_u32(&table->scope_size[scope]) > light_max(table);
 }
 
 /* ------------------------------------------------------------------------
@@ -400,33 +400,33 @@ find_place(Locked *p, uint64 entry)
 	return place;
 }
 
-static RateState
-get_state(const LimitEntry *entry)
+static RateLimitState
+get_state(const RateLimitEntry *entry)
 {
-	RateState state = {.arrival = entry->arrival, .fraction = entry->fraction};
+	RateLimitState state = {.arrival = entry->arrival, .fraction = entry->fraction};
 
 	return state;
 }
 
 /* The heap is updated lazily, when the entry reaches its root. */
 static void
-set_state(LimitEntry *entry, const RateState *state)
+set_state(RateLimitEntry *entry, const RateLimitState *state)
 {
 	entry->arrival = state->arrival;
 	entry->fraction = state->fraction;
 }
 
 static void
-add_entry(Locked *p, const SipHash *id, int owner, const RateState *state)
+add_entry(Locked *p, const SipHash *id, int scope, const RateLimitState *state)
 {
 	int place = find_place(p, id->half[1]);
 	HeapSlot slot = {.end = state_end(state), .entry = id->half[1]};
 
 	p->entries[place].used = true;
 	p->entries[place].id = *id;
-	p->entries[place].owner = (uint16) owner;
+	p->entries[place].scope = (uint16) scope;
 	set_state(&p->entries[place], state);
-	count_owner(p->table, owner);
+	count_scope(p->table, scope);
 	sift_up(p, p->partition->used++, slot);
 	publish_first(p);
 }
@@ -443,7 +443,7 @@ first_place(Locked *p)
 	for (int step = 0; step < MAX_SETTLE; step++)
 	{
 		int place = find_place(p, first->entry);
-		RateState state = get_state(&p->entries[place]);
+		RateLimitState state = get_state(&p->entries[place]);
 		HeapSlot now = {.end = state_end(&state), .entry = first->entry};
 
 		if (now.end == first->end)
@@ -460,7 +460,7 @@ first_place(Locked *p)
 
 /* From "from" to "to", onwards. */
 static int
-distance(LimitTable *table, int from, int to)
+distance(RateLimitTable *table, int from, int to)
 {
 	return to >= from ? to - from : to - from + table->places;
 }
@@ -491,7 +491,7 @@ remove_entry(Locked *p, int slot, int place)
 	HeapSlot *heap = p->heap;
 	HeapSlot last = heap[p->partition->used - 1];
 
-	discount_owner(p->table, p->entries[place].owner);
+	discount_scope(p->table, p->entries[place].scope);
 	free_place(p, place);
 	if (--p->partition->used > slot)
 	{
@@ -504,7 +504,7 @@ remove_entry(Locked *p, int slot, int place)
 }
 
 /*
- * A live entry of a heavy owner's: of those that are drawn, the one that ends first.  *slot:
+ * A live entry of a heavy scope's: of those that are drawn, the one that ends first.  *slot:
  * in the heap.  NO_PLACE: none is.  Draws begin with the new entry's id, which nobody can
  * choose.
  */
@@ -522,7 +522,7 @@ draw_heavy(Locked *p, uint64 random, int *slot)
 		random = random * UINT64CONST(6364136223846793005) + UINT64CONST(1442695040888963407);
 		drawn = (int) (((random >> 32) * (uint64) p->partition->used) >> 32);
 		place = find_place(p, p->heap[drawn].entry);
-		if (!is_heavy(p->table, p->entries[place].owner))
+		if (!is_heavy(p->table, p->entries[place].scope))
 			continue;
 		if (nfound++ == 0 || p->heap[drawn].end < p->heap[*slot].end)
 		{
@@ -534,20 +534,20 @@ draw_heavy(Locked *p, uint64 random, int *slot)
 }
 
 /*
- * The first of the heap, if it is that, or one of a heavy owner's of "p" instead;
+ * The first of the heap, if it is that, or one of a heavy scope's of "p" instead;
  * *live: it still said something.
  */
 static bool
 remove_first(Locked *victim, Locked *p, const SipHash *id, int64 now, bool *live)
 {
-	LimitTable *table = victim->table;
+	RateLimitTable *table = victim->table;
 	int place = first_place(victim);
 
 	if (place == NO_PLACE)
 		return false;
 	*live = victim->heap[0].end > now;
 	if (*live && pg_atomic_read_u32(&table->heavy) > 0 && p->partition->used > 0 &&
-		!is_heavy(table, victim->entries[place].owner))
+		!is_heavy(table, victim->entries[place].scope))
 	{
 		int slot;
 		int heavy = draw_heavy(p, id->half[1], &slot);
@@ -567,7 +567,7 @@ static void
 remove_any(Locked *p, int64 now, bool *live)
 {
 	int place;
-	RateState state;
+	RateLimitState state;
 
 	if (p->partition->used == 0)
 	{
@@ -582,7 +582,7 @@ remove_any(Locked *p, int64 now, bool *live)
 
 /* Reserve one of the unused entries; false if there is none. */
 static bool
-take_unused(LimitTable *table)
+take_unused(RateLimitTable *table)
 {
 	/* check first, or the counter would grow for ever on a full table */
 	return pg_atomic_read_u32(&table->used) < (uint32) table->nentries &&
@@ -591,7 +591,7 @@ take_unused(LimitTable *table)
 
 /* The partition whose entry ends first, read without a lock. */
 static int
-find_first(LimitTable *table)
+find_first(RateLimitTable *table)
 {
 	uint64 first = NO_TIME;
 	int found = NO_PARTITION;
@@ -610,7 +610,7 @@ find_first(LimitTable *table)
 
 /* Prefetch the likely victim; read without a lock, so it may be the wrong one. */
 static void
-prefetch_first(LimitTable *table, int partition)
+prefetch_first(RateLimitTable *table, int partition)
 {
 	HeapSlot *heap = get_heap(table, partition);
 
@@ -625,7 +625,7 @@ prefetch_first(LimitTable *table, int partition)
 static bool
 make_room(Locked *p, const SipHash *id, int other, int64 now, bool *evicted)
 {
-	LimitTable *table = p->table;
+	RateLimitTable *table = p->table;
 	Locked victim;
 
 	if (p->partition->used < p->table->heap_size)
@@ -647,7 +647,7 @@ make_room(Locked *p, const SipHash *id, int other, int64 now, bool *evicted)
 }
 
 static void
-lock_partitions(LimitTable *table, int p, int other)
+lock_partitions(RateLimitTable *table, int p, int other)
 {
 	if (other != NO_PARTITION && other < p)
 		LWLockAcquire(&table->partition[other].lock, LW_EXCLUSIVE);
@@ -657,7 +657,7 @@ lock_partitions(LimitTable *table, int p, int other)
 }
 
 static void
-unlock_partitions(LimitTable *table, int p, int other)
+unlock_partitions(RateLimitTable *table, int p, int other)
 {
 	LWLockRelease(&table->partition[p].lock);
 	if (other != NO_PARTITION && other != p)
@@ -668,22 +668,22 @@ unlock_partitions(LimitTable *table, int p, int other)
 typedef struct Change
 {
 	const SipHash *id;
-	const LimitOwner *owner;
+	const RateLimitScope *scope;
 	int64 now;
-	LimitChange change;
+	RateLimitChange change;
 	void *arg;
 	bool evicted;
 } Change;
 
 static int
-owner_number(LimitTable *table, const LimitOwner *owner)
+scope_number(RateLimitTable *table, const RateLimitScope *scope)
 {
 	SipHash hash;
 
-	if (owner->data == NULL)
-		return owner->number;
-	hash = siphash(&table->key, owner->data, owner->len);
-	return (int) (hash.half[0] % NOWNERS);
+	if (scope->data == NULL)
+		return scope->number;
+	hash = siphash(&table->key, scope->data, scope->len);
+	return (int) (hash.half[0] % NSCOPES);
 }
 
 /* False if no entry was free yet; with "last", one is freed in any case. */
@@ -691,8 +691,8 @@ static bool
 change_locked(Locked *p, Change *c, int other, bool last)
 {
 	int place = find_place(p, c->id->half[1]);
-	LimitEntry *entry = &p->entries[place];
-	RateState state = {0};
+	RateLimitEntry *entry = &p->entries[place];
+	RateLimitState state = {0};
 
 	if (entry->used)
 		state = get_state(entry);
@@ -709,12 +709,12 @@ change_locked(Locked *p, Change *c, int other, bool last)
 			return false;
 		remove_any(p, c->now, &c->evicted);
 	}
-	add_entry(p, c->id, owner_number(p->table, c->owner), &state);
+	add_entry(p, c->id, scope_number(p->table, c->scope), &state);
 	return true;
 }
 
 static bool
-change_entry(LimitTable *table, Change *c)
+change_entry(RateLimitTable *table, Change *c)
 {
 	Locked p = get_locked(table, partition_number(table, c->id));
 	int other = NO_PARTITION;
@@ -741,13 +741,13 @@ change_entry(LimitTable *table, Change *c)
  */
 
 void
-limit_init(void)
+rate_limit_init(void)
 {
 	shmem_register(&area);
 }
 
 bool
-limit_available(void)
+rate_limit_available(void)
 {
 	return shmem_get(&area) != NULL;
 }
@@ -757,7 +757,7 @@ limit_available(void)
  * here all sessions must agree.
  */
 int64
-limit_now(void)
+rate_limit_now(void)
 {
 	struct timespec now;
 
@@ -766,9 +766,9 @@ limit_now(void)
 }
 
 SipHash
-limit_id(const void *data, Size len)
+rate_limit_id(const void *data, Size len)
 {
-	LimitTable *table = shmem_get(&area);
+	RateLimitTable *table = shmem_get(&area);
 	SipHash id = siphash(&table->key, data, len);
 
 	/* loaded while the caller reads the clock and takes the lock */
@@ -777,9 +777,10 @@ limit_id(const void *data, Size len)
 }
 
 bool
-limit_change(const SipHash *id, const LimitOwner *owner, int64 now, LimitChange change, void *arg)
+rate_limit_change(const SipHash *id, const RateLimitScope *scope, int64 now, RateLimitChange change,
+				  void *arg)
 {
-	Change c = {.id = id, .owner = owner, .now = now, .change = change, .arg = arg};
+	Change c = {.id = id, .scope = scope, .now = now, .change = change, .arg = arg};
 
 	return change_entry(shmem_get(&area), &c);
 }
@@ -790,27 +791,28 @@ limit_change(const SipHash *id, const LimitOwner *owner, int64 now, LimitChange 
  */
 
 /* The machine may reboot, so the wall clock measures the time in between. */
-typedef struct SavedLimits
+typedef struct SavedRateLimits
 {
 	SipHashKey key;
 	TimestampTz saved_at;
 	int64 now; /* the clock of the states */
 	int64 count;
-} SavedLimits;
+} SavedRateLimits;
 
-typedef struct SavedLimit
+typedef struct SavedRateLimit
 {
 	SipHash id;
 	int64 arrival;
 	uint32 fraction;
-	uint32 owner;
-} SavedLimit;
+	uint32 scope;
+} SavedRateLimit;
 
 static void
-limit_save(void *address, ShmemFile *file)
+rate_limit_save(void *address, ShmemFile *file)
 {
-	LimitTable *table = address;
-	SavedLimits header = {.key = table->key, .saved_at = GetCurrentTimestamp(), .now = limit_now()};
+	RateLimitTable *table = address;
+	SavedRateLimits header = {
+		.key = table->key, .saved_at = GetCurrentTimestamp(), .now = rate_limit_now()};
 
 	for (int p = 0; p < table->npartitions; p++)
 		header.count += table->partition[p].used;
@@ -818,32 +820,32 @@ limit_save(void *address, ShmemFile *file)
 	for (int p = 0; p < table->npartitions; p++)
 		for (int i = 0; i < table->places; i++)
 		{
-			LimitEntry *entry = &get_entries(table, p)[i];
-			SavedLimit saved;
+			RateLimitEntry *entry = &get_entries(table, p)[i];
+			SavedRateLimit saved;
 
 			if (!entry->used)
 				continue;
 			saved.id = entry->id;
 			saved.arrival = entry->arrival;
 			saved.fraction = entry->fraction;
-			saved.owner = entry->owner;
+			saved.scope = entry->scope;
 			shmem_write(file, &saved, sizeof(saved));
 		}
 }
 
 static bool
-store_state(RateState *state, void *arg)
+load_state(RateLimitState *state, void *arg)
 {
-	*state = *(RateState *) arg;
+	*state = *(RateLimitState *) arg;
 	return true;
 }
 
 static bool
-limit_load(void *address, ShmemFile *file)
+rate_limit_load(void *address, ShmemFile *file)
 {
-	LimitTable *table = address;
-	int64 now = limit_now();
-	SavedLimits header;
+	RateLimitTable *table = address;
+	int64 now = rate_limit_now();
+	SavedRateLimits header;
 	int64 shift;
 
 	if (!shmem_read(file, &header, sizeof(header)) || header.now < 0)
@@ -853,20 +855,20 @@ limit_load(void *address, ShmemFile *file)
 	shift = now - header.now - Max(GetCurrentTimestamp() - header.saved_at, 0);
 	for (int64 i = 0; i < header.count; i++)
 	{
-		SavedLimit saved;
-		RateState state;
-		LimitOwner owner = {0};
+		SavedRateLimit saved;
+		RateLimitState state;
+		RateLimitScope scope = {0};
 		Change c = {
-			.id = &saved.id, .owner = &owner, .now = now, .change = store_state, .arg = &state};
+			.id = &saved.id, .scope = &scope, .now = now, .change = load_state, .arg = &state};
 
-		if (!shmem_read(file, &saved, sizeof(saved)) || saved.owner >= NOWNERS)
+		if (!shmem_read(file, &saved, sizeof(saved)) || saved.scope >= NSCOPES)
 			return false;
 		/* a test may have used another clock */
-		if (saved.arrival < header.now || saved.arrival - header.now > LIMIT_MAX_AHEAD)
+		if (saved.arrival < header.now || saved.arrival - header.now > RATE_LIMIT_MAX_AHEAD)
 			continue;
 		state.arrival = saved.arrival + shift;
 		state.fraction = saved.fraction;
-		owner.number = (int) saved.owner;
+		scope.number = (int) saved.scope;
 		if (state_end(&state) > now)
 			(void) change_entry(table, &c);
 	}

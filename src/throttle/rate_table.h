@@ -7,8 +7,8 @@
  * shares the state of another.  The state carries information until its theoretical arrival
  * time.  After that it equals an absent one, and its entry may be reused at once.  When all
  * entries are live, a new limit evicts the entry with the earliest arrival time, and the
- * eviction is counted.  If that entry belongs to a light owner while another owner has more
- * than a quarter of all entries, an entry of the heavy owner is evicted instead.
+ * eviction is counted.  If that entry belongs to a light scope while another scope has more
+ * than a quarter of all entries, an entry of the heavy scope is evicted instead.
  *
  * An entry takes about 90 bytes; "idempotency.throttle_entries" sets their number.
  *
@@ -23,45 +23,45 @@
 
 /*
  * Theoretical arrival time: when the limit will be unused again; 0 if there is no entry.
- * It is a time of limit_now()'s clock.  The caller chooses the unit of the fraction of a
+ * It is a time of rate_limit_now()'s clock.  The caller chooses the unit of the fraction of a
  * microsecond, one unit for each limit.
  */
 /* 10 years of 365.25 days, in microseconds */
-#define LIMIT_MAX_AHEAD (INT64CONST(87660) * USECS_PER_HOUR)
+#define RATE_LIMIT_MAX_AHEAD (INT64CONST(87660) * USECS_PER_HOUR)
 
-typedef struct RateState
+typedef struct RateLimitState
 {
-	int64 arrival; /* at most LIMIT_MAX_AHEAD after now */
+	int64 arrival; /* at most RATE_LIMIT_MAX_AHEAD after now */
 	uint32 fraction;
-} RateState;
+} RateLimitState;
 
 /*
  * Inspect a state and maybe change it.  Return true to store it; the arrival must not move
  * back then.  Runs under a lock, possibly more than once, so do nothing but arithmetic.
  */
-typedef bool (*LimitChange)(RateState *state, void *arg);
+typedef bool (*RateLimitChange)(RateLimitState *state, void *arg);
 
-extern void limit_init(void);
+extern void rate_limit_init(void);
 
 /* Is there shared memory for limits? */
-extern bool limit_available(void);
+extern bool rate_limit_available(void);
 
 /* Monotonic clock in microseconds, roughly since the machine started. */
-extern int64 limit_now(void);
+extern int64 rate_limit_now(void);
 
 /* Hash the bytes that identify a limit.  Requires shared memory. */
-extern SipHash limit_id(const void *data, Size len);
+extern SipHash rate_limit_id(const void *data, Size len);
 
-/* An owner of limits, identified by any bytes; used for a new limit only. */
-typedef struct LimitOwner
+/* A scope of limits, identified by any bytes; used for a new limit only. */
+typedef struct RateLimitScope
 {
 	const void *data;
 	Size len;
 	int number; /* used by rate_table.c if data is NULL */
-} LimitOwner;
+} RateLimitScope;
 
-/* "now" is from limit_now().  Returns true if a live limit was evicted for this one. */
-extern bool
-limit_change(const SipHash *id, const LimitOwner *owner, int64 now, LimitChange change, void *arg);
+/* "now" is from rate_limit_now().  Returns true if a live limit was evicted for this one. */
+extern bool rate_limit_change(const SipHash *id, const RateLimitScope *scope, int64 now,
+							  RateLimitChange change, void *arg);
 
 #endif /* IDEM_RATE_TABLE_H */

@@ -37,7 +37,7 @@ PG_FUNCTION_INFO_V1(idem_throttle);
 PG_FUNCTION_INFO_V1(idem_throttle_set_clock);
 
 #define MIN_PERIOD INT64CONST(1000)
-#define MAX_PERIOD LIMIT_MAX_AHEAD
+#define MAX_PERIOD RATE_LIMIT_MAX_AHEAD
 
 /* set by tests; negative: use the real clock */
 static int64 test_clock = -1;
@@ -78,7 +78,7 @@ divide_up(int128 dividend, int64 divisor)
 
 /* "debt" is how far away the arrival time is; "burst" is how far it may be. */
 static bool
-decide(RateState *state, void *arg)
+decide(RateLimitState *state, void *arg)
 {
 	Call *call = arg;
 	int128 burst = (int128) call->period * call->max_calls;
@@ -119,10 +119,7 @@ arg_period(FunctionCallInfo fcinfo, int n, text *key)
 		error_null("period");
 	period = ttl_usecs(PG_GETARG_INTERVAL_P(n));
 	if (period < MIN_PERIOD || period > MAX_PERIOD)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("period of throttle key \"%s\" is out of range", key_text_display(key)),
-				 errhint("It must be from 1 millisecond to 10 years.")));
+		error_period(key);
 	return (int64) period;
 }
 
@@ -132,10 +129,8 @@ arg_count(FunctionCallInfo fcinfo, int n, const char *what, text *key)
 	int count = PG_ARGISNULL(n) ? 1 : PG_GETARG_INT32(n);
 
 	if (count < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s of throttle key \"%s\" must be at least 1, not %d", what,
-						key_text_display(key), count)));
+		error_range(psprintf("%s of throttle key \"%s\"", what, key_text_display(key)), 1,
+					PG_INT32_MAX);
 	return count;
 }
 
@@ -143,12 +138,7 @@ static void
 check_cost(const Call *call, text *key)
 {
 	if (call->cost > call->max_calls)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("cost of throttle key \"%s\" must be at most max_calls", key_text_display(key)),
-			 errdetail("A call that costs %d would never be allowed with max_calls %d.", call->cost,
-					   call->max_calls)));
+		error_cost(key, call->cost, call->max_calls);
 }
 
 /* Calls with equal identities share a limit. */
@@ -157,7 +147,7 @@ typedef struct Identity
 	int64 period;
 	int max_calls;
 	int scope_len;
-	Oid database;				  /* the owner's bytes begin here */
+	Oid database;				  /* the scope is this and its text */
 	char text[2 * KEY_MAX_BYTES]; /* scope, then key */
 } Identity;
 
@@ -174,7 +164,7 @@ identify(Identity *identity, const Call *call, text *key, text *scope)
 	scope_bytes = key_utf8("throttle scope", scope, 0, &identity->scope_len);
 	memcpy(identity->text, scope_bytes, identity->scope_len);
 	memcpy(identity->text + identity->scope_len, key_bytes, key_len);
-	return limit_id(identity, offsetof(Identity, text) + identity->scope_len + key_len);
+	return rate_limit_id(identity, offsetof(Identity, text) + identity->scope_len + key_len);
 }
 
 /* ------------------------------------------------------------------------
@@ -235,7 +225,7 @@ idem_throttle(PG_FUNCTION_ARGS)
 	text *key = arg_text(fcinfo, 0);
 	text *scope = key_scope(arg_text(fcinfo, 3));
 	Identity identity; /* large, so not zeroed */
-	LimitOwner owner;
+	RateLimitScope limit_scope;
 	Call call;
 	SipHash id;
 
@@ -247,14 +237,14 @@ idem_throttle(PG_FUNCTION_ARGS)
 	call.max_calls = arg_count(fcinfo, 2, "max_calls", key);
 	call.cost = arg_count(fcinfo, 4, "cost", key);
 	check_cost(&call, key);
-	if (!limit_available())
+	if (!rate_limit_available())
 		error_no_shared_memory("idem_throttle");
 
 	id = identify(&identity, &call, key, scope);
-	owner.data = &identity.database;
-	owner.len = offsetof(Identity, text) - offsetof(Identity, database) + identity.scope_len;
-	call.now = test_clock < 0 ? limit_now() : test_clock;
-	if (limit_change(&id, &owner, call.now, decide, &call))
+	limit_scope.data = &identity.database;
+	limit_scope.len = offsetof(Identity, text) - offsetof(Identity, database) + identity.scope_len;
+	call.now = test_clock < 0 ? rate_limit_now() : test_clock;
+	if (rate_limit_change(&id, &limit_scope, call.now, decide, &call))
 		stats_count(STAT_THROTTLE_EVICTED, 1);
 	stats_count(call.allowed ? STAT_THROTTLE_ALLOWED : STAT_THROTTLE_REJECTED, 1);
 	return throttle_row(&call);

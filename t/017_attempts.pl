@@ -91,8 +91,8 @@ COMMIT;
 SELECT wrong('c');
 SELECT wrong('c');
 SQL
-# a right guess that was rolled back can be made again, and has cost none
-says($node, <<'SQL', "verified\nverified\nverified\nverified\nused", 'the right guess rolled back');
+# a right attempt that was rolled back can be made again, and has cost none
+says($node, <<'SQL', "verified\nverified\nverified\nverified\nused", 'the right attempt rolled back');
 CALL issue('d', 2);
 BEGIN; SELECT correct('d'); ROLLBACK;
 BEGIN; SELECT correct('d'); SELECT 1 / 0; COMMIT;
@@ -100,7 +100,7 @@ BEGIN; SAVEPOINT s; SELECT correct('d'); RELEASE s; ROLLBACK;
 SELECT correct('d');
 SELECT correct('d');
 SQL
-says($node, "CALL issue('e', 1); BEGIN; SELECT correct('e'); ROLLBACK; SELECT correct('e');", "verified\nverified", 'the right guess rolled back, when it was the last');
+says($node, "CALL issue('e', 1); BEGIN; SELECT correct('e'); ROLLBACK; SELECT correct('e');", "verified\nverified", 'the right attempt rolled back, when it was the last');
 # and buys none: three are wrong, whatever is rolled back around them
 says($node, <<'SQL', join("\n", ('verified') x 2, 'wrong 2', 'verified', 'wrong 1', 'verified', 'verified', 'wrong 0', 'locked 0', 'locked 0'), 'right and wrong ones rolled back');
 CALL issue('right', 3);
@@ -143,7 +143,7 @@ CALL issue('g', 3);
 BEGIN; SELECT wrong('g'); ROLLBACK;
 SELECT correct('g');
 SQL
-# after it would have expired a count begins anew, of rolled-back guesses too
+# after it would have expired a count begins anew, of rolled-back attempts too
 says($node, <<'SQL', "wrong 0\nlocked 0\nwrong 0", 're-issued after the first would have expired');
 CALL issue('h', 1);
 BEGIN; SELECT wrong('h'); ROLLBACK;
@@ -153,8 +153,8 @@ UPDATE idem_codes SET counted_until = clock_timestamp() WHERE subject = 'h';
 CALL issue('h', 1);
 SELECT wrong('h');
 SQL
-# the right guess does not count against the next code
-says($node, <<'SQL', "verified\nverified\nwrong 0\nlocked 0", 'a right guess');
+# the right attempt does not count against the next code
+says($node, <<'SQL', "verified\nverified\nwrong 0\nlocked 0", 'a right attempt');
 CALL issue('i', 1);
 SELECT correct('i');
 CALL issue('i', 1);
@@ -164,7 +164,7 @@ SELECT wrong('i');
 SELECT wrong('i');
 SQL
 # nor does it make up for a wrong one of a new code that was rolled back
-says($node, <<'SQL', "verified\nwrong 2\nwrong 1\nverified\nwrong 0\nlocked 0", 'a right guess, and a new code that is rolled back');
+says($node, <<'SQL', "verified\nwrong 2\nwrong 1\nverified\nwrong 0\nlocked 0", 'a right attempt, and a new code that is rolled back');
 CALL issue('j', 3);
 SELECT correct('j');
 BEGIN; CALL issue('j', 3); SELECT wrong('j'); ROLLBACK;
@@ -175,7 +175,7 @@ BEGIN; CALL issue('j', 3); SELECT wrong('j'); ROLLBACK;
 CALL issue('j', 3);
 SELECT correct('j');
 SQL
-says($node, <<'SQL', "verified\nverified\nwrong 0\nlocked 0", 'a right guess and a new code in one transaction');
+says($node, <<'SQL', "verified\nverified\nwrong 0\nlocked 0", 'a right attempt and a new code in one transaction');
 CALL issue('k', 1);
 BEGIN; SELECT correct('k'); CALL issue('k', 1); SELECT correct('k'); CALL issue('k', 1); SELECT wrong('k'); SELECT correct('k'); COMMIT;
 SQL
@@ -192,7 +192,7 @@ ROLLBACK PREPARED 'p';
 BEGIN; SELECT wrong('p'); ROLLBACK;
 SELECT correct('p');
 SQL
-says($node, <<'SQL', "verified\nverified\nverified\nwrong 0\nlocked 0", 'a right guess prepared: rolled back, and committed');
+says($node, <<'SQL', "verified\nverified\nverified\nwrong 0\nlocked 0", 'a right attempt prepared: rolled back, and committed');
 CALL issue('q', 1);
 BEGIN; SELECT correct('q'); PREPARE TRANSACTION 'q';
 ROLLBACK PREPARED 'q';
@@ -223,7 +223,7 @@ BEGIN
 	END LOOP;
 END \$\$;
 SQL
-sql_is($node, 'postgres', 'SELECT attempts, used_at IS NOT NULL, count(*) FROM idem_codes GROUP BY 1, 2', "2|t|$many", 'many guesses, all committed, do not fill it');
+sql_is($node, 'postgres', 'SELECT attempts, used_at IS NOT NULL, count(*) FROM idem_codes GROUP BY 1, 2', "2|t|$many", 'many attempts, all committed, do not fill it');
 # nor in subtransactions that are
 $node->safe_psql('postgres', <<"SQL");
 TRUNCATE idem_codes, c;
@@ -286,7 +286,7 @@ SQL
 sql_is($node, 'postgres', 'SELECT attempts, count(*) FROM idem_codes GROUP BY 1', "1|$many", 'nor when a new code is issued, or the first one rolled back');
 says($node, "SELECT wrong('many 1')", 'wrong 3', 'the table is not full');
 
-# nor by right guesses that are rolled back
+# nor by right attempts that are rolled back
 $node->safe_psql('postgres', <<"SQL");
 TRUNCATE idem_codes, c;
 DO \$\$
@@ -308,7 +308,7 @@ empty();
 my $log_start = -s $node->logfile;
 $node->safe_psql('postgres', join '', map { "CALL issue('full $_'); BEGIN; SELECT wrong('full $_'); ROLLBACK;" } 1 .. $entries);
 my (undef, $out, $err) = $node->psql('postgres', "CALL issue('new'); SELECT wrong('new'); SELECT correct('new')");
-is($out, "locked 0\nlocked 0", 'full: a guess is refused, right or wrong');
+is($out, "locked 0\nlocked 0", 'full: an attempt is refused, right or wrong');
 like($err, qr/WARNING:  a guess at a code was refused.*hold $entries of $size entries of the table of guesses, of which $entries are free.*guess_entries/s, 'with a warning');
 # what is free is for other purposes, of which each leaves as much as it takes; and for other databases
 sub other_purpose
@@ -328,7 +328,7 @@ $node->safe_psql('postgres', "SELECT idem_code_verify(purpose, subject, 'x') FRO
 says($node, "SELECT wrong('new')", 'locked 0', 'which leaves the first one as it was');
 like(slurp_file($node->logfile, $log_start), qr/WARNING:  a guess at a code was refused/, 'in the log as well');
 sql_is($node, 'postgres', "SELECT attempts, used_at FROM idem_codes WHERE subject = 'new'", '0|', 'and not counted');
-says($node, "SELECT wrong('full 1')", 'wrong 3', 'who has an entry can guess');
+says($node, "SELECT wrong('full 1')", 'wrong 3', 'who has an entry can make an attempt');
 # whose commit gives the entry back
 says($node, "SELECT wrong('new'); SELECT correct('new')", "wrong 4\nverified", 'one has become free');
 says($node, "CALL issue('next'); BEGIN; SELECT wrong('next'); ROLLBACK; BEGIN; SELECT wrong('full 1'); ROLLBACK;", "wrong 4\nlocked 0", 'and is taken again');
@@ -338,7 +338,7 @@ empty();
 my $ttl = "'2 seconds'";
 $node->safe_psql('postgres', join '', map { "CALL issue('full $_', ttl => $ttl); BEGIN; SELECT wrong('full $_'); ROLLBACK;" } 1 .. $entries);
 $node->safe_psql('postgres', "CALL issue('waiting')");
-ok( $node->poll_query_until('postgres', "SELECT correct('waiting')", 'verified'), 'when the entries have expired, guesses are taken again');
+ok( $node->poll_query_until('postgres', "SELECT correct('waiting')", 'verified'), 'when the entries have expired, attempts are taken again');
 sql_is($node, 'postgres', "SELECT state FROM idem_code_verify('otp', 'full 1', 'x')", 'expired', 'the codes they were for have');
 
 # A re-issue keeps the count for as long as its code lives, which is longer than the first one.
@@ -381,18 +381,18 @@ my $bytes = slurp_file($node->data_dir . '/pg_stat/idempotency_guess.stat');
 # 32 of every file, the key, and how many; then series, database, count, and until when
 my ($count, undef, $until) = unpack 'x48 q x20 L q', $bytes;
 $node->start;
-is($count, 1, 'one rolled-back guess is kept over a restart');
+is($count, 1, 'one rolled-back attempt is kept over a restart');
 is($until, $node->safe_psql('postgres', "SELECT extract(epoch FROM expires_at - '2000-01-01 00:00:00+00') * 1000000 FROM idem_codes WHERE subject = 'month'") =~ s/\..*//r, 'until its code expires, in a month');
 says($node, "SELECT correct('month')", 'locked 0', 'and counts');
 
 #
-# A crash: committed guesses stay
+# A crash: committed attempts stay
 #
 $node->safe_psql('postgres', "CALL issue('crash', 3); SELECT wrong('crash'); SELECT wrong('crash')");
 my $victim = $node->background_psql('postgres');
 $victim->query_safe("BEGIN; SELECT wrong('crash')");
 kill_backend($node, $victim);
-says($node, "SELECT wrong('crash'); SELECT correct('crash')", "wrong 0\nlocked 0", 'committed guesses are counted after a crash');
+says($node, "SELECT wrong('crash'); SELECT correct('crash')", "wrong 0\nlocked 0", 'committed attempts are counted after a crash');
 
 #
 # 50 at once: never more than max_attempts are evaluated, the right one among them or not
@@ -425,7 +425,7 @@ SELECT nextval('evaluated'), CASE state WHEN 'verified' THEN nextval('verified')
 FROM c, idem_code_verify('otp', 'storm', code) WHERE subject = 'storm' AND state IN ('wrong', 'verified');
 SQL
 my ($evaluated, $verified) = storm($node, 7, $evaluate);
-is($evaluated, 7, '50 sessions, 200 wrong guesses, committed: 7 evaluated');
+is($evaluated, 7, '50 sessions, 200 wrong attempts, committed: 7 evaluated');
 ($evaluated) = storm($node, 7, "BEGIN;\n${evaluate}ROLLBACK;\n");
 is($evaluated, 7, 'rolled back: 7 evaluated');
 ($evaluated) = storm($node, 7, "\\set r random(0, 2)\nBEGIN;\nSAVEPOINT s;\n$evaluate\\if :r = 0\nROLLBACK TO s;\n\\endif\n\\if :r = 1\nROLLBACK;\n\\else\nCOMMIT;\n\\endif\n");
@@ -484,7 +484,7 @@ if ($version < 170000)
 	my @warnings = $err =~ /WARNING:  (.*)/g;
 
 	is("@warnings", 'guesses at codes are forgotten when the calling transaction rolls back', 'no shared memory: one warning a session');
-	is($out, "wrong 2\nwrong 2\nwrong 2\nverified", 'and guesses that are rolled back do not count');
+	is($out, "wrong 2\nwrong 2\nwrong 2\nverified", 'and attempts that are rolled back do not count');
 	(undef, undef, $err) = $bare->psql('postgres', "SELECT wrong('a')");
 	unlike($err, qr/WARNING/, 'where nothing is counted there is none');
 	(undef, undef, $err) = $bare->psql('postgres', "CALL issue('a'); SELECT wrong('a')");
@@ -493,7 +493,7 @@ if ($version < 170000)
 else
 {
 	is($err, '', 'shared memory without preload: no warning');
-	is($out, "wrong 2\nwrong 1\nwrong 0\nlocked 0", 'and guesses that are rolled back count');
+	is($out, "wrong 2\nwrong 1\nwrong 0\nlocked 0", 'and attempts that are rolled back count');
 	# the size is that of whoever was first, by the server's settings
 	$bare->safe_psql('postgres', 'DELETE FROM idem_codes');
 	$bare->restart;
@@ -507,7 +507,7 @@ like((failure($bare, 'postgres', "LOAD 'idempotency'; SET idempotency.guess_entr
 (undef, $out) = $bare->psql('postgres', "SET idempotency.guess_entries = 100000; LOAD 'idempotency'; SHOW idempotency.guess_entries", on_error_stop => 0);
 is($out, $size, 'not before the library is loaded either');
 # committed ones count everywhere
-says($bare, "CALL issue('k', 2); SELECT wrong('k'); CALL issue('k', 2); SELECT wrong('k'); SELECT correct('k');", "wrong 1\nwrong 0\nlocked 0", 'committed guesses count');
+says($bare, "CALL issue('k', 2); SELECT wrong('k'); CALL issue('k', 2); SELECT wrong('k'); SELECT correct('k');", "wrong 1\nwrong 0\nlocked 0", 'committed attempts count');
 ($evaluated) = storm($bare, 7, $evaluate);
 is($evaluated, 7, 'not preloaded, 50 sessions: 7 evaluated');
 $bare->stop;
