@@ -67,7 +67,7 @@ static HTAB *callees = NULL;
 static uint64 changes = 0;
 
 /* ------------------------------------------------------------------------
- * Errors
+ * Texts of errors
  * ------------------------------------------------------------------------
  */
 
@@ -99,8 +99,9 @@ param_hint(const Callee *callee)
 	return pstrdup(callee->nparams > 0 ? "It has no named parameters." : "It has no parameters.");
 }
 
-pg_noreturn static void
-error_ambiguous(const char *name, FuncCandidateList candidates)
+/* The candidates of a name that is not unique, as an error shows them. */
+static char *
+candidates_display(FuncCandidateList candidates)
 {
 	StringInfoData s;
 	int n = 0;
@@ -108,21 +109,9 @@ error_ambiguous(const char *name, FuncCandidateList candidates)
 	initStringInfo(&s);
 	for (; candidates != NULL && n < MAX_LISTED; candidates = candidates->next, n++)
 		appendStringInfo(&s, "%s%s", n > 0 ? ", " : "", format_procedure(candidates->oid));
-	ereport(ERROR,
-			(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
-			 errmsg("function name \"%s\" is not unique", name),
-			 errhint("Give the argument types as well: %s%s.", s.data,
-					 candidates != NULL ? ", ..." : "")));
-}
-
-pg_noreturn static void
-error_not_callable(Oid function, const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("%s cannot be called with JSON arguments", format_procedure(function)),
-			 errdetail("%s", detail),
-			 errhint("Write a function around it that takes named parameters of plain types.")));
+	if (candidates != NULL)
+		appendStringInfoString(&s, ", ...");
+	return s.data;
 }
 
 /* ------------------------------------------------------------------------
@@ -185,17 +174,12 @@ check_type(Oid function, Oid type, const char *what)
 static void
 check_callable(Form_pg_proc proc)
 {
-	switch (proc->prokind)
-	{
-		case PROKIND_FUNCTION:
-			break;
-		case PROKIND_PROCEDURE:
-			error_not_callable(proc->oid, "It is a procedure.");
-		case PROKIND_AGGREGATE:
-			error_not_callable(proc->oid, "It is an aggregate function.");
-		default:
-			error_not_callable(proc->oid, "It is a window function.");
-	}
+	if (proc->prokind == PROKIND_PROCEDURE)
+		error_not_callable(proc->oid, "It is a procedure.");
+	if (proc->prokind == PROKIND_AGGREGATE)
+		error_not_callable(proc->oid, "It is an aggregate function.");
+	if (proc->prokind != PROKIND_FUNCTION)
+		error_not_callable(proc->oid, "It is a window function.");
 	if (OidIsValid(proc->provariadic))
 		error_not_callable(proc->oid, "It is variadic.");
 	for (int i = 0; i < proc->pronargs; i++)
@@ -296,9 +280,7 @@ make_callee(Oid function)
 	HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 
 	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function with OID %u does not exist", function)));
+		error_function_gone(function);
 	check_callable((Form_pg_proc) GETSTRUCT(tuple));
 
 	/* get_callee() keeps the context once the callee is complete; an error frees it */
@@ -398,21 +380,10 @@ parse_name(const char *name, const char *shown)
 	ListCell *lc;
 
 	if (!SplitIdentifierString(pstrdup(name), '.', &parts) || parts == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid function name \"%s\"", shown),
-				 errhint("Give a name, as in SQL, or a name and argument types in parentheses.")));
+		error_function_name(shown);
 	foreach(lc, parts)
 		names = lappend(names, makeString(lfirst(lc)));
 	return names;
-}
-
-pg_noreturn static void
-error_undefined(const char *shown)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("function \"%s\" does not exist", shown),
-			 errhint("There is no function of that name that is visible to the caller.")));
 }
 
 /* Split "name(type, type)" as regprocedurein() does: returns the name, sets *types. */
@@ -568,7 +539,7 @@ find_by_name(const char *name, const char *shown, Jsonb *args)
 	keys = json_keys(args);
 	fitting = idem_function_candidates(names, list_length(keys), keys, true);
 	if (fitting == NULL || fitting->next != NULL || !OidIsValid(fitting->oid))
-		error_ambiguous(shown, all);
+		error_ambiguous_function(shown, candidates_display(all));
 	return fitting->oid;
 }
 
@@ -582,7 +553,7 @@ callee_has_argument(const CalleeParam *param, Jsonb *args)
 }
 
 pg_noreturn static void
-error_unknown(const Callee *callee, Jsonb *args)
+raise_unknown(const Callee *callee, Jsonb *args)
 {
 	ListCell *lc;
 
@@ -594,11 +565,9 @@ error_unknown(const Callee *callee, Jsonb *args)
 		for (int i = 0; i < callee->nparams && !known; i++)
 			known = callee->params[i].name != NULL && strcmp(callee->params[i].name, key) == 0;
 		if (!known)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("function %s has no parameter \"%s\"", callee_display(callee),
-							pnstrdup(key, pg_mbcliplen(key, strlen(key), NAMEDATALEN))),
-					 errhint("%s", param_hint(callee))));
+			error_no_parameter(callee_display(callee),
+							   pnstrdup(key, pg_mbcliplen(key, strlen(key), NAMEDATALEN)),
+							   param_hint(callee));
 	}
 	elog(ERROR, "arguments of function %s do not fit", callee_display(callee));
 }
@@ -633,20 +602,12 @@ check_arguments(const Callee *callee, Jsonb *args)
 		if (callee_has_argument(param, args))
 			known++;
 		else if (param->default_value == NULL && param->name == NULL)
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("parameter %d of function %s has no name", i + 1, callee_display(callee)),
-				 errhint("Arguments are passed by name: give it one, or a default.")));
+			error_unnamed_parameter(callee_display(callee), i + 1);
 		else if (param->default_value == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" of function %s is missing", param->name,
-							callee_display(callee)),
-					 errhint("The parameter has no default: pass a value, or null.")));
+			error_missing_argument(callee_display(callee), param->name);
 	}
 	if (args != NULL && known != (int) JsonContainerSize(&args->root))
-		error_unknown(callee, args);
+		raise_unknown(callee, args);
 }
 
 /* Find by name and argument types; InvalidOid if there is none. */
@@ -673,7 +634,7 @@ function_find(text *name, Jsonb *args)
 		/* raises an error that says which part of the name does not exist */
 		(void) DirectFunctionCall1(regprocedurein, CStringGetDatum(str));
 	if (function == NULL)
-		error_undefined(key_text_display(name));
+		error_undefined_function(key_text_display(name));
 	check_arguments(function->callee, args);
 	return function;
 }
@@ -688,10 +649,7 @@ function_find_if_any(text *name, Jsonb *args)
 	Oid oid;
 
 	if (args != NULL && !JB_ROOT_IS_OBJECT(args))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("args of function \"%s\" must be a JSON object", shown),
-				 errhint("Pass the arguments by name: {\"name\": value, ...}.")));
+		error_args_no_object(shown);
 
 	function->types_given = gives_types(str);
 	if (function->types_given)
