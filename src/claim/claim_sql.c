@@ -165,7 +165,7 @@ idem_begin(PG_FUNCTION_ARGS)
 	{
 		request.max_attempts = PG_GETARG_INT32(6);
 		if (request.max_attempts < 1)
-			error_max_attempts(request.max_attempts);
+			error_range("max_attempts", 1, PG_INT32_MAX);
 	}
 
 	state = claim_begin(&request, wait_until, &row, &fence);

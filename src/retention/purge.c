@@ -21,6 +21,7 @@
 
 #include "base/args.h"
 #include "base/compat.h"
+#include "base/errors.h"
 #include "base/guc.h"
 #include "base/interval.h"
 #include "base/result_row.h"
@@ -217,9 +218,7 @@ static int64
 arg_positive(int64 value, const char *what)
 {
 	if (value < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be at least 1, not %lld", what, (long long) value)));
+		error_below_one(what, value);
 	return value;
 }
 
@@ -299,9 +298,7 @@ idem_purge(PG_FUNCTION_ARGS)
 
 	get_purge(fcinfo, &purge);
 	if (XactReadOnly)
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot purge in a read-only transaction")));
+		error_purge_read_only();
 	if (!atomic)
 		purge.commit = commit_batch;
 	SPI_connect_ext(atomic ? 0 : SPI_OPT_NONATOMIC);

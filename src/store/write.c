@@ -88,7 +88,7 @@ set_answer(Change *change, const StoreWrite *write)
 {
 	set_jsonb(change, COL_RESULT, write->has_result, write->result);
 	if (write->failed && change->failed == NO_COLUMN)
-		error_update_needed("A failure cannot be stored");
+		error_update_needed("cannot store a failure");
 	if (write->failed)
 		set_datum(change, change->failed, BoolGetDatum(true));
 	else if (change->failed != NO_COLUMN)
