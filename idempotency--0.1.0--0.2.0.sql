@@ -3,6 +3,129 @@
 -- complain if script is sourced in psql, rather than via ALTER EXTENSION
 \echo Use "ALTER EXTENSION idempotency UPDATE TO '0.2.0'" to load this file. \quit
 
+ALTER TABLE idem_keys ADD COLUMN failed boolean;
+COMMENT ON COLUMN idem_keys.failed IS 'true if the claim was finished by a failure, else NULL';
+
+/*
+ * Functions with a new argument or a new column keep their OID: sessions that are calling them
+ * go on, and so do views and functions that use them, and privileges stay.  CREATE OR REPLACE
+ * cannot do that, so each new definition is made under another name and copied.
+ */
+CREATE FUNCTION idem_begin_0_2(
+	key text,
+	ttl interval DEFAULT NULL,
+	scope text DEFAULT NULL,
+	request jsonb DEFAULT NULL,
+	lease interval DEFAULT NULL,
+	wait interval DEFAULT NULL,
+	max_attempts integer DEFAULT NULL,
+	OUT state text,
+	OUT result jsonb,
+	OUT retry_after double precision,
+	OUT fence bigint,
+	OUT attempt integer,
+	OUT phase text,
+	OUT progress jsonb,
+	OUT created_at timestamptz,
+	OUT finished_at timestamptz,
+	OUT expires_at timestamptz,
+	OUT failed boolean)
+RETURNS record
+AS 'MODULE_PATHNAME', 'idem_begin' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+
+CREATE FUNCTION idem_call_0_2(
+	key text,
+	function text,
+	args jsonb DEFAULT NULL,
+	ttl interval DEFAULT NULL,
+	scope text DEFAULT NULL,
+	wait interval DEFAULT NULL,
+	keep_errors text[] DEFAULT NULL,
+	OUT state text,
+	OUT result jsonb,
+	OUT retry_after double precision,
+	OUT failed boolean)
+RETURNS record
+AS 'MODULE_PATHNAME', 'idem_call' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+
+CREATE FUNCTION idem_lookup_0_2(key text, scope text DEFAULT NULL)
+RETURNS TABLE (
+	state text,
+	result jsonb,
+	attempt integer,
+	phase text,
+	progress jsonb,
+	lease_until timestamptz,
+	created_at timestamptz,
+	finished_at timestamptz,
+	expires_at timestamptz,
+	failed boolean)
+AS 'MODULE_PATHNAME', 'idem_lookup' LANGUAGE C STABLE PARALLEL UNSAFE ROWS 1;
+
+CREATE FUNCTION idem_stat_counters_0_2(
+	OUT datid oid,
+	OUT started bigint,
+	OUT replayed bigint,
+	OUT in_progress bigint,
+	OUT mismatched bigint,
+	OUT finished bigint,
+	OUT released bigint,
+	OUT taken_over bigint,
+	OUT claimed bigint,
+	OUT duplicates bigint,
+	OUT throttle_allowed bigint,
+	OUT throttle_rejected bigint,
+	OUT throttle_evicted bigint,
+	OUT tokens_issued bigint,
+	OUT tokens_redeemed bigint,
+	OUT tokens_refused bigint,
+	OUT codes_issued bigint,
+	OUT codes_verified bigint,
+	OUT codes_refused bigint,
+	OUT purged bigint,
+	OUT guard_errors bigint,
+	OUT stats_reset timestamptz,
+	OUT last_purge timestamptz,
+	OUT failed bigint,
+	OUT exhausted bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'idem_stat_counters' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 5;
+
+DO LANGUAGE plpgsql $do$
+DECLARE
+	script_path text := pg_catalog.current_setting('search_path');
+	definition record;
+BEGIN
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+	FOR definition IN
+		SELECT old.oid AS old, new.oid AS new
+		FROM pg_extension e
+		JOIN pg_proc new ON new.pronamespace = e.extnamespace AND new.proname LIKE '%\_0\_2'
+		JOIN pg_proc old ON old.pronamespace = e.extnamespace AND old.proname || '_0_2' = new.proname
+		JOIN pg_depend d ON d.classid = 'pg_proc'::regclass::oid AND d.objid = old.oid
+			AND d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid AND d.deptype = 'e'
+		WHERE e.extname = 'idempotency'
+	LOOP
+		UPDATE pg_proc old
+		SET pronargs = new.pronargs, pronargdefaults = new.pronargdefaults, proargtypes = new.proargtypes,
+			proallargtypes = new.proallargtypes, proargmodes = new.proargmodes,
+			proargnames = new.proargnames, proargdefaults = new.proargdefaults
+		FROM pg_proc new
+		WHERE old.oid = definition.old AND new.oid = definition.new;
+		EXECUTE format('DROP FUNCTION %s', definition.new::regprocedure);
+	END LOOP;
+	PERFORM set_config('search_path', script_path, true);
+END $do$;
+
+COMMENT ON FUNCTION idem_begin(text, interval, text, jsonb, interval, interval, integer) IS
+'claim a key: started, replayed, in_progress, mismatch or exhausted';
+COMMENT ON FUNCTION idem_call(text, text, jsonb, interval, text, interval, text[]) IS
+'run a function once under a key and store its result: finished, replayed, in_progress or mismatch';
+COMMENT ON FUNCTION idem_lookup(text, text) IS
+'what is committed under a key: finished, in_progress or abandoned';
+COMMENT ON FUNCTION idem_stat_counters() IS
+'what view idem_stat has from shared memory';
+
 /* Operators and functions of the views are those of pg_catalog, as in the install script. */
 DO LANGUAGE plpgsql $do$
 DECLARE
@@ -11,7 +134,7 @@ DECLARE
 BEGIN
 	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	schema := (SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'idempotency');
-	EXECUTE replace($view$
+	EXECUTE replace(replace($view$
 /*
  * A barrier: else a reader's own operators and functions would be called with rows that
  * the condition keeps from the reader, and the planner would ask them about statistics of the table.
@@ -27,14 +150,59 @@ FROM @schema@.idem_transaction_claims c
 UNION ALL
 SELECT NULL, NULL, k.key, k.scope, k.created_at, 'lease', k.lease_until, '{}'
 FROM @schema@.idem_lease_claims k;
-$view$, '@schema@', schema);
+
+/*
+ * The gauges look at a sample of about 1,000 pages, or at all if there are no more:
+ * their cost does not grow with the table.
+ */
+CREATE OR REPLACE VIEW @schema@.idem_stat AS
+SELECT d.oid AS datid,
+	d.datname,
+	s.started, s.replayed, s.in_progress, s.mismatched, s.finished, s.released, s.taken_over,
+	s.claimed, s.duplicates,
+	s.throttle_allowed, s.throttle_rejected, s.throttle_evicted,
+	s.tokens_issued, s.tokens_redeemed, s.tokens_refused,
+	s.codes_issued, s.codes_verified, s.codes_refused,
+	s.purged, s.guard_errors, s.stats_reset,
+	g.live_keys, g.oldest_expired, s.last_purge, g.open_leases,
+	clock_timestamp() - least(g.oldest_lease, t.oldest) AS oldest_claim_age,
+	s.failed, s.exhausted
+FROM pg_catalog.pg_database d
+LEFT JOIN @schema@.idem_stat_counters() s ON s.datid = d.oid
+LEFT JOIN (
+	SELECT k.*
+	FROM (SELECT least(100, 100.0 * 1000 * current_setting('block_size')::integer
+			/ greatest(pg_relation_size('@literal@.idem_keys'), 1))::real AS percent) sample,
+	LATERAL (
+		SELECT round((count(*) FILTER (WHERE expires_at > clock_timestamp()) * 100 / sample.percent)::numeric)::bigint AS live_keys,
+			min(expires_at) FILTER (WHERE expires_at <= clock_timestamp()) AS oldest_expired,
+			round((count(*) FILTER (WHERE finished_at IS NULL AND lease_until > clock_timestamp()) * 100 / sample.percent)::numeric)::bigint AS open_leases,
+			min(created_at) FILTER (WHERE finished_at IS NULL AND lease_until > clock_timestamp()) AS oldest_lease
+		FROM @schema@.idem_keys TABLESAMPLE SYSTEM (sample.percent)) k) g ON d.datname = current_database()
+LEFT JOIN (SELECT min(since) AS oldest FROM @schema@.idem_transaction_claims) t ON d.datname = current_database()
+WHERE s.datid IS NOT NULL OR d.datname = current_database();
+$view$, '@schema@', schema), '@literal@', replace(schema, '''', ''''''));
 	PERFORM set_config('search_path', script_path, true);
 END $do$;
 
 COMMENT ON VIEW idem_lease_claims IS
 'the part of idem_in_flight that is about running leases';
 
+COMMENT ON COLUMN idem_stat.failed IS 'claims finished as failed, by idem_fail or by idem_call with keep_errors';
+COMMENT ON COLUMN idem_stat.exhausted IS 'idem_begin: abandoned claims that were not taken over, because of max_attempts';
+
 REVOKE ALL ON TABLE idem_lease_claims FROM PUBLIC;
+
+CREATE FUNCTION idem_fail(
+	key text,
+	error jsonb DEFAULT NULL,
+	scope text DEFAULT NULL,
+	fence bigint DEFAULT NULL,
+	ttl interval DEFAULT NULL)
+RETURNS jsonb
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_fail(text, jsonb, text, bigint, interval) IS
+'finish a claim as failed: later callers get the error; returns the error';
 
 CREATE FUNCTION idem_check()
 RETURNS void
@@ -43,6 +211,7 @@ COMMENT ON FUNCTION idem_check() IS
 'raise the error now that the commit guard would raise at the end of this transaction';
 
 REVOKE ALL ON FUNCTION
+	idem_fail(text, jsonb, text, bigint, interval),
 	idem_check()
 FROM PUBLIC;
 
@@ -70,7 +239,7 @@ BEGIN
 		SELECT 'ROUTINE ' || p.oid::regprocedure, a.grantee
 		FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass::oid AND m.objid = p.oid,
 			aclexplode(p.proacl) a
-		WHERE p.proname IN ('idem_check') AND a.grantee NOT IN (0::oid, p.proowner)
+		WHERE p.proname IN ('idem_fail', 'idem_check') AND a.grantee NOT IN (0::oid, p.proowner)
 	LOOP
 		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
 	END LOOP;
@@ -84,7 +253,7 @@ BEGIN
 			JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid
 			WHERE e.extname = 'idempotency' AND d.deptype = 'e')
 		SELECT n.oid::regprocedure AS object, a.grantee, a.is_grantable
-		FROM (VALUES ('idem_check', 'idem_finish')) AS new (name, like_name)
+		FROM (VALUES ('idem_fail', 'idem_finish'), ('idem_check', 'idem_finish')) AS new (name, like_name)
 		JOIN functions n ON n.proname = new.name
 		JOIN functions o ON o.proname = new.like_name,
 			aclexplode(o.proacl) a
@@ -98,14 +267,14 @@ BEGIN
 END $$;
 
 /* In a WHERE, what claims or counts comes after all other conditions. */
-ALTER FUNCTION idem_begin(text, interval, text, jsonb, interval, interval) COST 1000;
+ALTER FUNCTION idem_begin(text, interval, text, jsonb, interval, interval, integer) COST 1000;
 ALTER FUNCTION idem_finish(text, jsonb, text, bigint) COST 1000;
 ALTER FUNCTION idem_release(text, text, bigint) COST 1000;
 ALTER FUNCTION idem_extend(text, interval, text, bigint) COST 1000;
 ALTER FUNCTION idem_checkpoint(text, text, jsonb, text, bigint, interval) COST 1000;
 ALTER FUNCTION idem_claim(text, interval, text, jsonb) COST 1000;
 ALTER FUNCTION idem_claim_many(text[], interval, text) COST 1000;
-ALTER FUNCTION idem_call(text, text, jsonb, interval, text, interval) COST 1000;
+ALTER FUNCTION idem_call(text, text, jsonb, interval, text, interval, text[]) COST 1000;
 ALTER FUNCTION idem_token_issue(text, interval, jsonb, text) COST 1000;
 ALTER FUNCTION idem_token_redeem(text, text) COST 1000;
 ALTER FUNCTION idem_token_revoke(text, text) COST 1000;

@@ -26,6 +26,7 @@ CREATE TABLE idem_keys (
 	phase text,
 	progress jsonb,
 	result jsonb,
+	failed boolean,
 	CONSTRAINT idem_keys_pkey PRIMARY KEY (digest)
 ) WITH (fillfactor = 90, vacuum_truncate = off,
 	autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
@@ -47,6 +48,7 @@ COMMENT ON COLUMN idem_keys.key IS 'key chosen by the client';
 COMMENT ON COLUMN idem_keys.phase IS 'last recovery point of a leased claim';
 COMMENT ON COLUMN idem_keys.progress IS 'data of the last recovery point of a leased claim';
 COMMENT ON COLUMN idem_keys.result IS 'result that later callers get';
+COMMENT ON COLUMN idem_keys.failed IS 'true if the claim was finished by a failure, else NULL';
 
 REVOKE ALL ON TABLE idem_keys FROM PUBLIC;
 
@@ -164,6 +166,7 @@ CREATE FUNCTION idem_begin(
 	request jsonb DEFAULT NULL,
 	lease interval DEFAULT NULL,
 	wait interval DEFAULT NULL,
+	max_attempts integer DEFAULT NULL,
 	OUT state text,
 	OUT result jsonb,
 	OUT retry_after double precision,
@@ -173,11 +176,12 @@ CREATE FUNCTION idem_begin(
 	OUT progress jsonb,
 	OUT created_at timestamptz,
 	OUT finished_at timestamptz,
-	OUT expires_at timestamptz)
+	OUT expires_at timestamptz,
+	OUT failed boolean)
 RETURNS record
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
-COMMENT ON FUNCTION idem_begin(text, interval, text, jsonb, interval, interval) IS
-'claim a key: started, replayed, in_progress or mismatch';
+COMMENT ON FUNCTION idem_begin(text, interval, text, jsonb, interval, interval, integer) IS
+'claim a key: started, replayed, in_progress, mismatch or exhausted';
 
 CREATE FUNCTION idem_finish(
 	key text,
@@ -188,6 +192,17 @@ RETURNS jsonb
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_finish(text, jsonb, text, bigint) IS
 'store the result of a claimed key, to commit with the work; returns the result';
+
+CREATE FUNCTION idem_fail(
+	key text,
+	error jsonb DEFAULT NULL,
+	scope text DEFAULT NULL,
+	fence bigint DEFAULT NULL,
+	ttl interval DEFAULT NULL)
+RETURNS jsonb
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_fail(text, jsonb, text, bigint, interval) IS
+'finish a claim as failed: later callers get the error; returns the error';
 
 CREATE FUNCTION idem_release(
 	key text,
@@ -252,12 +267,14 @@ CREATE FUNCTION idem_call(
 	ttl interval DEFAULT NULL,
 	scope text DEFAULT NULL,
 	wait interval DEFAULT NULL,
+	keep_errors text[] DEFAULT NULL,
 	OUT state text,
 	OUT result jsonb,
-	OUT retry_after double precision)
+	OUT retry_after double precision,
+	OUT failed boolean)
 RETURNS record
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
-COMMENT ON FUNCTION idem_call(text, text, jsonb, interval, text, interval) IS
+COMMENT ON FUNCTION idem_call(text, text, jsonb, interval, text, interval, text[]) IS
 'run a function once under a key and store its result: finished, replayed, in_progress or mismatch';
 
 CREATE FUNCTION idem_once()
@@ -357,7 +374,8 @@ RETURNS TABLE (
 	lease_until timestamptz,
 	created_at timestamptz,
 	finished_at timestamptz,
-	expires_at timestamptz)
+	expires_at timestamptz,
+	failed boolean)
 AS 'MODULE_PATHNAME' LANGUAGE C STABLE PARALLEL UNSAFE ROWS 1;
 COMMENT ON FUNCTION idem_lookup(text, text) IS
 'what is committed under a key: finished, in_progress or abandoned';
@@ -408,7 +426,9 @@ CREATE FUNCTION idem_stat_counters(
 	OUT purged bigint,
 	OUT guard_errors bigint,
 	OUT stats_reset timestamptz,
-	OUT last_purge timestamptz)
+	OUT last_purge timestamptz,
+	OUT failed bigint,
+	OUT exhausted bigint)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 5;
 COMMENT ON FUNCTION idem_stat_counters() IS
@@ -507,7 +527,8 @@ SELECT d.oid AS datid,
 	s.codes_issued, s.codes_verified, s.codes_refused,
 	s.purged, s.guard_errors, s.stats_reset,
 	g.live_keys, g.oldest_expired, s.last_purge, g.open_leases,
-	clock_timestamp() - least(g.oldest_lease, t.oldest) AS oldest_claim_age
+	clock_timestamp() - least(g.oldest_lease, t.oldest) AS oldest_claim_age,
+	s.failed, s.exhausted
 FROM pg_catalog.pg_database d
 LEFT JOIN @schema@.idem_stat_counters() s ON s.datid = d.oid
 LEFT JOIN (
@@ -565,6 +586,8 @@ COMMENT ON COLUMN idem_stat.codes_verified IS 'codes verified';
 COMMENT ON COLUMN idem_stat.codes_refused IS 'guesses at codes that were not verified';
 COMMENT ON COLUMN idem_stat.purged IS 'rows deleted by purges';
 COMMENT ON COLUMN idem_stat.guard_errors IS 'commits that failed because of a claim that was not finished, or expired';
+COMMENT ON COLUMN idem_stat.failed IS 'claims finished as failed, by idem_fail or by idem_call with keep_errors';
+COMMENT ON COLUMN idem_stat.exhausted IS 'idem_begin: abandoned claims that were not taken over, because of max_attempts';
 COMMENT ON COLUMN idem_stat.stats_reset IS 'when the counters were zero';
 COMMENT ON COLUMN idem_stat.live_keys IS 'rows of idem_keys that are not expired, estimated';
 COMMENT ON COLUMN idem_stat.oldest_expired IS 'when the oldest expired row of idem_keys that was seen expired';
@@ -588,15 +611,16 @@ COMMENT ON FUNCTION idem_revoke(regrole, text[]) IS
 
 REVOKE ALL ON FUNCTION
 	idem_digest(text, text),
-	idem_begin(text, interval, text, jsonb, interval, interval),
+	idem_begin(text, interval, text, jsonb, interval, interval, integer),
 	idem_finish(text, jsonb, text, bigint),
+	idem_fail(text, jsonb, text, bigint, interval),
 	idem_release(text, text, bigint),
 	idem_extend(text, interval, text, bigint),
 	idem_checkpoint(text, text, jsonb, text, bigint, interval),
 	idem_claim(text, interval, text, jsonb),
 	idem_check(),
 	idem_claim_many(text[], interval, text),
-	idem_call(text, text, jsonb, interval, text, interval),
+	idem_call(text, text, jsonb, interval, text, interval, text[]),
 	idem_once(),
 	idem_token_issue(text, interval, jsonb, text),
 	idem_token_redeem(text, text),

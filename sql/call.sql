@@ -125,7 +125,7 @@ SELECT * FROM idem_call('mine', 'f', '{"a": 1}');
 SELECT * FROM idem_call('mine', 'f', '{"a": 1}', wait => '1 hour');
 ROLLBACK;
 SELECT state, fence FROM idem_begin('leased', lease => '1 hour') \gset leased_
-SELECT state, result, retry_after BETWEEN 3500 AND 3600 AS retry FROM idem_call('leased', 'f', '{"a": 1}', wait => '1 hour');
+SELECT state, result, retry_after BETWEEN 3500 AND 3600 AS retry FROM idem_call('leased', 'f', '{"a": 1}', wait => '50 ms');
 SELECT idem_release('leased', fence => :leased_fence);
 SELECT effects();
 SELECT * FROM idem_call('leased', 'f', '{"a": 7}');

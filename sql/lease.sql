@@ -66,14 +66,14 @@ SELECT :columns FROM idem_begin('pay', lease => '1 hour', request => '{"amount":
 SELECT count(*) FROM idem_keys WHERE key = 'pay';
 -- not committed, and shown to its own transaction only
 SELECT count(*) FROM idem_lookup('pay');
--- one claim, one begin, and a lease is never waited for
+-- one claim, one begin, and a lease is waited for as long as the caller says
 SELECT :columns FROM idem_begin('pay');
-SELECT :columns FROM idem_begin('pay', lease => '1 minute', wait => '1 hour');
+SELECT :columns FROM idem_begin('pay', lease => '1 minute', wait => '50 ms');
 SELECT retry_after BETWEEN 3500 AND 3600 AS rest_of_lease FROM idem_begin('pay');
 COMMIT;
 -- for everybody else as well
 SELECT :columns FROM idem_begin('pay');
-SELECT :columns FROM idem_begin('pay', lease => '1 minute', wait => '1 hour', request => '{"amount": 1.0}');
+SELECT :columns FROM idem_begin('pay', lease => '1 minute', wait => '50 ms', request => '{"amount": 1.0}');
 SELECT retry_after BETWEEN 3500 AND 3600 AS rest_of_lease FROM idem_begin('pay');
 SELECT :looks FROM idem_lookup('pay');
 SELECT lease_until BETWEEN created_at + '1 hour' AND created_at + '1 hour 1 minute' AS until, expires_at - lease_until AS ttl

@@ -89,6 +89,23 @@
 			 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", (size_), (limit_)), \
 			 errhint("Use a hash of it instead.")))
 
+/* 22023: an element of keep_errors */
+#define error_invalid_sqlstate(code_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("invalid SQLSTATE \"%s\" in keep_errors", (code_)), \
+			 errhint("Give five digits and upper-case letters, or the two of a class.")))
+
+/* 22023: an element of keep_errors */
+#define error_not_an_answer(code_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+		 errmsg("cannot keep errors of SQLSTATE \"%s\"", (code_)), \
+		 errdetail("Classes 08, 25, 40, 53, 55, 57, 58, XX and ID are no answers: a retry may " \
+				   "succeed."), \
+		 errhint("List only errors that a repeated request would meet again.")))
+
 /* 22023 */
 #define error_no_scope(what_, key_) \
 	ereport( \

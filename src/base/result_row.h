@@ -10,6 +10,8 @@
 
 #include "access/htup.h"
 #include "access/tupdesc.h"
+#include "fmgr.h"
+#include "nodes/execnodes.h"
 
 typedef struct RowColumn
 {
@@ -24,6 +26,21 @@ typedef struct RowColumn
  */
 extern Datum
 row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values, bool *isnull);
+
+/*
+ * How many columns does the caller expect?  The definition of an older version has "old_ncolumns"
+ * and "old_nargs" arguments.  A plan that was made before ALTER EXTENSION ... UPDATE may still
+ * call with the old arguments and expect the new columns.
+ */
+static inline int
+row_ncolumns(FunctionCallInfo fcinfo, int old_nargs, int old_ncolumns, int ncolumns)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	if (rsinfo != NULL && IsA(rsinfo, ReturnSetInfo) && rsinfo->expectedDesc != NULL)
+		return rsinfo->expectedDesc->natts <= old_ncolumns ? old_ncolumns : ncolumns;
+	return PG_NARGS() <= old_nargs ? old_ncolumns : ncolumns;
+}
 
 /* A template row whose columns are never NULL, with "data_size" bytes of data. */
 extern HeapTupleHeader row_first(const RowColumn *columns, int ncolumns, Size data_size);

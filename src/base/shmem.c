@@ -108,7 +108,7 @@ name_tranches(void)
  */
 
 /* change it whenever the data that an area saves changes */
-#define FILE_MAGIC 0x1DE00002
+#define FILE_MAGIC 0x1DE00003
 
 /*
  * Identifies the shutdown that wrote a file.  The control file stays as that shutdown left

@@ -16,16 +16,19 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
+#include "utils/resowner.h"
 
 #include "base/args.h"
 #include "base/errors.h"
 #include "base/fingerprint.h"
 #include "base/result_row.h"
 #include "call/find_function.h"
+#include "call/kept_errors.h"
 #include "call/run_function.h"
 #include "claim/claim.h"
 
@@ -44,14 +47,32 @@ enum
 	CALL_COL_STATE,
 	CALL_COL_RESULT,
 	CALL_COL_RETRY_AFTER,
+	CALL_COL_FAILED, /* since 0.2.0 */
 	CALL_NCOLS
 };
+
+/* what idem_call of 0.1.0 has, which the library still serves */
+#define CALL_NARGS_0_1 6
+#define CALL_NCOLS_0_1 CALL_COL_FAILED
 
 static const RowColumn call_columns[CALL_NCOLS] = {
 	[CALL_COL_STATE] = {"state", TEXTOID},
 	[CALL_COL_RESULT] = {"result", JSONBOID},
 	[CALL_COL_RETRY_AFTER] = {"retry_after", FLOAT8OID},
+	[CALL_COL_FAILED] = {"failed", BOOLOID},
 };
+
+/* The columns of the row that is returned. */
+typedef struct CallAnswer
+{
+	const char *state;
+	bool has_result;
+	Datum result;
+	bool has_retry_after;
+	double retry_after;
+	bool has_failed;
+	bool failed;
+} CallAnswer;
 
 static void
 call_context(void *arg)
@@ -63,55 +84,106 @@ call_context(void *arg)
 }
 
 static Datum
-call_row(const char *state, bool has_result, Datum result, double *retry_after)
+call_row(const CallAnswer *answer, int ncolumns)
 {
 	static TupleDesc desc = NULL;
-	Datum values[CALL_NCOLS] = {0};
-	bool isnull[CALL_NCOLS] = {false, !has_result, retry_after == NULL};
+	static TupleDesc old_desc = NULL;
+	Datum values[CALL_NCOLS];
+	bool isnull[CALL_NCOLS] = {false, !answer->has_result, !answer->has_retry_after,
+							   !answer->has_failed};
 
-	values[CALL_COL_STATE] = CStringGetTextDatum(state);
-	values[CALL_COL_RESULT] = result;
-	if (retry_after != NULL)
-		values[CALL_COL_RETRY_AFTER] = Float8GetDatum(*retry_after);
+	values[CALL_COL_STATE] = CStringGetTextDatum(answer->state);
+	values[CALL_COL_RESULT] = answer->result;
+	values[CALL_COL_RETRY_AFTER] = Float8GetDatum(answer->retry_after);
+	values[CALL_COL_FAILED] = BoolGetDatum(answer->failed);
+	if (ncolumns == CALL_NCOLS_0_1)
+		return row_datum(&old_desc, call_columns, CALL_NCOLS_0_1, values, isnull);
 	return row_datum(&desc, call_columns, CALL_NCOLS, values, isnull);
 }
 
 /*
- * After BEGIN_STARTED: run the function and write the row.  An error also ends the claim.
+ * Run the function.  An error that is to be kept undoes what the function has done and becomes
+ * the answer.
  */
-static Datum
-run_and_finish(const ClaimRequest *request, Function *function, Jsonb *args)
+static void
+run(Function *function, Jsonb *args, const KeptErrors *kept, ClaimAnswer *answer)
 {
-	Datum result = (Datum) 0;
-	bool has_result = function_run(function, args, &result);
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
 
-	if (has_result)
-		check_stored_jsonb(result, &request->key, "result");
-	claim_finish(request, &answer);
-	return call_row("finished", has_result, result, NULL);
+	if (kept == NULL)
+	{
+		answer->has_result = function_run(function, args, &answer->result);
+		return;
+	}
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		answer->has_result = function_run(function, args, &answer->result);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (!error_is_kept(kept, edata->sqlerrcode))
+			ReThrowError(edata);
+		*answer = (ClaimAnswer){.failed = true, .has_result = true, .result = error_jsonb(edata)};
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
 }
 
-static Datum
-decide_and_run(const ClaimRequest *request, TimestampTz wait_until, Function *function, Jsonb *args)
+/*
+ * After BEGIN_STARTED: run the function and write the row.  An error that is not kept also
+ * ends the claim.
+ */
+static void
+run_and_finish(const ClaimRequest *request, Function *function, Jsonb *args, const KeptErrors *kept,
+			   CallAnswer *out)
 {
-	StoreRow row = {0};
-	int64 fence;
-	BeginState state = claim_begin(request, wait_until, &row, &fence);
-	double retry_after;
+	ClaimAnswer answer = {0};
 
-	switch (state)
+	run(function, args, kept, &answer);
+	if (answer.has_result)
+		check_stored_jsonb(answer.result, &request->key, answer.failed ? "error" : "result");
+	claim_finish(request, &answer);
+	*out = (CallAnswer){
+		.state = "finished",
+		.has_result = answer.has_result,
+		.result = answer.result,
+		.has_failed = true,
+		.failed = answer.failed,
+	};
+}
+
+/* The answer of a begin that has not started anything. */
+static void
+answer_begin(BeginState state, const StoreRow *row, CallAnswer *out)
+{
+	*out = (CallAnswer){.state = claim_begin_states[state]};
+	if (state == BEGIN_REPLAYED)
 	{
-		case BEGIN_STARTED:
-			return run_and_finish(request, function, args);
-		case BEGIN_REPLAYED:
-			return call_row(claim_begin_states[state], row.has_result, row.result, NULL);
-		case BEGIN_IN_PROGRESS:
-			retry_after = claim_retry_after(&row);
-			return call_row(claim_begin_states[state], false, (Datum) 0, &retry_after);
-		case BEGIN_MISMATCH:
-			break;
+		out->has_result = row->has_result;
+		out->result = row->result;
+		out->has_failed = true;
+		out->failed = row->failed;
 	}
-	return call_row(claim_begin_states[state], false, (Datum) 0, NULL);
+	else if (state == BEGIN_IN_PROGRESS)
+	{
+		out->has_retry_after = true;
+		out->retry_after = claim_retry_after(row);
+	}
 }
 
 /*
@@ -135,26 +207,25 @@ dropped_fingerprint(ClaimRequest *request, List *identities, Jsonb *args, const 
 
 /*
  * Replay the result of a function that can no longer be called and has one of these
- * identities.  Waits for a result that is still uncommitted.  NULL if there is none.
+ * identities.  Waits for a result that is still uncommitted.  False if there is none.
  */
-static Datum
+static bool
 replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, List *identities,
-			   Jsonb *args)
+			   Jsonb *args, CallAnswer *out)
 {
 	StoreRow row = {0};
 	int64 fence;
 	BeginState state;
 	bool held;
-	double retry_after;
 
 	if (identities == NIL)
-		return (Datum) 0;
+		return false;
 	store_probe(&request->key, &row);
 	held = row.state == STORE_HELD;
 	if (held && store_wait(&request->key, &row.holder, wait_until))
 		store_probe(&request->key, &row);
 	if (row.state == STORE_ABSENT || row.state == STORE_EXPIRED || row.state == STORE_ABANDONED)
-		return (Datum) 0;
+		return false;
 
 	dropped_fingerprint(request, identities, args, &row);
 	state = claim_begin(request, wait_until, &row, &fence);
@@ -165,28 +236,22 @@ replay_dropped(ClaimRequest *request, TimestampTz wait_until, text *function, Li
 		dropped_fingerprint(request, identities, args, &row);
 		state = claim_begin(request, wait_until, &row, &fence);
 	}
-	switch (state)
+	if (state == BEGIN_STARTED)
 	{
-		case BEGIN_STARTED:
-			/* the row has gone since we looked; the error ends the claim */
-			(void) function_find(function, args);
-			error_serialization(&request->key);
-			break;
-		case BEGIN_IN_PROGRESS:
-			retry_after = claim_retry_after(&row);
-			return call_row(claim_begin_states[state], false, (Datum) 0, &retry_after);
-		case BEGIN_REPLAYED:
-			return call_row(claim_begin_states[state], row.has_result, row.result, NULL);
-		case BEGIN_MISMATCH:
-			/* it may be a wrong name: "does not exist" helps the caller more than "mismatch" */
-			break;
+		/* the row has gone since we looked; the error ends the claim */
+		(void) function_find(function, args);
+		error_serialization(&request->key);
 	}
-	return (Datum) 0;
+	/* it may be a wrong name: "does not exist" helps the caller more than "mismatch" */
+	if (state == BEGIN_MISMATCH)
+		return false;
+	answer_begin(state, &row, out);
+	return true;
 }
 
 /*
  * idem_call(key text, function text, args jsonb, ttl interval, scope text,
- *			 wait interval) RETURNS record
+ *			 wait interval, keep_errors text[]) RETURNS record
  */
 Datum
 idem_call(PG_FUNCTION_ARGS)
@@ -196,11 +261,18 @@ idem_call(PG_FUNCTION_ARGS)
 	Jsonb *args = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
 	TimestampTz wait_until;
 	Function *function;
-	Datum row = (Datum) 0;
+	StoreRow row = {0};
+	int64 fence;
+	CallAnswer answer;
+	const KeptErrors *kept = NULL;
 
 	refuse_in_parallel("idem_call");
 	claim_request(&request, arg_text(fcinfo, 0), arg_text(fcinfo, 4), arg_interval(fcinfo, 3));
 	wait_until = claim_wait_until(&request, arg_interval(fcinfo, 5));
+	if (PG_NARGS() > CALL_NARGS_0_1 && !PG_ARGISNULL(6))
+		kept = kept_errors(PG_GETARG_ARRAYTYPE_P(6));
+	/* before ALTER EXTENSION ... UPDATE, as 0.1.0 did */
+	request.strict = PG_NARGS() > CALL_NARGS_0_1;
 	context.function = arg_text(fcinfo, 1);
 	if (context.function == NULL)
 		error_null("function");
@@ -217,17 +289,22 @@ idem_call(PG_FUNCTION_ARGS)
 											: list_make1(function_identity(function));
 
 		function = NULL;
-		row = replay_dropped(&request, wait_until, context.function, identities, args);
-		if (row == (Datum) 0)
+		if (!replay_dropped(&request, wait_until, context.function, identities, args, &answer))
 			function = function_find(context.function, args);
 	}
 	if (function != NULL)
 	{
+		BeginState state;
+
 		fingerprint_call(function_identity(function), args, request.fingerprint);
 		request.has_fingerprint = true;
-		row = decide_and_run(&request, wait_until, function, args);
+		state = claim_begin(&request, wait_until, &row, &fence);
+		if (state == BEGIN_STARTED)
+			run_and_finish(&request, function, args, kept, &answer);
+		else
+			answer_begin(state, &row, &answer);
 	}
 
 	error_context_stack = context.callback.previous;
-	return row;
+	return call_row(&answer, row_ncolumns(fcinfo, CALL_NARGS_0_1, CALL_NCOLS_0_1, CALL_NCOLS));
 }

@@ -65,18 +65,15 @@ request_fingerprint(const ClaimRequest *request)
 
 /*
  * Fingerprints are compared only if both sides have one.  But a caller that always gives one
- * cannot have written a row without.
+ * has not made a result without.
  */
 static bool
 is_mismatch(const ClaimRequest *request, const StoreRow *row)
 {
-	bool is_row = row->state == STORE_FINISHED || row->state == STORE_LEASED ||
-		row->state == STORE_ABANDONED;
-
-	if (!is_row || !request->has_fingerprint)
+	if (!request->has_fingerprint)
 		return false;
 	if (!row->has_fingerprint)
-		return request->strict;
+		return request->strict && row->state == STORE_FINISHED;
 	return memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) != 0;
 }
 
@@ -280,10 +277,8 @@ attempt_claim(Attempt *attempt)
  */
 
 const char *const claim_begin_states[] = {
-	[BEGIN_STARTED] = "started",
-	[BEGIN_REPLAYED] = "replayed",
-	[BEGIN_IN_PROGRESS] = "in_progress",
-	[BEGIN_MISMATCH] = "mismatch",
+	[BEGIN_STARTED] = "started",		 [BEGIN_REPLAYED] = "replayed",
+	[BEGIN_IN_PROGRESS] = "in_progress", [BEGIN_MISMATCH] = "mismatch",
 	[BEGIN_EXHAUSTED] = "exhausted",
 };
 
@@ -357,10 +352,8 @@ static void
 count_begin(BeginState state, const StoreRow *row)
 {
 	static const StatCounter counters[] = {
-		[BEGIN_STARTED] = STAT_STARTED,
-		[BEGIN_REPLAYED] = STAT_REPLAYED,
-		[BEGIN_IN_PROGRESS] = STAT_IN_PROGRESS,
-		[BEGIN_MISMATCH] = STAT_MISMATCHED,
+		[BEGIN_STARTED] = STAT_STARTED,			[BEGIN_REPLAYED] = STAT_REPLAYED,
+		[BEGIN_IN_PROGRESS] = STAT_IN_PROGRESS, [BEGIN_MISMATCH] = STAT_MISMATCHED,
 		[BEGIN_EXHAUSTED] = STAT_EXHAUSTED,
 	};
 

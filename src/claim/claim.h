@@ -24,7 +24,7 @@ typedef struct ClaimRequest
 	TimestampTz now; /* wall clock, taken as the call begins */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
-	bool strict; /* a row without a fingerprint belongs to another request */
+	bool strict;		   /* a result without a fingerprint is another request's */
 	const Interval *lease; /* NULL: a transaction claim */
 	int max_attempts;	   /* abandoned claims begun so often are not taken over; 0: no limit */
 } ClaimRequest;
@@ -71,8 +71,7 @@ extern double claim_retry_after(const StoreRow *row);
 extern void claim_finish(const ClaimRequest *request, const ClaimAnswer *answer);
 
 /* Finish "claim", an open claim of this transaction. */
-extern void
-claim_finish_open(const IdemKey *key, PendingClaim *claim, const ClaimAnswer *answer);
+extern void claim_finish_open(const IdemKey *key, PendingClaim *claim, const ClaimAnswer *answer);
 
 /*
  * Write the key's finished row unless there is one already.  Waits for concurrent holders.

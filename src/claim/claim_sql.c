@@ -67,7 +67,6 @@ enum
 #define BEGIN_NARGS_0_1 6
 #define BEGIN_NCOLS_0_1 BEGIN_COL_FAILED
 
-
 static const RowColumn begin_columns[BEGIN_NCOLS] = {
 	[BEGIN_COL_STATE] = {"state", TEXTOID},
 	[BEGIN_COL_RESULT] = {"result", JSONBOID},
@@ -83,7 +82,8 @@ static const RowColumn begin_columns[BEGIN_NCOLS] = {
 };
 
 static Datum
-begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, int64 fence, bool old)
+begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, int64 fence,
+		  int ncolumns)
 {
 	static TupleDesc desc = NULL;
 	static TupleDesc old_desc = NULL;
@@ -136,7 +136,7 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 	}
 #undef SET
 
-	if (old)
+	if (ncolumns == BEGIN_NCOLS_0_1)
 		return row_datum(&old_desc, begin_columns, BEGIN_NCOLS_0_1, values, isnull);
 	return row_datum(&desc, begin_columns, BEGIN_NCOLS, values, isnull);
 }
@@ -153,7 +153,6 @@ idem_begin(PG_FUNCTION_ARGS)
 	TimestampTz wait_until;
 	BeginState state;
 	int64 fence = NO_FENCE;
-	bool old = PG_NARGS() <= BEGIN_NARGS_0_1;
 
 	refuse_in_parallel("idem_begin");
 	get_request(fcinfo, &request);
@@ -161,7 +160,7 @@ idem_begin(PG_FUNCTION_ARGS)
 	if (request.lease != NULL)
 		(void) ttl_after(request.now, request.lease, "lease", &request.key);
 	wait_until = claim_wait_until(&request, arg_interval(fcinfo, 5));
-	if (!old && !PG_ARGISNULL(6))
+	if (PG_NARGS() > BEGIN_NARGS_0_1 && !PG_ARGISNULL(6))
 	{
 		request.max_attempts = PG_GETARG_INT32(6);
 		if (request.max_attempts < 1)
@@ -169,7 +168,8 @@ idem_begin(PG_FUNCTION_ARGS)
 	}
 
 	state = claim_begin(&request, wait_until, &row, &fence);
-	return begin_row(&request, state, &row, fence, old);
+	return begin_row(&request, state, &row, fence,
+					 row_ncolumns(fcinfo, BEGIN_NARGS_0_1, BEGIN_NCOLS_0_1, BEGIN_NCOLS));
 }
 
 /* Finish the claim of this transaction, or the leased claim with that fence. */

@@ -53,7 +53,7 @@ idem_lookup(PG_FUNCTION_ARGS)
 	IdemKey key;
 	StoreRow row;
 
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	key_make(&key, arg_text(fcinfo, 0), arg_text(fcinfo, 1), false);
 	if (store_lookup(&key, &row))
 	{

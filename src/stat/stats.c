@@ -346,13 +346,17 @@ put_row(ReturnSetInfo *rsinfo, const SavedStats *stats)
 {
 	Datum values[NCOLUMNS];
 	bool isnull[NCOLUMNS] = {0};
+	int n = 0;
 
-	values[0] = ObjectIdGetDatum(stats->database);
-	for (int i = 0; i < STAT_NCOUNTERS; i++)
-		values[i + 1] = Int64GetDatum((int64) stats->counter[i]);
-	values[STAT_NCOUNTERS + 1] = TimestampTzGetDatum((TimestampTz) stats->reset_at);
-	values[STAT_NCOUNTERS + 2] = TimestampTzGetDatum((TimestampTz) stats->purged_at);
-	isnull[STAT_NCOUNTERS + 2] = stats->purged_at == 0;
+	values[n++] = ObjectIdGetDatum(stats->database);
+	for (int i = 0; i < STAT_NCOUNTERS_0_1; i++)
+		values[n++] = Int64GetDatum((int64) stats->counter[i]);
+	values[n++] = TimestampTzGetDatum((TimestampTz) stats->reset_at);
+	isnull[n] = stats->purged_at == 0;
+	values[n++] = TimestampTzGetDatum((TimestampTz) stats->purged_at);
+	/* the definition of an older version ends before these; the server ignores the rest */
+	for (int i = STAT_NCOUNTERS_0_1; i < STAT_NCOUNTERS; i++)
+		values[n++] = Int64GetDatum((int64) stats->counter[i]);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 }
 
@@ -370,7 +374,7 @@ idem_stat_counters(PG_FUNCTION_ARGS)
 	SavedStats *copies;
 	int n = 0;
 
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	(void) find_mine();
 	report();
 	table = shmem_try(&area);

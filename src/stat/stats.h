@@ -44,6 +44,9 @@ typedef enum StatCounter
 	STAT_NCOUNTERS
 } StatCounter;
 
+/* Later ones follow stats_reset and last_purge in idem_stat_counters(). */
+#define STAT_NCOUNTERS_0_1 STAT_FAILED
+
 extern void stats_init(void);
 
 /* Call in a transaction.  Never fails. */

@@ -147,7 +147,8 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 	int natts = slot->tts_tupleDescriptor->natts;
 
 	/* write straight into the slot */
-	Change change = {slot->tts_values, slot->tts_isnull, palloc(natts * sizeof(bool)), store->failed};
+	Change change = {slot->tts_values, slot->tts_isnull, palloc(natts * sizeof(bool)),
+					 store->failed};
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, natts * sizeof(bool));

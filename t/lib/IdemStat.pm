@@ -25,7 +25,7 @@ CONF
 
 our @counters = qw(started replayed in_progress mismatched finished released taken_over claimed duplicates
   throttle_allowed throttle_rejected throttle_evicted tokens_issued tokens_redeemed tokens_refused
-  codes_issued codes_verified codes_refused purged guard_errors);
+  codes_issued codes_verified codes_refused purged guard_errors failed exhausted);
 our $columns = join ', ', @counters;
 
 our $stat_functions = <<'SQL';
