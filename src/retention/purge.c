@@ -25,6 +25,7 @@
 #include "base/guc.h"
 #include "base/interval.h"
 #include "base/result_row.h"
+#include "retention/databases.h"
 #include "retention/purge.h"
 #include "retention/sweep.h"
 #include "stat/stats.h"
@@ -45,7 +46,7 @@ static const char *const tables[PURGE_NTABLES] = {
 /* the position that has the table to begin with */
 #define POSITION_TABLE PURGE_NTABLES
 
-StaticAssertDecl(PURGE_NTABLES + 1 == STATS_NPOSITIONS,
+StaticAssertDecl(PURGE_NTABLES + 1 == DATABASE_NPOSITIONS,
 				 "a position for each table, and one of tables");
 
 /* Progress of a purge. */
@@ -65,7 +66,7 @@ typedef struct Progress
 static uint64
 get_position(const Purge *purge, int which)
 {
-	pg_atomic_uint64 *positions = stats_purge_positions();
+	pg_atomic_uint64 *positions = database_positions();
 
 	if (positions != NULL)
 		return pg_atomic_read_u64(&positions[which]);
@@ -78,7 +79,7 @@ get_position(const Purge *purge, int which)
 static void
 set_position(int which, uint64 position)
 {
-	pg_atomic_uint64 *positions = stats_purge_positions();
+	pg_atomic_uint64 *positions = database_positions();
 
 	if (positions != NULL)
 		pg_atomic_write_u64(&positions[which], position);
