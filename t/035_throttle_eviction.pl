@@ -16,7 +16,7 @@ use Test::More;
 my $node = new_throttle_node('preloaded');
 
 $node->safe_psql('postgres', 'CREATE DATABASE other');
-$node->safe_psql('other', "CREATE EXTENSION idempotency; $throttle_functions");
+$node->safe_psql('other', 'CREATE EXTENSION idempotency; ' . throttle_functions());
 
 #
 # A table of a fixed size

@@ -16,7 +16,7 @@ my $node = new_throttle_node('preloaded');
 my $file = throttle_file($node);
 
 $node->safe_psql('postgres', 'CREATE DATABASE other');
-$node->safe_psql('other', "CREATE EXTENSION idempotency; $throttle_functions");
+$node->safe_psql('other', 'CREATE EXTENSION idempotency; ' . throttle_functions());
 
 
 # When the limit may be used again, by the clock of the server; of some tries the

@@ -40,7 +40,7 @@ $node->stop;
 # Not preloaded
 #
 my $bare = new_node('bare', conf => "idempotency.throttle_entries = 16\nmax_connections = 70\n");
-$bare->safe_psql('postgres', $throttle_functions);
+$bare->safe_psql('postgres', throttle_functions());
 if ($version < 170000)
 {
 	my (undef, $out, $err) = $bare->psql('postgres', "\\set VERBOSITY verbose\nSELECT answer('k', '1 hour')");
@@ -96,7 +96,7 @@ SET search_path = elsewhere, public;
 SELECT answer('schema', '1 hour');
 SQL
 	$bare->safe_psql('postgres', 'CREATE DATABASE other');
-	$bare->safe_psql('other', "CREATE EXTENSION idempotency; $throttle_functions");
+	$bare->safe_psql('other', 'CREATE EXTENSION idempotency; ' . throttle_functions());
 	says($bare, "SET search_path = elsewhere, public; SELECT answer('schema', '1 hour');\n\\c other\nSELECT answer('schema', '1 hour')", "f 0\nt 0", 'in another database');
 	$bare->stop('immediate');
 	$bare->start;

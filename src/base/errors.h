@@ -45,6 +45,14 @@
 				 "created it; pg_repack and audit tools create such triggers.", \
 				 quote_identifier(trigger_), (qualified_))))
 
+/* 0A000: a function that idem_call cannot call */
+#define error_not_callable(function_, detail_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+			 errmsg("%s cannot be called with JSON arguments", format_procedure(function_)), \
+			 errdetail("%s", (detail_)), \
+			 errhint("Write a function around it that takes named parameters of plain types.")))
+
 /* 22004: a required value is NULL */
 #define error_null(what_) \
 	ereport(ERROR, \
@@ -129,6 +137,41 @@
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unrecognized job \"%s\"", (name_)), \
 			 errhint("Jobs are %s.", (jobs_))))
 
+/* 22023: the name of a function, as it was given */
+#define error_function_name(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("invalid function name \"%s\"", (name_)), \
+			 errhint("Give a name, as in SQL, or a name and argument types in parentheses.")))
+
+/* 22023: arguments of idem_call that are no JSON object */
+#define error_args_no_object(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("args of function \"%s\" must be a JSON object", (name_)), \
+			 errhint("Pass the arguments by name: {\"name\": value, ...}.")))
+
+/* 22023: an argument that the function does not have */
+#define error_no_parameter(function_, name_, hint_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("function %s has no parameter \"%s\"", (function_), (name_)), \
+			 errhint("%s", (hint_))))
+
+/* 22023: a parameter without name or default */
+#define error_unnamed_parameter(function_, number_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("parameter %d of function %s has no name", (number_), (function_)), \
+			 errhint("Arguments are passed by name: give it one, or a default.")))
+
+/* 22023: a parameter without default that gets no value */
+#define error_missing_argument(function_, name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("argument \"%s\" of function %s is missing", (name_), (function_)), \
+			 errhint("The parameter has no default: pass a value, or null.")))
+
 /*
  * 25000.  The functions are PARALLEL UNSAFE, but a function that calls them may be marked
  * otherwise; and a parallel worker has neither the transaction's claims nor the commit
@@ -176,6 +219,12 @@
 			 errmsg("cannot %s a token or code in a read-only transaction", (verb_)), \
 			 errhint("Run this on the primary in a read-write transaction.")))
 
+/* 25006, for a purge */
+#define error_purge_read_only() \
+	ereport(ERROR, \
+			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION), \
+			 errmsg("cannot purge in a read-only transaction")))
+
 /* 40001 */
 #define error_serialization(key_) \
 	ereport(ERROR, \
@@ -184,6 +233,26 @@
 					"transaction", \
 					key_display(key_)), \
 			 errhint("Roll back and retry the transaction; it then gets the stored result.")))
+
+/* 42725: "candidates" is a list of functions */
+#define error_ambiguous_function(name_, candidates_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_AMBIGUOUS_FUNCTION), \
+			 errmsg("function name \"%s\" is not unique", (name_)), \
+			 errhint("Give the argument types as well: %s.", (candidates_))))
+
+/* 42883: the name of a function, as it was given */
+#define error_undefined_function(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_UNDEFINED_FUNCTION), \
+			 errmsg("function \"%s\" does not exist", (name_)), \
+			 errhint("There is no function of that name that is visible to the caller.")))
+
+/* 42883: dropped after its name was looked up */
+#define error_function_gone(oid_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_UNDEFINED_FUNCTION), \
+			 errmsg("function with OID %u does not exist", (oid_))))
 
 /* 42883 */
 #define error_no_own_function(name_) \
@@ -279,6 +348,13 @@
 		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
 		 errmsg("sequence \"%s\" is behind the fences in table \"%s\"", (sequence_), (table_)), \
 		 errhint("Set it past max(fence) with setval(); logical replication does not copy it.")))
+
+/* 55000: a table that is not as the extension made it */
+#define error_no_expiry_column(table_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("table \"%s\" has no column \"expires_at\" of type timestamptz", (table_)), \
+			 errhint("Undo changes to the table made by hand.")))
 
 /* 55P03: the transaction would wait for itself */
 #define error_own_claim(key_) \

@@ -25,7 +25,8 @@
 #include "base/errors.h"
 #include "base/fingerprint.h"
 #include "base/result_row.h"
-#include "call/function.h"
+#include "call/find_function.h"
+#include "call/run_function.h"
 #include "claim/claim.h"
 
 PG_FUNCTION_INFO_V1(idem_call);

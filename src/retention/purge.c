@@ -21,9 +21,11 @@
 
 #include "base/args.h"
 #include "base/compat.h"
+#include "base/errors.h"
 #include "base/guc.h"
 #include "base/interval.h"
 #include "base/result_row.h"
+#include "retention/databases.h"
 #include "retention/purge.h"
 #include "retention/sweep.h"
 #include "stat/stats.h"
@@ -44,7 +46,7 @@ static const char *const tables[PURGE_NTABLES] = {
 /* the position that has the table to begin with */
 #define POSITION_TABLE PURGE_NTABLES
 
-StaticAssertDecl(PURGE_NTABLES + 1 == STATS_NPOSITIONS,
+StaticAssertDecl(PURGE_NTABLES + 1 == DATABASE_NPOSITIONS,
 				 "a position for each table, and one of tables");
 
 /* Progress of a purge. */
@@ -64,7 +66,7 @@ typedef struct Progress
 static uint64
 get_position(const Purge *purge, int which)
 {
-	pg_atomic_uint64 *positions = stats_purge_positions();
+	pg_atomic_uint64 *positions = database_positions();
 
 	if (positions != NULL)
 		return pg_atomic_read_u64(&positions[which]);
@@ -77,7 +79,7 @@ get_position(const Purge *purge, int which)
 static void
 set_position(int which, uint64 position)
 {
-	pg_atomic_uint64 *positions = stats_purge_positions();
+	pg_atomic_uint64 *positions = database_positions();
 
 	if (positions != NULL)
 		pg_atomic_write_u64(&positions[which], position);
@@ -214,12 +216,10 @@ purge_run(Purge *purge)
  */
 
 static int64
-arg_positive(int64 value, const char *what)
+arg_positive(int64 value, const char *what, int64 max)
 {
 	if (value < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be at least 1, not %lld", what, (long long) value)));
+		error_range(what, 1, max);
 	return value;
 }
 
@@ -229,9 +229,11 @@ get_purge(FunctionCallInfo fcinfo, Purge *purge)
 	const Interval *duration = arg_interval(fcinfo, 2);
 
 	memset(purge, 0, sizeof(*purge));
-	purge->batch_size =
-		PG_ARGISNULL(0) ? idem_purge_batch_size : arg_positive(PG_GETARG_INT32(0), "batch_size");
-	purge->max_rows = PG_ARGISNULL(1) ? PG_INT64_MAX : arg_positive(PG_GETARG_INT64(1), "max_rows");
+	purge->batch_size = PG_ARGISNULL(0)
+		? idem_purge_batch_size
+		: arg_positive(PG_GETARG_INT32(0), "batch_size", PG_INT32_MAX);
+	purge->max_rows =
+		PG_ARGISNULL(1) ? PG_INT64_MAX : arg_positive(PG_GETARG_INT64(1), "max_rows", PG_INT64_MAX);
 	purge->deadline = duration == NULL
 		? DT_NOEND
 		: ttl_after(GetCurrentTimestamp(), duration, "max_duration", NULL);
@@ -299,9 +301,7 @@ idem_purge(PG_FUNCTION_ARGS)
 
 	get_purge(fcinfo, &purge);
 	if (XactReadOnly)
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot purge in a read-only transaction")));
+		error_purge_read_only();
 	if (!atomic)
 		purge.commit = commit_batch;
 	SPI_connect_ext(atomic ? 0 : SPI_OPT_NONATOMIC);

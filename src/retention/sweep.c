@@ -24,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
+#include "base/errors.h"
 #include "base/relation.h"
 #include "retention/sweep.h"
 
@@ -66,11 +67,7 @@ expiry_column(Relation rel)
 	AttrNumber attnum = get_attnum(RelationGetRelid(rel), "expires_at");
 
 	if (attnum == InvalidAttrNumber || get_atttype(RelationGetRelid(rel), attnum) != TIMESTAMPTZOID)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" has no column \"expires_at\" of type timestamptz",
-						RelationGetRelationName(rel)),
-				 errhint("Undo changes to the table made by hand.")));
+		error_no_expiry_column(RelationGetRelationName(rel));
 	return attnum;
 }
 

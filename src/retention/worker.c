@@ -11,15 +11,11 @@
  */
 #include "postgres.h"
 
-#include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
-#include "parser/scansup.h"
 #include "pgstat.h"
 #include "port/atomics.h"
 #include "postmaster/bgworker.h"
@@ -34,12 +30,12 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #include "base/compat.h"
 #include "base/guc.h"
 #include "base/relation.h"
 #include "base/shmem.h"
+#include "retention/databases.h"
 #include "retention/purge.h"
 #include "retention/worker.h"
 #include "stat/stats.h"
@@ -56,9 +52,6 @@
 
 /* how old a list of databases may get while there is always one to visit */
 #define LIST_MSEC 1000
-
-/* an invalid database, left by a DROP that was interrupted */
-#define INVALID_CONNLIMIT (-2)
 
 PGDLLEXPORT void idem_launcher_main(Datum arg);
 PGDLLEXPORT void idem_worker_main(Datum arg);
@@ -217,12 +210,6 @@ idem_worker_main(Datum arg)
 /* say which listed databases do not exist: once, until the list is read again */
 static bool tell = true;
 
-typedef struct Database
-{
-	Oid oid;
-	char *name;
-} Database;
-
 /* What is known of a database from one list to the next. */
 typedef struct Known
 {
@@ -276,83 +263,6 @@ forget_dropped(List *databases)
 			(void) hash_search(known_databases, &known->oid, HASH_REMOVE, NULL);
 }
 
-/*
- * All that can be connected to, by a plain scan: with no database of its own, a
- * process cannot rebuild what it knows of an index.
- */
-static List *
-read_databases(void)
-{
-	Relation rel = table_open(DatabaseRelationId, AccessShareLock);
-	TableScanDesc scan = table_beginscan_catalog(rel, 0, NULL);
-	List *databases = NIL;
-	HeapTuple tuple;
-
-	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
-	{
-		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		Database *database;
-
-		if (!form->datallowconn || form->datconnlimit == INVALID_CONNLIMIT)
-			continue;
-		database = palloc(sizeof(Database));
-		database->oid = form->oid;
-		database->name = pstrdup(NameStr(form->datname));
-		databases = lappend(databases, database);
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return databases;
-}
-
-static Database *
-find_database(List *databases, const char *name)
-{
-	ListCell *lc;
-
-	foreach(lc, databases)
-		if (strcmp(((Database *) lfirst(lc))->name, name) == 0)
-			return lfirst(lc);
-	return NULL;
-}
-
-/* Those of a list of names; one is as it is written, or else in lower case, as in SQL. */
-static List *
-named_databases(List *databases, const char *setting)
-{
-	List *names;
-	List *result = NIL;
-	ListCell *lc;
-
-	if (!SplitGUCList(pstrdup(setting), ',', &names))
-		return NIL;
-	foreach(lc, names)
-	{
-		const char *name = lfirst(lc);
-		Database *database = find_database(databases, name);
-
-		if (database == NULL)
-			database = find_database(databases,
-									 downcase_truncate_identifier(name, (int) strlen(name), false));
-		if (database != NULL)
-			result = list_append_unique_ptr(result, database);
-		else if (tell)
-			ereport(LOG,
-					(errmsg("database \"%s\" of \"idempotency.purge_databases\" does not exist",
-							name)));
-	}
-	return result;
-}
-
-static bool
-is_counting(Oid database, const Oid *counting, int n)
-{
-	for (int i = 0; i < n; i++)
-		if (counting[i] == database)
-			return true;
-	return false;
-}
-
 /* Also if a clock was set back, which is no reason to wait for it. */
 static bool
 has_passed(int msec, TimestampTz since, TimestampTz now)
@@ -361,16 +271,14 @@ has_passed(int msec, TimestampTz since, TimestampTz now)
 }
 
 /*
- * All that have the extension.  Those that count something have it; for the others, only a
- * worker can tell, once in a while.
+ * All that have the extension.  Those with counters have it; for the others, only a worker can
+ * tell, once in a while.
  */
 static List *
 extension_databases(List *databases)
 {
 	List *result = NIL;
 	ListCell *lc;
-	Oid *counting;
-	int n = stats_databases(&counting);
 	TimestampTz now = GetCurrentTimestamp();
 
 	foreach(lc, databases)
@@ -379,7 +287,7 @@ extension_databases(List *databases)
 		Known *known = get_known(database->oid);
 
 		if (!known->lacks || has_passed(LOOK_MSEC, known->looked_at, now) ||
-			is_counting(database->oid, counting, n))
+			stats_has_database(database->oid))
 			result = lappend(result, database);
 	}
 	return result;
@@ -396,13 +304,13 @@ list_databases(void)
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	MemoryContextSwitchTo(context);
-	databases = read_databases();
+	databases = databases_read();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	forget_dropped(databases);
 	return strcmp(idem_purge_databases, "*") == 0
 		? extension_databases(databases)
-		: named_databases(databases, idem_purge_databases);
+		: databases_named(databases, idem_purge_databases, tell);
 }
 
 /* Settings common to launcher and worker. */

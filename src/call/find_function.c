@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
- * function.c
- *	  Run a function by name, with JSON arguments and a JSON result.
+ * find_function.c
+ *	  Find the function that a caller names.
  *
  * The name is looked up in every call: the result depends on the caller's search_path and
  * privileges, and the look-up is cheap.  A "callee" caches, by OID and for the session, what
@@ -11,27 +11,20 @@
  * it is needed next.  A conversion or a default can run user code, which may call back into
  * this file.  So a callee in use is pinned, and not freed before it is unpinned.
  *
- * The call itself is an expression tree with the function's OID, built for each call.  SQL
- * text would be resolved a second time, and could then mean another function.
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "executor/executor.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
-#include "optimizer/optimizer.h"
 #include "parser/parse_collate.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -39,56 +32,20 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/regproc.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/tuplestore.h"
 #include "utils/varlena.h"
 
 #include "base/compat.h"
 #include "base/errors.h"
-#include "base/guc.h"
 #include "base/key.h"
 #include "base/qualified_name.h"
-#include "call/function.h"
+#include "call/find_function.h"
 
 /* remove stale callees above this number: their functions may be gone */
 #define MAX_STALE 200
 
 /* the most candidates that a hint lists */
 #define MAX_LISTED 10
-
-typedef struct CalleeParam
-{
-	char *name; /* NULL: it has none */
-	Oid type;
-	Node *default_value; /* not planned: the plan depends on the caller; NULL: none */
-
-	/*
-	 * jsonb_to_record() does the conversion, one column at a time, so that an error names
-	 * the argument.  Its state is kept if no change of a composite type can make it stale.
-	 */
-	TupleDesc column;
-	bool keep_state;
-	FmgrInfo convert;
-} CalleeParam;
-
-typedef struct Callee
-{
-	Oid function; /* hash key */
-	MemoryContext context;
-	uint64 changes; /* value of "changes" (below) when it was made */
-	bool forgotten; /* no longer in the hash table: freed with the last unpin */
-	int pins;
-
-	char *schema;
-	char *name;
-	Oid result_type;
-	bool returns_set;
-	Oid result_collation;
-	Oid input_collation;
-	int nparams;
-	CalleeParam *params;
-} Callee;
 
 typedef struct CalleeEntry
 {
@@ -110,7 +67,7 @@ static HTAB *callees = NULL;
 static uint64 changes = 0;
 
 /* ------------------------------------------------------------------------
- * Errors
+ * Texts of errors
  * ------------------------------------------------------------------------
  */
 
@@ -142,8 +99,9 @@ param_hint(const Callee *callee)
 	return pstrdup(callee->nparams > 0 ? "It has no named parameters." : "It has no parameters.");
 }
 
-pg_noreturn static void
-error_ambiguous(const char *name, FuncCandidateList candidates)
+/* The candidates of a name that is not unique, as an error shows them. */
+static char *
+candidates_display(FuncCandidateList candidates)
 {
 	StringInfoData s;
 	int n = 0;
@@ -151,21 +109,9 @@ error_ambiguous(const char *name, FuncCandidateList candidates)
 	initStringInfo(&s);
 	for (; candidates != NULL && n < MAX_LISTED; candidates = candidates->next, n++)
 		appendStringInfo(&s, "%s%s", n > 0 ? ", " : "", format_procedure(candidates->oid));
-	ereport(ERROR,
-			(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
-			 errmsg("function name \"%s\" is not unique", name),
-			 errhint("Give the argument types as well: %s%s.", s.data,
-					 candidates != NULL ? ", ..." : "")));
-}
-
-pg_noreturn static void
-error_not_callable(Oid function, const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("%s cannot be called with JSON arguments", format_procedure(function)),
-			 errdetail("%s", detail),
-			 errhint("Write a function around it that takes named parameters of plain types.")));
+	if (candidates != NULL)
+		appendStringInfoString(&s, ", ...");
+	return s.data;
 }
 
 /* ------------------------------------------------------------------------
@@ -198,9 +144,17 @@ forget_callee(Callee *callee)
 		MemoryContextDelete(callee->context);
 }
 
-static void
-unpin_callee(Callee *callee)
+void
+callee_pin(Callee *callee)
 {
+	callee->pins++;
+}
+
+void
+callee_unpin(Callee *callee, bool failed)
+{
+	if (failed && !callee->forgotten)
+		forget_callee(callee);
 	callee->pins--;
 	if (callee->pins == 0 && callee->forgotten)
 		MemoryContextDelete(callee->context);
@@ -220,17 +174,12 @@ check_type(Oid function, Oid type, const char *what)
 static void
 check_callable(Form_pg_proc proc)
 {
-	switch (proc->prokind)
-	{
-		case PROKIND_FUNCTION:
-			break;
-		case PROKIND_PROCEDURE:
-			error_not_callable(proc->oid, "It is a procedure.");
-		case PROKIND_AGGREGATE:
-			error_not_callable(proc->oid, "It is an aggregate function.");
-		default:
-			error_not_callable(proc->oid, "It is a window function.");
-	}
+	if (proc->prokind == PROKIND_PROCEDURE)
+		error_not_callable(proc->oid, "It is a procedure.");
+	if (proc->prokind == PROKIND_AGGREGATE)
+		error_not_callable(proc->oid, "It is an aggregate function.");
+	if (proc->prokind != PROKIND_FUNCTION)
+		error_not_callable(proc->oid, "It is a window function.");
 	if (OidIsValid(proc->provariadic))
 		error_not_callable(proc->oid, "It is variadic.");
 	for (int i = 0; i < proc->pronargs; i++)
@@ -331,9 +280,7 @@ make_callee(Oid function)
 	HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 
 	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function with OID %u does not exist", function)));
+		error_function_gone(function);
 	check_callable((Form_pg_proc) GETSTRUCT(tuple));
 
 	/* get_callee() keeps the context once the callee is complete; an error frees it */
@@ -433,21 +380,10 @@ parse_name(const char *name, const char *shown)
 	ListCell *lc;
 
 	if (!SplitIdentifierString(pstrdup(name), '.', &parts) || parts == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid function name \"%s\"", shown),
-				 errhint("Give a name, as in SQL, or a name and argument types in parentheses.")));
+		error_function_name(shown);
 	foreach(lc, parts)
 		names = lappend(names, makeString(lfirst(lc)));
 	return names;
-}
-
-pg_noreturn static void
-error_undefined(const char *shown)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("function \"%s\" does not exist", shown),
-			 errhint("There is no function of that name that is visible to the caller.")));
 }
 
 /* Split "name(type, type)" as regprocedurein() does: returns the name, sets *types. */
@@ -603,12 +539,12 @@ find_by_name(const char *name, const char *shown, Jsonb *args)
 	keys = json_keys(args);
 	fitting = idem_function_candidates(names, list_length(keys), keys, true);
 	if (fitting == NULL || fitting->next != NULL || !OidIsValid(fitting->oid))
-		error_ambiguous(shown, all);
+		error_ambiguous_function(shown, candidates_display(all));
 	return fitting->oid;
 }
 
-static bool
-has_argument(const CalleeParam *param, Jsonb *args)
+bool
+callee_has_argument(const CalleeParam *param, Jsonb *args)
 {
 	JsonbValue value;
 
@@ -617,7 +553,7 @@ has_argument(const CalleeParam *param, Jsonb *args)
 }
 
 pg_noreturn static void
-error_unknown(const Callee *callee, Jsonb *args)
+raise_unknown(const Callee *callee, Jsonb *args)
 {
 	ListCell *lc;
 
@@ -629,11 +565,9 @@ error_unknown(const Callee *callee, Jsonb *args)
 		for (int i = 0; i < callee->nparams && !known; i++)
 			known = callee->params[i].name != NULL && strcmp(callee->params[i].name, key) == 0;
 		if (!known)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("function %s has no parameter \"%s\"", callee_display(callee),
-							pnstrdup(key, pg_mbcliplen(key, strlen(key), NAMEDATALEN))),
-					 errhint("%s", param_hint(callee))));
+			error_no_parameter(callee_display(callee),
+							   pnstrdup(key, pg_mbcliplen(key, strlen(key), NAMEDATALEN)),
+							   param_hint(callee));
 	}
 	elog(ERROR, "arguments of function %s do not fit", callee_display(callee));
 }
@@ -647,7 +581,7 @@ function_takes(const Function *function, Jsonb *args)
 
 	for (int i = 0; i < callee->nparams; i++)
 	{
-		if (has_argument(&callee->params[i], args))
+		if (callee_has_argument(&callee->params[i], args))
 			known++;
 		else if (callee->params[i].default_value == NULL)
 			return false;
@@ -665,23 +599,15 @@ check_arguments(const Callee *callee, Jsonb *args)
 	{
 		const CalleeParam *param = &callee->params[i];
 
-		if (has_argument(param, args))
+		if (callee_has_argument(param, args))
 			known++;
 		else if (param->default_value == NULL && param->name == NULL)
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("parameter %d of function %s has no name", i + 1, callee_display(callee)),
-				 errhint("Arguments are passed by name: give it one, or a default.")));
+			error_unnamed_parameter(callee_display(callee), i + 1);
 		else if (param->default_value == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("argument \"%s\" of function %s is missing", param->name,
-							callee_display(callee)),
-					 errhint("The parameter has no default: pass a value, or null.")));
+			error_missing_argument(callee_display(callee), param->name);
 	}
 	if (args != NULL && known != (int) JsonContainerSize(&args->root))
-		error_unknown(callee, args);
+		raise_unknown(callee, args);
 }
 
 /* Find by name and argument types; InvalidOid if there is none. */
@@ -708,7 +634,7 @@ function_find(text *name, Jsonb *args)
 		/* raises an error that says which part of the name does not exist */
 		(void) DirectFunctionCall1(regprocedurein, CStringGetDatum(str));
 	if (function == NULL)
-		error_undefined(key_text_display(name));
+		error_undefined_function(key_text_display(name));
 	check_arguments(function->callee, args);
 	return function;
 }
@@ -723,10 +649,7 @@ function_find_if_any(text *name, Jsonb *args)
 	Oid oid;
 
 	if (args != NULL && !JB_ROOT_IS_OBJECT(args))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("args of function \"%s\" must be a JSON object", shown),
-				 errhint("Pass the arguments by name: {\"name\": value, ...}.")));
+		error_args_no_object(shown);
 
 	function->types_given = gives_types(str);
 	if (function->types_given)
@@ -765,251 +688,12 @@ function_identity(const Function *function)
 	return s.data;
 }
 
-/* ------------------------------------------------------------------------
- * Arguments
- * ------------------------------------------------------------------------
- */
-
-typedef struct ArgumentContext
+Callee *
+function_callee(Function *function, Jsonb *args)
 {
-	ErrorContextCallback callback;
-	const Callee *callee;
-	const CalleeParam *param;
-} ArgumentContext;
-
-static void
-argument_context(void *arg)
-{
-	ArgumentContext *context = arg;
-
-	if (context->param != NULL)
-		errcontext("argument \"%s\" of function %s", context->param->name,
-				   quote_qualified_identifier(context->callee->schema, context->callee->name));
-}
-
-static Datum
-convert_argument(CalleeParam *param, Jsonb *args, bool *isnull)
-{
-	LOCAL_FCINFO(fcinfo, 1);
-	ReturnSetInfo rsinfo = {.type = T_ReturnSetInfo, .expectedDesc = param->column};
-	FmgrInfo once;
-	HeapTupleData tuple = {0};
-
-	if (!param->keep_state)
-		fmgr_info(F_JSONB_TO_RECORD, &once);
-	InitFunctionCallInfoData(*fcinfo, param->keep_state ? &param->convert : &once, 1, InvalidOid,
-							 NULL, (Node *) &rsinfo);
-	fcinfo->args[0].value = JsonbPGetDatum(args);
-	fcinfo->args[0].isnull = false;
-	tuple.t_data = DatumGetHeapTupleHeader(FunctionCallInvoke(fcinfo));
-	tuple.t_len = HeapTupleHeaderGetDatumLength(tuple.t_data);
-	return heap_getattr(&tuple, 1, param->column, isnull);
-}
-
-static Datum
-eval(Expr *expr, ExprContext *econtext, bool *isnull)
-{
-	return ExecEvalExpr(ExecInitExpr(expr, NULL), econtext, isnull);
-}
-
-/* The argument list of the call: all arguments as constants. */
-static List *
-make_arguments(Callee *callee, Jsonb *args, ExprContext *econtext)
-{
-	List *list = NIL;
-	ArgumentContext context = {.callee = callee};
-
-	context.callback.callback = argument_context;
-	context.callback.arg = &context;
-	context.callback.previous = error_context_stack;
-	error_context_stack = &context.callback;
-
-	for (int i = 0; i < callee->nparams; i++)
-	{
-		CalleeParam *param = &callee->params[i];
-		bool given = has_argument(param, args);
-		int16 typlen;
-		bool typbyval;
-		bool isnull;
-		Datum value;
-
-		context.param = given ? param : NULL;
-		if (given)
-			value = convert_argument(param, args, &isnull);
-		else
-			value = eval(expression_planner(copyObject((Expr *) param->default_value)), econtext,
-						 &isnull);
-		get_typlenbyval(param->type, &typlen, &typbyval);
-		list = lappend(list,
-					   makeConst(param->type, -1, get_typcollation(param->type), typlen,
-								 isnull ? (Datum) 0 : value, isnull, typbyval));
-	}
-
-	error_context_stack = context.callback.previous;
-	return list;
-}
-
-/* ------------------------------------------------------------------------
- * Running
- * ------------------------------------------------------------------------
- */
-
-/* Build the call, with its arguments evaluated. */
-static FuncExpr *
-make_call(Callee *callee, Jsonb *args, ExprContext *econtext)
-{
-	FuncExpr *call =
-		makeFuncExpr(callee->function, callee->result_type, make_arguments(callee, args, econtext),
-					 callee->result_collation, callee->input_collation, COERCE_EXPLICIT_CALL);
-
-	call->funcretset = callee->returns_set;
-	return call;
-}
-
-/* The same with the callee pinned: conversions and defaults may run user code. */
-static FuncExpr *
-make_call_pinned(Callee *callee, Jsonb *args, ExprContext *econtext)
-{
-	FuncExpr *call = NULL;
-
-	callee->pins++;
-	PG_TRY();
-	{
-		call = make_call(callee, args, econtext);
-	}
-	PG_CATCH();
-	{
-		/* a conversion that failed half-way may have left an incomplete state */
-		if (!callee->forgotten)
-			forget_callee(callee);
-		unpin_callee(callee);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	unpin_callee(callee);
-	return call;
-}
-
-static Expr *
-to_jsonb_of(Expr *value)
-{
-	return (Expr *) makeFuncExpr(F_TO_JSONB, JSONBOID, list_make1(value), InvalidOid, InvalidOid,
-								 COERCE_EXPLICIT_CALL);
-}
-
-static Datum
-run_once(FuncExpr *call, ExprContext *econtext, bool *isnull)
-{
-	Datum result;
-
-	if (call->funcresulttype != VOIDOID)
-		return eval(to_jsonb_of((Expr *) call), econtext, isnull);
-	result = eval((Expr *) call, econtext, isnull);
-	*isnull = true;
-	return result;
-}
-
-/* The row type that a function returns; for a scalar, one column of its type. */
-static TupleDesc
-set_row_type(Oid function, bool *is_row)
-{
-	Oid type;
-	TupleDesc desc;
-	TypeFuncClass class = get_func_result_type(function, &type, &desc);
-
-	*is_row = class == TYPEFUNC_COMPOSITE || class == TYPEFUNC_COMPOSITE_DOMAIN;
-	if (*is_row)
-		return BlessTupleDesc(desc);
-	desc = CreateTemplateTupleDesc(1);
-	TupleDescInitEntry(desc, 1, "value", type, -1, 0);
-	idem_tupledesc_finalize(desc);
-	return desc;
-}
-
-/* Set up to_jsonb() for values of one type. */
-static void
-init_to_jsonb(FmgrInfo *to_jsonb, Oid type)
-{
-	fmgr_info(F_TO_JSONB, to_jsonb);
-	fmgr_info_set_expr((Node *) to_jsonb_of((Expr *) makeNullConst(type, -1, InvalidOid)),
-					   to_jsonb);
-}
-
-/*
- * A set becomes a JSON array; an empty set is [].  In the array an element takes at least a
- * third of its own size.  So we can stop reading a set that is far too large: the result
- * will be refused anyway.
- */
-static Datum
-run_set(FuncExpr *call, ExprContext *econtext)
-{
-	const double enough = 4.0 * idem_max_result_size;
-	double size = 0;
-	bool is_row;
-	TupleDesc desc = set_row_type(call->funcid, &is_row);
-	MemoryContext per_row =
-		AllocSetContextCreate(CurrentMemoryContext, "idempotency set", ALLOCSET_DEFAULT_SIZES);
-	SetExprState *state = ExecInitTableFunctionResult((Expr *) call, econtext, NULL);
-	Tuplestorestate *rows = ExecMakeTableFunctionResult(state, econtext, per_row, desc, false);
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
-	ArrayBuildState *elements = initArrayResult(JSONBOID, CurrentMemoryContext, false);
-	FmgrInfo to_jsonb;
-
-	init_to_jsonb(&to_jsonb, is_row ? desc->tdtypeid : TupleDescAttr(desc, 0)->atttypid);
-	while (size <= enough && tuplestore_gettupleslot(rows, true, false, slot))
-	{
-		MemoryContext old;
-		bool isnull = false;
-		Datum value;
-
-		CHECK_FOR_INTERRUPTS();
-		MemoryContextReset(per_row);
-		old = MemoryContextSwitchTo(per_row);
-		if (is_row)
-			value = ExecFetchSlotHeapTupleDatum(slot);
-		else
-			value = slot_getattr(slot, 1, &isnull);
-		if (call->funcresulttype == VOIDOID)
-			isnull = true;
-		if (!isnull)
-		{
-			value = FunctionCall1(&to_jsonb, value);
-			size += VARSIZE_ANY(DatumGetPointer(value));
-		}
-		MemoryContextSwitchTo(old);
-		elements = accumArrayResult(elements, value, isnull, JSONBOID, CurrentMemoryContext);
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	tuplestore_end(rows);
-	MemoryContextDelete(per_row);
-
-	init_to_jsonb(&to_jsonb, JSONBARRAYOID);
-	return FunctionCall1(&to_jsonb, makeArrayResult(elements, CurrentMemoryContext));
-}
-
-bool
-function_run(Function *function, Jsonb *args, Datum *result)
-{
-	Callee *callee;
-	ExprContext *econtext;
-	FuncExpr *call;
-	bool isnull = false;
-
 	/* while we waited, the function may have been replaced, or EXECUTE revoked */
 	AcceptInvalidationMessages();
 	if (function->changes != changes)
 		function = function_find(function->name, args);
-	callee = function->callee;
-
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	econtext = CreateStandaloneExprContext();
-	call = make_call_pinned(callee, args, econtext);
-	if (call->funcretset)
-		*result = run_set(call, econtext);
-	else
-		*result = run_once(call, econtext, &isnull);
-	FreeExprContext(econtext, true);
-	PopActiveSnapshot();
-	return !isnull;
+	return function->callee;
 }
