@@ -11,6 +11,7 @@
 
 #include "fmgr.h"
 
+#include "base/compat.h"
 #include "base/siphash.c"
 
 PG_MODULE_MAGIC;
