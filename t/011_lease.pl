@@ -244,7 +244,7 @@ for my $call (
 	"idem_extend('standby leased', '1 hour', fence => $held{leased})",
 	"idem_checkpoint('standby leased', 'charged', fence => $held{leased})")
 {
-	sql_fails($standby, 'postgres', "SET statement_timeout = '5s'; SELECT $call", '25006', "standby: $call");
+	sql_fails($standby, 'postgres', "SET statement_timeout = '${PostgreSQL::Test::Utils::timeout_default}s'; SELECT $call", '25006', "standby: $call");
 }
 
 # Promoted, it goes on where the primary was, with new numbers.

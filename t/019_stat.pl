@@ -234,6 +234,7 @@ COMMIT;
 SELECT allowed FROM idem_throttle('storm', '1 hour', 100);
 SQL
 my ($clients, $transactions) = (20, 30);
+my $storm_began = time;
 pgbench($node, $script, '-c', $clients, '-t', $transactions);
 my $storm = counters($node, 'postgres');
 my %moved = map { $_ => $storm->{$_} - $last{postgres}{$_} } @counters;
@@ -246,7 +247,7 @@ cmp_ok($moved{started}, '>', $moved{finished}, "$clients clients: rolled back on
 is($moved{throttle_allowed} + $moved{throttle_rejected}, $calls, "$clients clients: every throttled call is counted");
 # one comes back every 36 seconds
 cmp_ok($moved{throttle_allowed}, '>=', 100, "$clients clients: $moved{throttle_allowed} calls allowed");
-cmp_ok($moved{throttle_allowed}, '<', 110, "$clients clients: and no more");
+cmp_ok($moved{throttle_allowed}, '<=', 101 + (time - $storm_began) / 36, "$clients clients: and no more");
 $last{postgres} = $storm;
 
 #

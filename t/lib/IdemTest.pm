@@ -18,7 +18,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(new_node new_standby sql_is sql_fails says failure eventually waiting wait_for_waiters
-  crash crash_by kill_backend pgbench pgbench_command fill_procedure seal build_module);
+  crash crash_by kill_backend pgbench pgbench_command fill_procedure wait_until_procedure seal build_module);
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -202,6 +202,19 @@ CREATE PROCEDURE fill(n integer) LANGUAGE sql AS $$
 	SELECT gen_random_uuid(), '', 'fill ' || i, clock_timestamp(), clock_timestamp(), clock_timestamp(), 1
 	FROM generate_series(1, n) i ORDER BY i;
 $$;
+SQL
+}
+
+# CALL wait_until(t): until that moment has passed.
+sub wait_until_procedure
+{
+	return <<'SQL';
+CREATE PROCEDURE wait_until(t timestamptz) LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE clock_timestamp() <= t LOOP
+		PERFORM pg_sleep(0.001);
+	END LOOP;
+END $$;
 SQL
 }
 
