@@ -3,9 +3,9 @@
  * worker.c
  *	  Purges in the background.
  *
- * Both kinds of process are superuser, as background workers are, and run no code
- * but ours: the launcher reads pg_database, a worker sweeps tables, which has no
- * triggers, expressions or policies in it.
+ * Like all background workers, launcher and workers run as superuser.  So they must run only
+ * our own code: the launcher reads pg_database, and a worker sweeps tables, which evaluates no
+ * triggers, expressions or policies.
  *
  *-------------------------------------------------------------------------
  */
@@ -44,20 +44,22 @@
 #include "retention/worker.h"
 #include "stat/stats.h"
 
-/* how long a worker works, how long it waits for a lock on a catalog, when one that
- * cannot connect is stopped, and when a lost launcher is back */
+/*
+ * How long a worker works, how long it waits for a lock on a catalog, when a worker that cannot
+ * connect is stopped, and when a launcher that has exited is started again.
+ */
 #define WORK_MSEC 900
 #define LOCK_MSEC "90"
 #define CONNECT_MSEC 5000
 #define RESTART_SECONDS 5
 
-/* how often a database that lacks the extension is looked at */
+/* how often to check a database that lacks the extension */
 #define LOOK_MSEC (10 * 60 * 1000)
 
-/* how old a list of databases may get while there is always one to visit */
+/* maximum age of the list of databases while there is always one to visit */
 #define LIST_MSEC 1000
 
-/* an invalid database, left by a DROP that was interrupted */
+/* datconnlimit of an invalid database, which an interrupted DROP has left behind */
 #define INVALID_CONNLIMIT (-2)
 
 PGDLLEXPORT void idem_launcher_main(Datum arg);
@@ -65,9 +67,9 @@ PGDLLEXPORT void idem_worker_main(Datum arg);
 
 /* What a worker reports to the launcher. */
 #define REPORT_CONNECTED 0x01
-#define REPORT_LACKS 0x02  /* there is no extension */
-#define REPORT_HURRY 0x04  /* it has left much undone */
-#define REPORT_LOCKED 0x10 /* and the tables behind it: left out, since it is locked */
+#define REPORT_LACKS 0x02  /* the extension is missing */
+#define REPORT_HURRY 0x04  /* much is left to do */
+#define REPORT_LOCKED 0x10 /* first table skipped because it was locked; the next bits: others */
 
 typedef struct WorkerArea
 {
@@ -91,8 +93,8 @@ static ShmemArea area = {.name = "idempotency_worker",
 						 .create = worker_create};
 
 /*
- * In the log of a server that is shut down, FATAL would look like a failure.  Both kinds of
- * process end by that where they wait for a lock.
+ * Both kinds of process may exit with FATAL at shutdown, while they wait for a lock.  In the
+ * server's log that would look like a failure.
  */
 static emit_log_hook_type prev_emit_log = NULL;
 
@@ -136,8 +138,8 @@ commit_batch(void)
 }
 
 /*
- * Who may drop the database may end this process: else DROP DATABASE ... WITH (FORCE) by
- * an owner that is no superuser would fail.
+ * A role that may drop the database may end this process.  Otherwise DROP DATABASE ... WITH
+ * (FORCE) by an owner that is not a superuser would fail.
  */
 static void
 let_owner_end_it(void)
@@ -191,10 +193,10 @@ idem_worker_main(Datum arg)
 	start_process();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	report(REPORT_CONNECTED);
-	/* from now on a batch is committed first */
+	/* from now on, SIGTERM lets the current batch commit first */
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 
-	/* a purge that a crash undoes is done again */
+	/* if a crash undoes a purge, the next one repeats it */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("lock_timeout", LOCK_MSEC, PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
@@ -441,8 +443,8 @@ wait_for_latch(long msec)
 }
 
 /*
- * The worker may hang before it can have a timeout: connecting waits for whoever
- * renames the database, or copies it.  From then on it ends by itself.
+ * The worker may hang before it can set a timeout: connecting waits while another session
+ * renames or copies the database.  Once it is connected, it ends by itself.
  */
 static void
 wait_for_worker(BackgroundWorkerHandle *handle, const Database *database)
@@ -470,7 +472,7 @@ wait_for_worker(BackgroundWorkerHandle *handle, const Database *database)
 	known->hangs = stopped;
 }
 
-/* Of a table that stays locked, once. */
+/* Logs a table that stays locked only once. */
 static void
 take_report(const Database *database, uint32 what)
 {
@@ -488,7 +490,7 @@ take_report(const Database *database, uint32 what)
 	known->report = what;
 }
 
-/* True if there is more to do. */
+/* Start a worker and wait for its end.  True if much is left to do. */
 static bool
 purge_database(const Database *database)
 {
@@ -523,7 +525,7 @@ purge_database(const Database *database)
 	return (what & REPORT_HURRY) != 0;
 }
 
-/* Until the database is to be visited. */
+/* Milliseconds until the next visit of the database. */
 static long
 msec_to_visit(const Known *known, TimestampTz now)
 {
@@ -536,9 +538,9 @@ msec_to_visit(const Known *known, TimestampTz now)
 }
 
 /*
- * The database whose turn is next, NULL if there is none, and when that is.  Of those whose turn
- * has come, the one that has waited longest: a database that always has more is not due by its
- * interval while another is that.
+ * The database to visit next, and the time until then; NULL if there is none.  Of several that
+ * are due, it is the one that has waited longest.  So a database that always has more to do
+ * does not keep others waiting whose interval is over.
  */
 static Database *
 next_database(List *databases, long *msec)
@@ -564,7 +566,7 @@ next_database(List *databases, long *msec)
 	return next;
 }
 
-/* Visit what is due; until when there is nothing to do, negative: for good. */
+/* Visit the databases that are due.  Returns how long to sleep; negative: until a signal. */
 static long
 purge_due(void)
 {
@@ -576,7 +578,7 @@ purge_due(void)
 	databases = list_databases();
 	listed_at = GetCurrentTimestamp();
 	tell = false;
-	/* another setting makes another list */
+	/* a changed setting needs a new list */
 	while (idem_purge_interval > 0 && !tell &&
 		   !has_passed(LIST_MSEC, listed_at, GetCurrentTimestamp()))
 	{
@@ -600,11 +602,11 @@ idem_launcher_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	start_process();
-	/* the catalogs that all databases share */
+	/* no database, so only the shared catalogs */
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	list = AllocSetContextCreate(TopMemoryContext, "idempotency purge list", ALLOCSET_SMALL_SIZES);
 	MemoryContextSwitchTo(list);
-	/* the server runs: what it has read at its start may go, though nobody calls us */
+	/* the server runs: remove the files that it read at its start, even without any calls */
 	(void) shmem_get(&area);
 
 	for (;;)
@@ -625,7 +627,7 @@ worker_init(void)
 	BackgroundWorker launcher;
 
 	shmem_register(&area);
-	/* pg_upgrade wants the cluster to itself */
+	/* pg_upgrade must not have other sessions */
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
 	describe(&launcher, "idempotency purge launcher", "idem_launcher_main");
