@@ -216,7 +216,7 @@ idem_worker_main(Datum arg)
  * ------------------------------------------------------------------------
  */
 
-/* say which listed databases do not exist: once, until the list is read again */
+/* log which listed databases do not exist; once, until the setting is read again */
 static bool tell = true;
 
 typedef struct Database
@@ -229,13 +229,13 @@ typedef struct Database
 typedef struct Known
 {
 	Oid oid;
-	int64 list;				/* in which it was the last time */
-	TimestampTz visited_at; /* when the last worker ended, or when it was first in a list */
-	bool more;				/* to be visited again at once */
-	bool lacks;				/* the extension, when a worker looked */
-	TimestampTz looked_at;	/* 0: never */
-	bool hangs;				/* it could not be connected to, which was told */
-	uint32 report;			/* of the last worker */
+	int64 list;				/* number of the last list that had it */
+	TimestampTz visited_at; /* when its last worker ended, or when a list first had it */
+	bool more;				/* visit it again at once */
+	bool lacks;				/* a worker found no extension */
+	TimestampTz looked_at;	/* when a worker last connected; 0: never */
+	bool hangs;				/* could not connect, and has logged that */
+	uint32 report;			/* of its last worker */
 } Known;
 
 static HTAB *known_databases = NULL;
@@ -279,8 +279,8 @@ forget_dropped(List *databases)
 }
 
 /*
- * All that can be connected to, by a plain scan: with no database of its own, a
- * process cannot rebuild what it knows of an index.
+ * All databases that accept connections.  Uses a heap scan, because a process without a
+ * database cannot rebuild an index's relation cache entry.
  */
 static List *
 read_databases(void)
@@ -318,7 +318,7 @@ find_database(List *databases, const char *name)
 	return NULL;
 }
 
-/* Those of a list of names; one is as it is written, or else in lower case, as in SQL. */
+/* The databases of a list of names.  Tries each name as it is written, then in lower case. */
 static List *
 named_databases(List *databases, const char *setting)
 {
@@ -355,7 +355,7 @@ is_counting(Oid database, const Oid *counting, int n)
 	return false;
 }
 
-/* Also if a clock was set back, which is no reason to wait for it. */
+/* True as well if the clock was set back: do not wait until it catches up. */
 static bool
 has_passed(int msec, TimestampTz since, TimestampTz now)
 {
@@ -363,8 +363,8 @@ has_passed(int msec, TimestampTz since, TimestampTz now)
 }
 
 /*
- * All that have the extension.  Those that count something have it; for the others, only a
- * worker can tell, once in a while.
+ * All databases that may have the extension.  A database that counts something has it.  Only a
+ * worker can check the others, so one that lacks the extension is visited again now and then.
  */
 static List *
 extension_databases(List *databases)
@@ -387,7 +387,7 @@ extension_databases(List *databases)
 	return result;
 }
 
-/* In the current memory context, which outlives the transaction. */
+/* Allocates the result in the current memory context, which outlives the transaction. */
 static List *
 list_databases(void)
 {
@@ -407,7 +407,7 @@ list_databases(void)
 		: named_databases(databases, idem_purge_databases);
 }
 
-/* Settings common to launcher and worker. */
+/* Set the fields that launcher and worker have in common. */
 static void
 describe(BackgroundWorker *worker, const char *name, const char *function)
 {
