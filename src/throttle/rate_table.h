@@ -3,8 +3,8 @@
  * rate_table.h
  *	  The state of rate limits, in a table of fixed size in shared memory.
  *
- * A limit is identified by a hash under a secret key, so that nobody can choose a key that
- * shares the state of another.  The state carries information until its theoretical arrival
+ * A limit is identified by a hash under a secret key, so that a client cannot choose a
+ * key that shares the state of another.  The state carries information until its theoretical arrival
  * time.  After that it equals an absent one, and its entry may be reused at once.  When all
  * entries are live, a new limit evicts the entry with the earliest arrival time, and the
  * eviction is counted.  If that entry belongs to a light owner while another owner has more
@@ -21,14 +21,14 @@
 
 #include "base/siphash.h"
 
-/*
- * Theoretical arrival time: when the limit will be unused again; 0 if there is no entry.
- * It is a time of limit_now()'s clock.  The caller chooses the unit of the fraction of a
- * microsecond, one unit for each limit.
- */
 /* 10 years of 365.25 days, in microseconds */
 #define LIMIT_MAX_AHEAD (INT64CONST(87660) * USECS_PER_HOUR)
 
+/*
+ * Theoretical arrival time: when the limit will be unused again, by limit_now()'s clock; 0 if
+ * there is no entry.  The fraction is a part of a microsecond, in a unit that the caller chooses
+ * for each limit.
+ */
 typedef struct RateState
 {
 	int64 arrival; /* at most LIMIT_MAX_AHEAD after now */
