@@ -3,12 +3,12 @@
  * rate_table.h
  *	  The state of rate limits, in a table of fixed size in shared memory.
  *
- * A limit is identified by a hash under a secret key, so that a client cannot choose a
- * key that shares the state of another.  The state carries information until its theoretical arrival
- * time.  After that it equals an absent one, and its entry may be reused at once.  When all
- * entries are live, a new limit evicts the entry with the earliest arrival time, and the
- * eviction is counted.  If that entry belongs to a light owner while another owner has more
- * than a quarter of all entries, an entry of the heavy owner is evicted instead.
+ * A limit is identified by a hash under a secret key, so that a client cannot choose a key
+ * that shares the state of another.  A state carries information until its theoretical
+ * arrival time.  After that it equals an absent one, and its entry may be reused at once.
+ * When all entries are live, a new limit evicts the entry with the earliest arrival time, and
+ * the eviction is counted.  If that entry belongs to a light owner while another owner has
+ * more than a quarter of all entries, an entry of the heavy owner is evicted instead.
  *
  * An entry takes about 90 bytes; "idempotency.throttle_entries" sets their number.
  *
