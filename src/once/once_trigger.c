@@ -78,7 +78,7 @@ enum
 	MAX_ARGS
 };
 
-/* Columns that make a key. */
+/* A list of columns that make one key. */
 typedef struct KeyList
 {
 	List *columns; /* char * */
@@ -95,7 +95,7 @@ typedef struct Bounds
 	TupleTableSlot *slot;
 } Bounds;
 
-/* What a trigger on one table is to do, for one statement. */
+/* The trigger of one table, for one statement: its arguments and state. */
 typedef struct Guard
 {
 	Oid relid;
@@ -105,21 +105,21 @@ typedef struct Guard
 	int nlists;
 	KeyList *lists;
 	MovedScope moved; /* BEFORE, of a partition */
-	int checked;	  /* bits of operations for which it fires last */
+	int checked;	  /* operations (bits) that check_fires_last() has checked */
 	Bounds bounds;	  /* of a partition */
 
-	/* the row that its BEFORE UPDATE trigger has seen last, if it is to move */
-	dlist_node node; /* in "guards", while it is there */
+	/* the last row that the BEFORE UPDATE trigger has seen, if it is to move */
+	dlist_node node; /* in "guards", if listed */
 	bool listed;
 	bool in_hand;
 	ItemPointerData old;
 	HeapTuple new_row;
 	text **new_keys;
-	MemoryContext hand; /* of these two */
+	MemoryContext hand; /* of new_row and new_keys */
 	MemoryContext context;
 } Guard;
 
-/* those of partitions that are being updated under "skip" */
+/* the Guards of partitions whose rows move to others under "skip" */
 static dlist_head guards = DLIST_STATIC_INIT(guards);
 
 /* ------------------------------------------------------------------------
@@ -154,7 +154,7 @@ static dlist_head guards = DLIST_STATIC_INIT(guards);
 			 errmsg(ON_TABLE " cannot guard a %s", trigger_and_table(trigdata), (kind)), \
 			 errdetail("Rows and keys would not commit together.")))
 
-/* An argument that was given: neither '' nor NULL, which arrives as a word. */
+/* An argument; NULL if it was not given, or is '' or NULL, which arrives as the word "null". */
 static const char *
 get_argument(TriggerData *trigdata, int n)
 {
@@ -176,7 +176,7 @@ get_ttl(TriggerData *trigdata, Guard *guard)
 	if (value == NULL)
 		return;
 
-	/* what is no interval raises 22007, and does not name the trigger */
+	/* an invalid interval raises 22007, in an error that does not name the trigger */
 	PG_TRY();
 	{
 		guard->ttl = *DatumGetIntervalP(DirectFunctionCall3(
@@ -224,14 +224,14 @@ has_value(Form_pg_attribute att, bool before)
 		(att->attgenerated == ATTRIBUTE_GENERATED_STORED && !before);
 }
 
-/* The table, or the root of the partitions: a key holds in all of them. */
+/* The table, or the root if it is a partition: a key holds in all partitions. */
 static Oid
 guard_table(const Guard *guard)
 {
 	return OidIsValid(guard->moved.root) ? guard->moved.root : guard->relid;
 }
 
-/* The parts between semicolons, without blanks around; "quoted": not in double quotes. */
+/* Split at semicolons, and trim the parts.  "quoted": not at those within double quotes. */
 static List *
 split_parts(const char *value, bool quoted)
 {
@@ -269,7 +269,7 @@ default_scope(Oid table)
 	return cstring_to_text_with_len(s.data, s.len);
 }
 
-/* What keeps the keys of several lists apart: scope(column, column) */
+/* A scope that keeps the keys of several lists apart: scope(column, column) */
 static text *
 list_scope(text *scope, List *columns)
 {
@@ -287,7 +287,7 @@ list_scope(text *scope, List *columns)
 	return cstring_to_text_with_len(s.data, s.len);
 }
 
-/* False, and what is wrong and why, if the argument for columns or scope is invalid. */
+/* Sets *wrong and *why, and returns false, if the argument for columns or scope is invalid. */
 static bool
 parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, int *nlists,
 			const char **wrong, const char **why)
@@ -308,7 +308,7 @@ parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, 
 			return false;
 	}
 
-	/* of one list, a scope is taken as it is */
+	/* with a single list of columns, the scope is not split */
 	if (*nlists > 1 && scope != NULL && strchr(scope, ';') != NULL)
 	{
 		*wrong = "list of scopes";
@@ -420,8 +420,8 @@ check_other_trigger(TriggerData *trigdata, Guard *guard, TriggerData *other)
 }
 
 /*
- * Two triggers with one scope would take each other's keys for their own.  The
- * same columns are the same keys: such triggers may share the events.
+ * Two triggers with the same scope but different columns would take each other's keys for their
+ * own.  With the same columns their keys are the same, so such triggers may share the events.
  */
 static void
 check_other_triggers(TriggerData *trigdata, Guard *guard)
@@ -439,7 +439,7 @@ check_other_triggers(TriggerData *trigdata, Guard *guard)
 	}
 }
 
-/* The key of a row in another partition, whose columns may be in other places. */
+/* The key of a row in another partition, whose columns may be in a different order. */
 static bool
 other_row_key(void *arg, Relation rel, HeapTuple row, IdemKey *key)
 {
@@ -491,8 +491,8 @@ hash_list(uint8 hash[PG_SHA256_DIGEST_LENGTH], const KeyList *list)
 }
 
 /*
- * The same for the triggers of all partitions, another for one of other keys: of each
- * of a guard's lists, and of the guard, whose identity is made of theirs.
+ * Set the identities of each list and of the Guard, which is made of theirs.  An identity is the
+ * same for the triggers of all partitions, and different for a trigger with other keys.
  */
 static void
 set_identities(Guard *guard)
@@ -511,7 +511,7 @@ set_identities(Guard *guard)
 		list->moved.arg = list;
 	}
 
-	/* one hash at a time */
+	/* sha256_start() allows only one hash at a time */
 	all = sha256_start();
 	for (int i = 0; i < guard->nlists; i++)
 		sha256_bytes(all, guard->lists[i].moved.identity.data, UUID_LEN);
@@ -530,7 +530,7 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 
 	guard->context = context;
 	guard->relid = RelationGetRelid(rel);
-	/* none, if it is being detached */
+	/* a partition that is being detached has none */
 	if (rel->rd_rel->relispartition)
 		ancestors = get_partition_ancestors(guard->relid);
 	if (ancestors != NIL)
@@ -564,7 +564,7 @@ make_guard(TriggerData *trigdata, MemoryContext context)
 static void
 make_request(Guard *guard, KeyList *list, text *key, ClaimRequest *request)
 {
-	/* of several columns, none is */
+	/* a key of several columns is never empty */
 	if (VARSIZE_ANY_EXHDR(key) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -575,7 +575,7 @@ make_request(Guard *guard, KeyList *list, text *key, ClaimRequest *request)
 	claim_request(request, key, list->scope, guard->has_ttl ? &guard->ttl : NULL);
 }
 
-/* A row's keys, one for each list; NULL: none. */
+/* A row's keys, one for each list; NULL: the row has no such key. */
 static text **
 row_keys(Guard *guard, Relation rel, HeapTuple row)
 {
@@ -591,7 +591,7 @@ typedef struct ListRequest
 {
 	ClaimRequest request;
 	KeyList *list;
-	TimestampTz expires_at; /* as it was claimed */
+	TimestampTz expires_at; /* as written by the claim */
 } ListRequest;
 
 static int
@@ -601,7 +601,7 @@ by_digest(const void *a, const void *b)
 				   &((const ListRequest *) b)->request.key);
 }
 
-/* Of the keys that are not NULL, in the order in which they are claimed. */
+/* Requests for the keys that are not NULL, in the order in which to claim them. */
 static ListRequest *
 list_requests(Guard *guard, text **keys, int *n)
 {
@@ -620,7 +620,7 @@ list_requests(Guard *guard, text **keys, int *n)
 	return requests;
 }
 
-/* How many, until one is found taken */
+/* Claim until a key is found taken; the number of keys claimed. */
 static int
 claim_in_order(ListRequest *requests, int n)
 {
@@ -632,7 +632,7 @@ claim_in_order(ListRequest *requests, int n)
 	return claimed;
 }
 
-/* With a take-over among them, which only a rollback takes back. */
+/* The same if one of them is a take-over, which only a rollback can undo. */
 static int
 claim_in_subtransaction(ListRequest *requests, int n)
 {
@@ -669,8 +669,8 @@ claim_in_subtransaction(ListRequest *requests, int n)
 }
 
 /*
- * An abandoned claim may have come up after the look-up, while another key was waited
- * for: only a rollback brings it back.
+ * Undo a claim.  If it was a take-over, of a claim that was abandoned after the look-up while we
+ * waited for another key, only a rollback can restore that.
  */
 static void
 take_back(const IdemKey *key)
@@ -684,8 +684,8 @@ take_back(const IdemKey *key)
 }
 
 /*
- * BEFORE: claim all of these keys, or none if one is taken, which is returned.
- * In between, somebody else may take one, whether it was looked up or not.
+ * BEFORE: claim all of these keys.  If one of them is taken, claim none, and return that one.
+ * Another session may take a key in between, even one that was looked up.
  */
 static ListRequest *
 claim_keys(Guard *guard, text **keys)
@@ -737,8 +737,8 @@ column_list(const KeyList *list)
 }
 
 /*
- * May the user see the key?  A column that it did not give may have got its value
- * from a default.  A unique index tells under the same conditions.
+ * May the user see the key?  A column that the statement did not set may have its value from a
+ * default.  A unique index shows the key under the same conditions.
  */
 static bool
 may_see_key(Guard *guard, const KeyList *list)
@@ -758,7 +758,7 @@ may_see_key(Guard *guard, const KeyList *list)
 	return true;
 }
 
-/* Report it as a unique index does, so that ORMs and drivers recognise it. */
+/* Report a duplicate as a unique index does, so that ORMs and drivers recognize it. */
 pg_noreturn static void
 error_duplicate(TriggerData *trigdata, Guard *guard, KeyList *list, HeapTuple row)
 {
@@ -791,7 +791,7 @@ was_moved(TriggerData *trigdata, KeyList *list, const IdemKey *key, HeapTuple ro
 	return moved_in(&list->moved, key, rel, row);
 }
 
-/* AFTER INSERT or UPDATE: "keys" are those of the row that are to be claimed. */
+/* AFTER INSERT or UPDATE: "keys" are the row's keys to claim. */
 static void
 raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
 {
@@ -808,7 +808,7 @@ raise_duplicate(TriggerData *trigdata, Guard *guard, text **keys, HeapTuple row)
 	}
 }
 
-/* AFTER DELETE: a row that only moves may come back. */
+/* AFTER DELETE: a row that moves will be inserted again. */
 static void
 let_go(TriggerData *trigdata, Guard *guard, HeapTuple row)
 {
@@ -832,7 +832,7 @@ let_go(TriggerData *trigdata, Guard *guard, HeapTuple row)
  * ------------------------------------------------------------------------
  */
 
-/* As TriggerEnabled() in commands/trigger.c, but for columns and WHEN. */
+/* As TriggerEnabled() in commands/trigger.c, but without columns and WHEN. */
 static bool
 is_enabled(const Trigger *trigger)
 {
@@ -851,8 +851,8 @@ fires_before(const Trigger *trigger, int16 event)
 }
 
 /*
- * A trigger that fires after ours could drop the row whose keys are claimed, or
- * give it other ones.
+ * Refuse a trigger that fires after ours: it could drop a row whose keys we have claimed, or
+ * change its keys.
  */
 static void
 check_fires_last(TriggerData *trigdata, Guard *guard)
@@ -890,7 +890,10 @@ check_fires_last(TriggerData *trigdata, Guard *guard)
 	guard->checked |= 1 << operation;
 }
 
-/* BEFORE UPDATE of a row that is to move, to a key that is new. */
+/*
+ * BEFORE UPDATE of a row that is to move and changes its key: refuse a trigger that could keep the
+ * row from moving after the new key is claimed.
+ */
 static void
 check_not_kept(TriggerData *trigdata)
 {
@@ -913,7 +916,7 @@ check_not_kept(TriggerData *trigdata)
  * ------------------------------------------------------------------------
  */
 
-/* Is a row, in this partition's row type, within its bounds? */
+/* Is a row of this partition's row type within its bounds? */
 static bool
 is_within(Guard *guard, Relation rel, HeapTuple row)
 {
@@ -940,7 +943,7 @@ is_within(Guard *guard, Relation rel, HeapTuple row)
 	return within;
 }
 
-/* Would the row that "mover" has in hand be in this partition? */
+/* Does the row that "mover" has in hand belong in this partition? */
 static bool
 comes_here(Guard *mover, Guard *guard, Relation rel)
 {
@@ -951,7 +954,7 @@ comes_here(Guard *mover, Guard *guard, Relation rel)
 					 map == NULL ? mover->new_row : execute_attr_map_tuple(mover->new_row, map));
 }
 
-/* A row that has moved to where no trigger asks for it. */
+/* Count a row in hand that has moved to a partition without the trigger. */
 static void
 settle(Guard *mover)
 {
@@ -960,7 +963,7 @@ settle(Guard *mover)
 	mover->in_hand = false;
 }
 
-/* BEFORE INSERT: the update that is moving a row to here, if its trigger has fired. */
+/* BEFORE INSERT: the Guard whose UPDATE moves a row to here, if its trigger has fired. */
 static Guard *
 find_mover(Guard *guard, Relation rel)
 {
@@ -985,8 +988,8 @@ find_mover(Guard *guard, Relation rel)
 }
 
 /*
- * A repeated row is dropped, unless it may be one on the move of which nobody has
- * told: better an error than a lost row.
+ * Raise an error if a repeated row may be one that moves, for which no BEFORE UPDATE trigger has
+ * fired.  To drop it would lose the row.
  */
 static void
 check_not_moving(TriggerData *trigdata, Guard *guard, const IdemKey *key)
@@ -1003,7 +1006,7 @@ check_not_moving(TriggerData *trigdata, Guard *guard, const IdemKey *key)
 					 "without WHEN, on all partitions.")));
 }
 
-/* The keys that "row" has and the other one has not. */
+/* The keys that differ from the other row's key of the same list; NULL in place of the rest. */
 static text **
 new_keys(Guard *guard, text **keys, text **others)
 {
@@ -1015,13 +1018,13 @@ new_keys(Guard *guard, text **keys, text **others)
 	return result;
 }
 
-/* BEFORE INSERT: is the row to be kept? */
+/* BEFORE INSERT: false to drop the row. */
 static bool
 keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
 	text **keys = row_keys(guard, rel, row);
-	text **claimed = NULL; /* for the row, before it moved */
+	text **claimed = NULL; /* for the row, by the BEFORE UPDATE trigger */
 	Guard *mover = find_mover(guard, rel);
 	ListRequest *taken;
 
@@ -1040,7 +1043,7 @@ keep_inserted(TriggerData *trigdata, Guard *guard, HeapTuple row)
 	return false;
 }
 
-/* Remember the row whose turn it is, as it moves. */
+/* Remember the current row, which is to move. */
 static void
 take_in_hand(Guard *guard, HeapTuple old, HeapTuple row, text **keys)
 {
@@ -1068,7 +1071,7 @@ take_in_hand(Guard *guard, HeapTuple old, HeapTuple row, text **keys)
 	MemoryContextSwitchTo(caller);
 }
 
-/* BEFORE UPDATE: is the row to be updated? */
+/* BEFORE UPDATE: false to leave the row unchanged. */
 static bool
 keep_updated(TriggerData *trigdata, Guard *guard, HeapTuple old, HeapTuple row)
 {
