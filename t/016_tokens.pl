@@ -219,7 +219,7 @@ is(join(' ', places_of($hmac_key, $node->logfile, "$dir/errors")), '', 'nor is t
 is(join(' ', places_of($hmac_key, "$dir/all.sql")), "$dir/all.sql", 'control: it is in the dump');
 $node->start;
 
-# Nor does the server tell a client who asks for plans.
+# Nor does the server show them to a client that asks for plans.
 $node->safe_psql('postgres', 'DELETE FROM idem_codes; DELETE FROM idem_secrets');
 (undef, $out, $err) = $node->psql('postgres', <<'SQL');
 SET client_min_messages = log;
@@ -471,7 +471,7 @@ sub storm
 {
 	my ($sql, @options) = @_;
 
-	# what fails is looked at by whoever called
+	# the caller checks failures
 	pgbench($plain, $sql, '-c', '50', '-t', '1', @options);
 	return;
 }
@@ -498,7 +498,7 @@ for my $level ('REPEATABLE READ', 'SERIALIZABLE')
 	$plain->safe_psql('postgres', "TRUNCATE got, one; INSERT INTO one SELECT idem_token_issue('storm', '1 day')");
 	storm("BEGIN ISOLATION LEVEL $level;\nINSERT INTO got SELECT state FROM one, idem_token_redeem('storm', token);\nCOMMIT;\n", '--max-tries', '1000');
 	sql_is($plain, 'postgres', "SELECT count(*) FROM got WHERE state = 'redeemed'", '1', "$level: one redeems");
-	sql_is($plain, 'postgres', "SELECT count(*) FROM got WHERE state = 'used'", '49', "$level: the others are told when they try again");
+	sql_is($plain, 'postgres', "SELECT count(*) FROM got WHERE state = 'used'", '49', "$level: the others get 'used' on retry");
 }
 
 #

@@ -95,7 +95,7 @@ SQL
 for my $role ([ 'throttler', '' ], [ 'app', '' ], [ 'claimer', '42501' ], [ 'stranger', '42501' ])
 {
 	sql_fails($node, 'postgres', "SELECT idem_throttle('role', '1 s')", $role->[1], "$role->[0] calls", '-U', $role->[0]);
-	# what shuts the gate for all, or opens it, is not for everybody, whoever may execute the function
+	# no role may set the clock for all, even if it may execute idem_throttle
 	sql_fails($node, 'postgres', 'SELECT set_clock(1)', '42501', "$role->[0] sets the clock", '-U', $role->[0]);
 	sql_fails($node, 'postgres', 'SELECT set_clock(NULL)', '42501', "$role->[0] sets the real clock", '-U', $role->[0]);
 }
@@ -150,7 +150,7 @@ SQL
 #
 # The algorithm in numeric, from its textbook: the arrival time is counted in
 # microseconds times max_calls.  Calls are drawn so that what matters is met: clocks
-# that stand, wait as told or a microsecond less, and step back; costs that just
+# that stand, wait as long as retry_after or a microsecond less, and step back; costs that just
 # fit, and those that just do not.  "elapsed" is the time that went on for callers,
 # for whom a clock that is set back stands still.
 #
@@ -276,7 +276,7 @@ is($node->safe_psql('postgres', 'SELECT allowed, count(*) > 20000, count(DISTINC
 restart($node, empty => 1);
 
 #
-# Waiting as long as told
+# Waiting as long as retry_after
 #
 my $t = later();
 says($node, <<"SQL", <<'OUT' =~ s/\n\z//r, 'max_calls 1');

@@ -584,7 +584,7 @@ CREATE FUNCTION fuzz_any(a anyelement) RETURNS anyelement LANGUAGE sql AS 'SELEC
 CREATE PROCEDURE fuzz_procedure(a int) LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION fuzz_trigger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 
--- what a call raised, told and forgotten
+-- log what a call raised, then forget it
 CREATE FUNCTION fuzz_try(name text, call text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE call;
@@ -726,7 +726,7 @@ for (slurp_file("$dir/session0.out") =~ /^memory (.*)$/mg)
 is(scalar(@memory), $samples, 'memory was looked at');
 SKIP:
 {
-	skip 'too few calls to tell what is lost from what is kept', 1 if $calls < 20_000 || @memory < $samples;
+	skip 'too few calls to distinguish what is lost from what is kept', 1 if $calls < 20_000 || @memory < $samples;
 
 	my %grown;
 	for my $name (uniq(map { keys %$_ } @memory))
