@@ -6,10 +6,10 @@
 /*
  * Fixed-width columns first, so that no padding is stored.  Indexes may only
  * be on columns that never change: digest, created_at.  The updates of leased
- * claims are HOT then; the fillfactor leaves their rows room to grow.
+ * claims are HOT then; the fillfactor leaves space for their rows to grow.
  *
- * Rows come, and go after a while: vacuum is to make their place free for others
- * soon, and not to lock the table for giving back pages that will be needed again.
+ * Rows come, and expire after a while.  VACUUM should make their space available
+ * soon, and should not lock the table to give back pages that will be needed again.
  */
 CREATE TABLE idem_keys (
 	digest uuid NOT NULL,

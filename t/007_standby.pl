@@ -107,7 +107,7 @@ for my $claim ("idem_claim('held')", "idem_claim_many('{held}')")
 	like($state, qr/^(25006|55P03)$/, "standby: $claim, a key held on the primary, ends at lock_timeout at the latest");
 }
 
-# Somebody waits for it, and is told in the end.
+# A session waits for it, and gets its answer in the end.
 my $waiter = $standby->background_psql('postgres');
 $waiter->query_until(qr/waiting/, "\\echo waiting\nSELECT state FROM idem_begin('held', wait => '1 hour');\n");
 ok( $standby->poll_query_until('postgres',

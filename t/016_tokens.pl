@@ -26,7 +26,7 @@ sub storm
 {
 	my ($sql, @options) = @_;
 
-	# what fails is looked at by whoever called
+	# the caller checks failures
 	pgbench($node, $sql, '-c', '50', '-t', '1', @options);
 	return;
 }
@@ -53,7 +53,7 @@ for my $level ('REPEATABLE READ', 'SERIALIZABLE')
 	$node->safe_psql('postgres', "TRUNCATE got, one; INSERT INTO one SELECT idem_token_issue('storm', '1 day')");
 	storm("BEGIN ISOLATION LEVEL $level;\nINSERT INTO got SELECT state FROM one, idem_token_redeem('storm', token);\nCOMMIT;\n", '--max-tries', '1000');
 	sql_is($node, 'postgres', "SELECT count(*) FROM got WHERE state = 'redeemed'", '1', "$level: one redeems");
-	sql_is($node, 'postgres', "SELECT count(*) FROM got WHERE state = 'used'", '49', "$level: the others are told when they try again");
+	sql_is($node, 'postgres', "SELECT count(*) FROM got WHERE state = 'used'", '49', "$level: the others get that when they try again");
 }
 
 #

@@ -146,7 +146,7 @@ SQL
 #
 # The algorithm in numeric, from its textbook: the arrival time is counted in
 # microseconds times max_calls.  Calls are drawn so that what matters is met: clocks
-# that stand, wait as told or a microsecond less, and step back; costs that just
+# that stand, wait as long as retry_after or a microsecond less, and step back; costs that just
 # fit, and those that just do not.  "elapsed" is the time that went on for callers,
 # for whom a clock that is set back stands still.
 #
@@ -272,7 +272,7 @@ is($node->safe_psql('postgres', 'SELECT allowed, count(*) > 20000, count(DISTINC
 restart($node, empty => 1);
 
 #
-# Waiting as long as told
+# Waiting as long as retry_after
 #
 my $t = later();
 says($node, <<"SQL", <<'OUT' =~ s/\n\z//r, 'max_calls 1');

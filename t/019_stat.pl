@@ -110,7 +110,7 @@ SQL
 	[ 'guard, expired at PREPARE', "BEGIN; SELECT idem_claim('x', '1 millisecond'); CALL wait_until(now() + '2 milliseconds'); PREPARE TRANSACTION 'x'", 'claimed 1 guard_errors 1', 'ID005' ],
 	[ 'guard, rolled back', "BEGIN; SELECT idem_begin('g'); ROLLBACK", 'started 1' ],
 
-	# the throttle, with room for 16 limits
+	# the throttle, with a table of 16 limits
 	[ 'throttle', "SELECT throttle('t1')", 'throttle_allowed 1' ],
 	[ 'throttle, not allowed', "SELECT throttle('t1') FROM generate_series(1, 2)", 'throttle_rejected 2' ],
 	[ 'throttle, full', "SELECT throttle('t' || i) FROM generate_series(2, 16) i", 'throttle_allowed 15' ],
@@ -192,7 +192,7 @@ is($two->query_safe('SELECT 1'), "f\n1", 'a claim waited');
 moved($node, 'postgres', 'claimed 1 duplicates 1', 'a claim that waited is counted once');
 
 # Of a row with two keys, the first in the order of digests, a9, is claimed after a wait in which
-# the other one is taken: it is taken back, and nobody has claimed it.
+# the other one is taken: it is undone, and does not count as claimed.
 $node->safe_psql('postgres', "CREATE TABLE lists (a text, b text); CREATE TRIGGER once BEFORE INSERT ON lists FOR EACH ROW EXECUTE FUNCTION idem_once('a; b', NULL, 'skip', 'public.events(a); public.events(b)')");
 my $three = $node->background_psql('postgres');
 my $xid = $three->query_safe("BEGIN; SELECT pg_current_xact_id()");

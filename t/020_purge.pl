@@ -1,6 +1,6 @@
 
-# Purges by hand: in order, in batches that stay, told of, and never in the way of
-# anybody who claims.  The background worker is off here.
+# Purges by hand: in order, in batches that stay committed, with progress reports, and without
+# keeping claims waiting.  The background worker is off here.
 
 use strict;
 use warnings;
@@ -63,7 +63,7 @@ sql_is($node, 'postgres', 'SELECT (SELECT count(*) FROM idem_tokens), (SELECT co
 $node->safe_psql('postgres', 'CALL idem_purge()');
 
 #
-# Nobody waits for a standby with a batch; for what the caller has written, the caller does
+# A batch does not wait for a standby; the commit of the caller's own changes does
 #
 $node->safe_psql('postgres', <<'SQL');
 CALL fill(100);
@@ -141,7 +141,7 @@ $locker->query_safe('BEGIN; LOCK TABLE idem_keys');
 $node->poll_query_until('postgres', "SELECT clock_timestamp() - query_start > interval '5.2 s' FROM pg_stat_activity WHERE pid = $pid") or die;
 $locker->query_safe('COMMIT');
 $purger->query('SELECT 1');
-like($purger->{stderr}, qr/NOTICE:  \d+ rows removed, about \d+ left, \d+ rows per second/, 'progress is told');
+like($purger->{stderr}, qr/NOTICE:  \d+ rows removed, about \d+ left, \d+ rows per second/, 'it reports its progress');
 is(left(), '0|', 'and it ended');
 $purger->quit;
 
@@ -150,7 +150,7 @@ sql_is($node, 'postgres', "CALL fill(1000); CALL idem_purge(max_duration => '1 m
 $node->safe_psql('postgres', 'CALL idem_purge()');
 
 #
-# What somebody has locked, or is changing, stays, and nobody is waited for
+# Rows that another session has locked, or is changing, stay; the purge does not wait for it
 #
 $node->safe_psql('postgres', 'CALL fill(10)');
 $locker->query_safe("BEGIN; SELECT key FROM idem_keys WHERE key IN ('fill 3', 'fill 7') FOR KEY SHARE");

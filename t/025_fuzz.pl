@@ -200,7 +200,7 @@ for (slurp_file("$dir/session0.out") =~ /^memory (.*)$/mg)
 is(scalar(@memory), $samples, 'memory was looked at');
 SKIP:
 {
-	skip 'too few calls to tell what is lost from what is kept', 1 if $calls < 20_000 || @memory < $samples;
+	skip 'too few calls to distinguish what is lost from what is kept', 1 if $calls < 20_000 || @memory < $samples;
 
 	my %grown;
 	for my $name (uniq(map { keys %$_ } @memory))

@@ -30,7 +30,7 @@ log_error_verbosity = verbose
 track_functions = all
 CONF
 
-# What sqlsmith reads of the catalogs is not qualified, so it can be told what there is: the
+# sqlsmith does not qualify the catalogs it reads, so we can choose what it finds: the
 # extension, and hardly any other function; later, all but the volatile ones, which may stop
 # processes, write files, and such.
 $node->safe_psql('postgres', <<'SQL');

@@ -120,12 +120,12 @@ my $fill = "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(%d, %d) 
 sql_is($node, 'postgres', sprintf($fill, 1, 1000), 1000, '1000 limits');
 restart($node, entries => 5000);
 counted($node);
-sql_is($node, 'postgres', sprintf($fill, 1, 1000), 0, 'are there when there is room for 5000');
+sql_is($node, 'postgres', sprintf($fill, 1, 1000), 0, 'are there when the table holds 5000');
 sql_is($node, 'postgres', sprintf($fill, 1001, 5000), 4000, 'which there is');
 sql_is($node, 'postgres', sprintf($fill, 1, 5000), 0, 'for all of them');
 counts($node, '4000|6000|0', 'none is evicted');
 restart($node, entries => 1000);
-cmp_ok($node->safe_psql('postgres', sprintf $fill, 4002, 5000), '<=', 1, 'the latest 1000 are there when there is room for no more');
+cmp_ok($node->safe_psql('postgres', sprintf $fill, 4002, 5000), '<=', 1, 'the latest 1000 are there when the table holds no more');
 # one in, one out
 counted($node);
 sql_is($node, 'postgres', sprintf($fill, 10001, 10010), 10, 'ten new ones');

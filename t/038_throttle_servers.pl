@@ -57,14 +57,14 @@ SELECT idem_claim('c');
 SELECT throttle_allowed, throttle_rejected, throttle_evicted FROM idem_stat;
 SELECT state FROM idem_begin('k');
 SQL
-	# what is wrong with the call is told first
+	# errors of the call, and that of the memory
 	sql_fails($bare, 'postgres', "SELECT answer('', '1 hour')", '55000', 'no shared memory: an empty key');
 	sql_fails($bare, 'postgres', "SELECT answer('k', '-1 hour')", '22023', 'no shared memory: a negative period');
 }
 else
 {
 	is($bare->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, 16) i, idem_throttle('x' || i, '1 hour')"), 16, 'shared memory without preload: it works');
-	# whoever was first has chosen its size
+	# the first session has chosen its size
 	$bare->append_conf('postgresql.conf', "idempotency.throttle_entries = 1000\n");
 	$bare->reload;
 	ok($bare->poll_query_until('postgres', 'SHOW idempotency.throttle_entries', '1000'), 'another setting');
@@ -102,7 +102,7 @@ SQL
 	$bare->start;
 	sql_is($bare, 'other', "SELECT answer('schema', '1 hour')", 't 0', 'after a crash');
 }
-# nobody but who sets up the server can choose the size
+# only the server's configuration can choose the size
 like((failure($bare, 'postgres', "LOAD 'idempotency'; SET idempotency.throttle_entries = 100000"))[0], qr/^55P02$/, 'the size is not for sessions to choose');
 $bare->stop;
 

@@ -1,6 +1,6 @@
 
-# Twenty workers at fifty abandoned keys: each is taken over by one, and whoever comes
-# late has no effect.
+# Twenty workers at fifty abandoned keys: each is taken over by one, and a worker that
+# comes too late has no effect.
 
 use strict;
 use warnings;

@@ -63,7 +63,7 @@ sub changes
 	return join ' ', map { "$_ " . ($after->{$_} - $before->{$_}) } grep { $after->{$_} ne $before->{$_} } @counters;
 }
 
-# By database: what they were when somebody last asked.
+# By database: the counters at the last look.
 our %last;
 
 # What has moved since then, so that nothing may come late either.
