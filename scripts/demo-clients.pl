@@ -365,8 +365,8 @@ if ($unprotected)
 	row('orders that customers wanted', $orders);
 	row('orders', $placed);
 	row('duplicates: orders beyond the first of a key', $duplicates);
-	row('  the client was told of each', $submissions - $orders);
-	row('  nobody was told of', $placed - $submissions);
+	row('  acknowledged to a client', $submissions - $orders);
+	row('  acknowledged to no client', $placed - $submissions);
 	row('most orders of one key', figure('SELECT max(n) FROM (SELECT count(*) AS n FROM orders GROUP BY order_key) o'));
 	$dbh->disconnect;
 	unless ($duplicates)

@@ -311,7 +311,7 @@ idem_stat_counters(PG_FUNCTION_ARGS)
 	table = shmem_try(&area);
 	if (table == NULL)
 		return (Datum) 0;
-	/* copy first: a tuplestore may write to a file, which the lock must not wait for */
+	/* copy first: a tuplestore may write to a file, which must not happen under the lock */
 	copies = palloc(MAX_DATABASES * sizeof(SavedStats));
 	LWLockAcquire(&table->slots.lock, LW_SHARED);
 	for (int i = 0; i < MAX_DATABASES; i++)
