@@ -284,3 +284,8 @@ ALTER FUNCTION idem_code_verify(text, text, text) COST 1000;
 ALTER FUNCTION idem_throttle(text, interval, integer, text, integer) COST 1000;
 ALTER FUNCTION idem_forget(text, text) COST 1000;
 ALTER FUNCTION idem_forget_scope(text) COST 1000;
+
+/* Comments that say it better. */
+COMMENT ON COLUMN idem_tokens.payload IS 'what a caller that redeems the token gets';
+COMMENT ON TABLE idem_secrets IS 'keys of the HMACs in idem_codes; with them and a dump, live codes can be found out';
+COMMENT ON COLUMN idem_stat.in_progress IS 'idem_begin and idem_call: another transaction or a lease held the key';

@@ -6,10 +6,10 @@
 /*
  * Fixed-width columns first, so that no padding is stored.  Indexes may only
  * be on columns that never change: digest, created_at.  The updates of leased
- * claims are HOT then; the fillfactor leaves their rows room to grow.
+ * claims are HOT then; the fillfactor leaves space for their rows to grow.
  *
- * Rows come, and go after a while: vacuum is to make their place free for others
- * soon, and not to lock the table for giving back pages that will be needed again.
+ * Rows come, and expire after a while.  VACUUM should make their space available
+ * soon, and should not lock the table to give back pages that will be needed again.
  */
 CREATE TABLE idem_keys (
 	digest uuid NOT NULL,
@@ -86,7 +86,7 @@ COMMENT ON COLUMN idem_tokens.used_at IS 'when the token was redeemed';
 COMMENT ON COLUMN idem_tokens.verifier IS 'second half of the SHA-256';
 COMMENT ON COLUMN idem_tokens.purpose IS 'what the token is for; it is unknown for anything else';
 COMMENT ON COLUMN idem_tokens.subject IS 'whose token it is, if that was given';
-COMMENT ON COLUMN idem_tokens.payload IS 'what whoever redeems the token gets';
+COMMENT ON COLUMN idem_tokens.payload IS 'what a caller that redeems the token gets';
 
 CREATE TABLE idem_codes (
 	digest uuid NOT NULL,
@@ -132,7 +132,7 @@ CREATE TABLE idem_secrets (
 	CONSTRAINT idem_secrets_pkey PRIMARY KEY (id)
 );
 
-COMMENT ON TABLE idem_secrets IS 'keys of the HMACs in idem_codes; whoever has them and a dump can find out live codes';
+COMMENT ON TABLE idem_secrets IS 'keys of the HMACs in idem_codes; with them and a dump, live codes can be found out';
 COMMENT ON COLUMN idem_secrets.id IS 'what idem_codes.secret refers to';
 COMMENT ON COLUMN idem_secrets.created_at IS 'when it was made; the newest is used for new codes';
 COMMENT ON COLUMN idem_secrets.secret IS 'SHA-256 of more than 256 random bits';
@@ -568,7 +568,7 @@ COMMENT ON COLUMN idem_stat.datid IS 'OID of the database';
 COMMENT ON COLUMN idem_stat.datname IS 'name of the database';
 COMMENT ON COLUMN idem_stat.started IS 'idem_begin and idem_call: claims begun';
 COMMENT ON COLUMN idem_stat.replayed IS 'idem_begin and idem_call: stored results returned';
-COMMENT ON COLUMN idem_stat.in_progress IS 'idem_begin and idem_call: told that another holds the key';
+COMMENT ON COLUMN idem_stat.in_progress IS 'idem_begin and idem_call: another transaction or a lease held the key';
 COMMENT ON COLUMN idem_stat.mismatched IS 'the key was used with another request';
 COMMENT ON COLUMN idem_stat.finished IS 'claims finished, by idem_finish or idem_call';
 COMMENT ON COLUMN idem_stat.released IS 'claims given up by idem_release';

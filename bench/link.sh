@@ -34,7 +34,7 @@ lay_link()    # delay of each direction, microseconds
 	ip -n "$SERVER_NET" link add wire type veth peer name wire netns "$CLIENT_NET"
 	if ! tc -n "$SERVER_NET" qdisc add dev wire root netem delay "$1us" 2>/dev/null ||
 		! tc -n "$CLIENT_NET" qdisc add dev wire root netem delay "$1us"; then
-		# shellcheck disable=SC2034  # for whoever tells how it was measured
+		# shellcheck disable=SC2034  # for the description of the measurement
 		LINK="tun, wire.c, since this kernel has no netem"
 		ip -n "$SERVER_NET" link delete wire
 		[[ -x $T/wire ]] || cc -O2 -o "$T/wire" "$ROOT/bench/call/wire.c"

@@ -62,7 +62,7 @@ sub shuffled_requests
 
 # One attempt at a request.  Returns what became of it: started or replayed with
 # the order's id, or in_progress.  Dies where PostgreSQL does; $$where then
-# tells how far the transaction had come.
+# shows how far the transaction had come.
 sub attempt
 {
 	my ($dbh, $key, $customer, $amount, $where) = @_;
@@ -106,8 +106,8 @@ sub hang_up
 	die "hung up\n";
 }
 
-# A client: takes requests from the queue until it is empty, and tells on the
-# pipe what happens.  A line is shorter than PIPE_BUF, so lines do not mix.
+# A client: takes requests from the queue until it is empty, and writes what
+# happens to the pipe.  A line is shorter than PIPE_BUF, so lines do not mix.
 sub client
 {
 	my ($queue, $out) = @_;
@@ -287,7 +287,7 @@ if ($died)
 
 my $dbh = connect_as('', 'demo');
 
-# what the clients asked for and were told, beside what the database holds
+# the clients' requests and answers, beside what the database holds
 sub fill
 {
 	my ($table, $columns, @rows) = @_;
@@ -365,8 +365,8 @@ if ($unprotected)
 	row('orders that customers wanted', $orders);
 	row('orders', $placed);
 	row('duplicates: orders beyond the first of a key', $duplicates);
-	row('  the client was told of each', $submissions - $orders);
-	row('  nobody was told of', $placed - $submissions);
+	row('  acknowledged to a client', $submissions - $orders);
+	row('  acknowledged to no client', $placed - $submissions);
 	row('most orders of one key', figure('SELECT max(n) FROM (SELECT count(*) AS n FROM orders GROUP BY order_key) o'));
 	$dbh->disconnect;
 	unless ($duplicates)

@@ -164,7 +164,7 @@ allow_services()
 {
 	local policy=/usr/sbin/policy-rc.d create=/etc/postgresql-common/createcluster.d
 
-	# once: the second time it would be somebody else's file
+	# once: the second time it would be another program's file
 	[[ -n $FORBIDDEN ]] || return 0
 	FORBIDDEN=
 	if [[ -e $policy.idem ]]; then mv "$policy.idem" "$policy"; else rm -f "$policy"; fi

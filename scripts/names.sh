@@ -43,7 +43,7 @@ close_to()
 		}' | sort -n | head -n 5 | cut -d" " -f2
 }
 
-# Tests by what somebody typed, into the lists.
+# Put the tests that the user named into the lists.
 find_tests()
 {
 	local name base found close

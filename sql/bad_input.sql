@@ -334,7 +334,7 @@ BEGIN
 	END LOOP;
 END
 $$;
--- others may end and make room for a few
+-- other sessions may end and free a few locks
 CREATE PROCEDURE claim_until_it_fails(call text)
 LANGUAGE plpgsql AS $$
 BEGIN

@@ -20,7 +20,7 @@ SELECT count(*) FROM idem_lookup('order-1');
 SELECT idem_finish('order-1', '{"id": 1, "total": 9.90}');
 SELECT pg_current_xact_id_if_assigned() IS NULL AS no_xid, count(*) FROM idem_keys;
 SELECT :columns FROM idem_begin('order-1');
--- not committed, so not told to others
+-- not committed, so not shown to others
 SELECT count(*) FROM idem_lookup('order-1');
 \set VERBOSITY sqlstate
 SAVEPOINT s;

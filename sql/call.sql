@@ -331,7 +331,7 @@ FROM refused r, replay(function, args) got WHERE got IS DISTINCT FROM expected O
 SELECT expected, count(*) > 0 AS seen FROM refused GROUP BY expected ORDER BY expected COLLATE "C";
 SELECT effects();
 
--- which one it is can be told by the arguments' names, or by the types
+-- the arguments' names decide which one it is, or the types
 SELECT answer('amb', '{"b": 1, "c": 2}'), answer('amb', '{"d": "x", "b": 1}');
 SELECT answer('amb(integer)', '{"a": 1}'), answer('amb(text)', '{"a": 1}'), answer('amb(int, int)', '{"b": 1}'), answer('amb(int, text)', '{"b": 1}');
 SELECT state FROM idem_call('amb', 'amb(int)', '{"a": 1}');
@@ -791,12 +791,12 @@ SELECT result FROM idem_call('whoami 2', 'whoami');
 SELECT result FROM idem_call('definer 2', 'definer');
 SELECT result FROM idem_call('mine 2', 'mine');
 SELECT result FROM idem_call('mine one 2', 'mine_one');
--- neither run, nor replayed, nor told that it is another request
+-- neither run, nor replayed, nor reported as another request
 SELECT idem_call('private 2', 'private', '{"a": 1}');
 SELECT idem_call('private', 'private', '{"a": 1}');
 SELECT idem_call('private', 'private(integer)', '{"a": 2}');
 SELECT idem_call('private', 'private', '{"x": 2}');
--- what a default calls is called by the caller as well, whoever called it before
+-- what a default calls is called by the caller as well, even if another role called it before
 SELECT idem_call('secret 2', 'with_secret');
 SELECT idem_call('secret sql 2', 'with_secret_sql');
 SELECT result FROM idem_call('secret 2', 'with_secret', '{"a": "given"}');

@@ -146,7 +146,7 @@ SELECT * FROM idem_claim_many('{j3,j2,j1,j4}');
 SELECT * FROM idem_claim_many('{j3,j2,j1,j4}');
 SELECT key, count(*) FROM idem_keys WHERE key LIKE 'j_' GROUP BY key ORDER BY key;
 
--- more keys than the lock table has room for, without a lock for each
+-- more keys than the lock table holds, without a lock for each
 BEGIN;
 SELECT count(*), count(DISTINCT key), min(key), max(key)
 FROM idem_claim_many((SELECT array_agg('n' || i) FROM generate_series(1, 20000) i));

@@ -218,7 +218,7 @@ INSERT INTO idem_secrets (id, secret) VALUES ('00000000-0000-0000-0000-000000000
 CALL issue('newer');
 SELECT secret FROM idem_codes WHERE subject = 'newer';
 SELECT verify('mac', code('mac')), verify('newer', code('newer'));
--- whoever deletes the secret ends its codes; no guess at them counts
+-- deleting the secret ends its codes; no attempt at them counts
 CALL issue('lost', max_attempts => 1);
 DELETE FROM idem_secrets WHERE id = '00000000-0000-0000-0000-000000000001';
 SELECT verify('lost', code('lost'));

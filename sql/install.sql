@@ -1,4 +1,4 @@
--- What CREATE EXTENSION makes, and that nobody else may use it yet.
+-- What CREATE EXTENSION creates, and that no other role may use it yet.
 CREATE EXTENSION idempotency;
 LOAD 'idempotency';
 \set VERBOSITY sqlstate

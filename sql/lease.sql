@@ -14,7 +14,7 @@ LOAD 'idempotency';
 -- what the work leaves behind
 CREATE TABLE lease_effects (key text, what text);
 
--- Time passes for a lease: wait until nobody can take it for running, or until
+-- Time passes for a lease: wait until no session takes it for running, or until
 -- its row has expired.
 CREATE PROCEDURE lapse(k text, until text DEFAULT 'abandoned') LANGUAGE plpgsql AS $$
 DECLARE
@@ -78,7 +78,7 @@ SELECT retry_after BETWEEN 3500 AND 3600 AS rest_of_lease FROM idem_begin('pay')
 SELECT :looks FROM idem_lookup('pay');
 SELECT lease_until BETWEEN created_at + '1 hour' AND created_at + '1 hour 1 minute' AS until, expires_at - lease_until AS ttl
 FROM idem_lookup('pay');
--- another request is told first, and learns nothing
+-- a mismatch comes first, and shows nothing
 SELECT :columns FROM idem_begin('pay', request => '{"amount": 2}');
 SELECT :columns FROM idem_begin('pay', request => '{"amount": 2}', lease => '1 hour');
 -- another scope is another key
@@ -235,7 +235,7 @@ SELECT fence AS f1, created_at AS t1 FROM idem_begin('take', lease => '1 hour', 
 SELECT idem_checkpoint('take', 'reserved', '{"seat": 7}', fence => :f1, lease => '20 ms') IS NOT NULL AS done;
 CALL lapse('take');
 SELECT :looks, lease_until < clock_timestamp() AS over FROM idem_lookup('take');
--- what the row tells comes first, here as well
+-- what the row shows comes first, here as well
 SELECT :columns FROM idem_begin('take', lease => '1 hour', request => '2');
 SELECT :columns FROM idem_begin('take', lease => '1 hour');
 SELECT fence > :f1 AS newer, created_at = :'t1' AS kept FROM idem_keys WHERE key = 'take';
@@ -275,7 +275,7 @@ SELECT idem_finish('take', '"third"', fence => :f3);
 SELECT idem_finish('take', '"zombie"', fence => :f2);
 SELECT :columns, created_at = :'t1' AS kept FROM idem_begin('take');
 
--- late, but nobody has taken over
+-- late, but no other session has taken over
 CALL leave('late', NULL) \gset
 BEGIN;
 INSERT INTO lease_effects VALUES ('late', 'paid');
@@ -588,7 +588,7 @@ ROLLBACK TO s;
 COMMIT;
 SELECT :looks FROM idem_lookup('gu-9');
 
--- read-only: what a row tells, but no write
+-- read-only: what a row shows, but no write
 CALL leave('ro', NULL) \gset
 SELECT state FROM idem_begin('ro-2', lease => '1 hour');
 BEGIN READ ONLY;
@@ -618,7 +618,7 @@ SET TRANSACTION READ ONLY;
 SELECT idem_finish('ro-4');
 ROLLBACK;
 
--- REPEATABLE READ: a running lease tells nothing that the snapshot could contradict
+-- REPEATABLE READ: a running lease shows nothing that the snapshot could contradict
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT state FROM idem_begin('ro-2');
 SELECT state FROM idem_begin('rr', lease => '1 hour');
@@ -687,7 +687,7 @@ VALUES
 	('54000', 'idem_finish(''bad'', to_jsonb(repeat(''x'', 5000000)), fence => $f)'),
 	('OK', 'idem_checkpoint(''bad'', ''big'', to_jsonb(repeat(''x'', 4000000)), fence => $f)'),
 	('OK', 'idem_checkpoint(''bad'', ''null'', ''null'', fence => $f)');
--- fences that nobody was given
+-- fences that were never issued
 INSERT INTO lease_calls (expected, call)
 SELECT 'ID004', format(f.call, n.fence)
 FROM (VALUES ('-1'), ('-9223372036854775808'), ('9223372036854775807'), ('$f + 1'), ('-$f')) n (fence),
@@ -893,7 +893,7 @@ DROP TABLE lease_effects, lease_calls, lease_fences, lease_hot;
 DROP PROCEDURE lapse, expire, leave, try, zombies, outlast, outlast_lease;
 RESET timezone;
 
--- a batch over more abandoned leases than the lock table has room for keeps no lock
+-- a batch over more abandoned leases than the lock table holds keeps no lock
 INSERT INTO idem_keys (digest, scope, key, created_at, expires_at, lease_until, fence, ttl, attempt)
 SELECT idem_digest('left ' || i, 'batch'), 'batch', 'left ' || i, clock_timestamp() - interval '2 min', clock_timestamp() + interval '1 hour',
 	clock_timestamp() - interval '1 min', i, interval '1 hour', 1

@@ -537,7 +537,7 @@ SET ROLE regress_once_maker;
 CREATE TRIGGER once AFTER INSERT ON guarded FOR EACH ROW EXECUTE FUNCTION public.idem_once('k');
 SET ROLE regress_once_app;
 INSERT INTO guarded VALUES ('a');
--- the error tells the key to those who could read it
+-- the error shows the key to roles that could read it
 \set VERBOSITY default
 INSERT INTO guarded VALUES ('a');
 RESET ROLE;

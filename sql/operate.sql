@@ -234,7 +234,7 @@ SET ROLE regress_idem_app;
 SELECT idem_claim('app');
 RESET ROLE;
 
--- a claim in a function of somebody else's is the caller's transaction's
+-- a claim in another role's function belongs to the caller's transaction
 SELECT idem_grant('regress_idem_app');
 CREATE FUNCTION definer(key text) RETURNS text
 LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC SELECT state FROM idem_begin(key); END;

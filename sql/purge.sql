@@ -34,7 +34,7 @@ SELECT length(idem_code_issue(p, 'ada', '1 h')) FROM unnest(ARRAY['live', 'dead'
 SELECT expire('dead%');
 CALL idem_purge();
 SELECT * FROM left_over;
--- a used token is told from one that was never issued until it would have expired
+-- a used token differs from one that was never issued until it would have expired
 SELECT state FROM idem_token_redeem('used', :'used');
 SELECT state FROM idem_token_redeem('dead used', :'dead_used');
 -- what was purged can run again, under a fence of its own

@@ -296,7 +296,7 @@ END
 $$;
 SET ROLE regress_idem_caller;
 SELECT idem_claim('restricted');
--- nobody stays the owner after an error
+-- after an error, the session does not stay the owner
 SELECT current_user;
 RESET ROLE;
 CREATE OR REPLACE FUNCTION regress_indexed(key text) RETURNS text

@@ -13,6 +13,7 @@
 #include "base/shmem.h"
 #include "claim/pending.h"
 #include "once/partition_move.h"
+#include "retention/databases.h"
 #include "retention/worker.h"
 #include "secret/attempt_counter.h"
 #include "stat/stats.h"
@@ -36,6 +37,7 @@ _PG_init(void)
 	rate_limit_init();
 	stats_init();
 	lock_notes_init();
+	databases_init();
 	worker_init();
 	shmem_init();
 }

@@ -8,6 +8,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
+use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -138,6 +139,17 @@ is(run_in($two, "SELECT request('open')"), 'replayed', 'so the drop was rolled b
 run_in($two, 'DROP EXTENSION idempotency');
 is(run_in($two, 'BEGIN; INSERT INTO effects VALUES (1); COMMIT; SELECT 1'), '1', 'a session goes on without it');
 run_in($one, 'CREATE EXTENSION idempotency SCHEMA uno');
+
+#
+# SQL can reach what the extension declares of its library, and nothing else: a hook of a test could
+# stop the clock, or worse.
+#
+my $library = $node->config_data('--pkglibdir') . '/idempotency.so';
+my $symbols;
+IPC::Run::run([ 'nm', '-D', '--defined-only', $library ], '>', \$symbols) or die "no symbols of $library";
+is(join("\n", sort { $a cmp $b } $symbols =~ /^\w+ \w pg_finfo_(\w+)$/mg), $node->safe_psql('postgres', <<'SQL'), 'the library has what the extension declares');
+SELECT DISTINCT prosrc COLLATE "C" FROM pg_proc WHERE probin = '$libdir/idempotency' ORDER BY 1;
+SQL
 
 #
 # Two databases

@@ -15,17 +15,7 @@ use Test::More;
 my $node = new_node('main');
 my ($port, $host) = ($node->port, $node->host);
 
-$node->safe_psql('postgres', <<'SQL');
-CREATE TABLE orders (k text);
-
--- wait for a moment to pass
-CREATE PROCEDURE wait_until(t timestamptz) LANGUAGE plpgsql AS $$
-BEGIN
-	WHILE clock_timestamp() <= t LOOP
-		PERFORM pg_sleep(0.01);
-	END LOOP;
-END $$;
-SQL
+$node->safe_psql('postgres', 'CREATE TABLE orders (k text);' . wait_until_procedure());
 
 # The effect of a transaction is there, or not.
 sub effect_is

@@ -1,7 +1,6 @@
 
-# An answer outlives a crash: what a session is told from another transaction's
-# row is on disk before it is told, even if that transaction committed
-# asynchronously.
+# An answer survives a crash: if it comes from another transaction's row, that row is on
+# disk before the answer, even if that transaction committed asynchronously.
 
 use strict;
 use warnings;
@@ -36,8 +35,8 @@ SELECT pg_switch_wal();
 SQL
 }
 
-# Commits the key and its order; nobody has been answered but itself, who asked
-# for no durability.
+# Commits the key and its order; the only answer went to this session, which asked for no
+# durability.
 sub run_asynchronously
 {
 	my ($k, $how) = @_;
@@ -79,8 +78,8 @@ for my $try (1 .. 5)
 }
 ok($lost, 'control: without an answer, a crash loses the asynchronous commit');
 
-# How it was done, who asks, what the answer is; what happened in between.  A
-# frozen row no longer tells whose commit has to be on disk.
+# How it was done, which statement asks, its answer, what happened in between.  A
+# frozen row no longer shows which commit has to be on disk.
 my @rounds = (
 	[ 'idem_begin', $finish, q{SELECT state, result FROM idem_begin('%s')}, 'replayed|"done"' ],
 	[ 'idem_begin in a transaction', $finish, q{BEGIN; SELECT state FROM idem_begin('%s')}, 'replayed' ],
@@ -106,7 +105,7 @@ for my $round (@rounds)
 	is(survivors($k), '1|1', "$name: order and key are there after a crash");
 }
 
-# Somebody who waited for the asynchronous commit.
+# A session that waited for the asynchronous commit.
 settle();
 my $holder = $node->background_psql('postgres');
 $holder->query_safe(<<"SQL");

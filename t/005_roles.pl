@@ -90,7 +90,7 @@ SELECT * FROM idem_claim_many('{b, i, a}');
 SQL
 sql_fails($node, 'postgres', "BEGIN; SELECT idem.idem_begin('open'); COMMIT", 'ID005', 'the guard holds for it', '-U', 'app');
 
-# An error that tells about the key tells nothing of what is stored with it.
+# An error that shows the key shows nothing of what is stored with it.
 my (undef, undef, $err) = $node->psql('postgres', q{SELECT idem.idem_claim('k', scope => 'tenant', request => '{"x": 2}')},
 	extra_params => [ '-U', 'app', '-v', 'VERBOSITY=verbose' ]);
 like($err, qr/ID002/, 'mismatch raised');
@@ -201,7 +201,7 @@ CREATE OPERATOR evil.$op (LEFTARG = pg_catalog.$type, RIGHTARG = pg_catalog.$typ
 SQL
 	}
 }
-# one that can be told from the real one even where it is harmless
+# one that differs from the real one even where it is harmless
 $evil .= <<'SQL';
 CREATE FUNCTION evil.op_text_jsonb(pg_catalog.text, pg_catalog.jsonb) RETURNS pg_catalog.bool LANGUAGE plpgsql AS $$
 BEGIN PERFORM evil.ran('text = jsonb'); RETURN true; END $$;

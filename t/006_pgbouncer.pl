@@ -81,7 +81,7 @@ sub is_there
 is_there('SELECT count(*) FROM answers', '500', 'every request has its answer');
 is_there('SELECT count(*), count(DISTINCT k) FROM orders', '50|50', 'every key has one order');
 is_there("SELECT count(*) FROM answers WHERE state = 'started'", '50', 'one start each');
-is_there("SELECT count(*) FROM answers WHERE state NOT IN ('started', 'replayed', 'in_progress')", '0', 'the others were told so');
+is_there("SELECT count(*) FROM answers WHERE state NOT IN ('started', 'replayed', 'in_progress')", '0', 'the others got one of the other answers');
 is_there('SELECT count(*) FROM orders o FULL JOIN idem_keys i ON i.key = o.k WHERE o.k IS NULL OR i.key IS NULL',
 	'0', 'orders and keys belong together');
 is_there('SELECT count(DISTINCT pid) FROM answers', '2', 'over two connections');
@@ -117,7 +117,7 @@ is($node->safe_psql('', 'SELECT pg_backend_pid()', through('single')), $pid, 'al
 # A client in the middle of its transaction, and one on the other connection.
 my $client = $node->background_psql('', extra_params => [ '-d', "host=$dir port=$port dbname=single" ]);
 is($client->query_safe("BEGIN; SELECT state FROM idem_begin('d'); INSERT INTO orders VALUES ('d')"), 'started', 'a client has begun');
-is($node->safe_psql('', "SELECT state FROM idem_begin('d')", through('app')), 'in_progress', 'another one is told so');
+is($node->safe_psql('', "SELECT state FROM idem_begin('d')", through('app')), 'in_progress', 'another one gets in_progress');
 
 # It goes away; so does the connection, and with it all that it held.
 $client->quit;

@@ -22,6 +22,9 @@ sub on_primary
 	$primary->wait_for_catchup($standby);
 }
 
+# what waits fails
+my $not_for_ever = "SET statement_timeout = '${PostgreSQL::Test::Utils::timeout_default}s'";
+
 sub answers
 {
 	my ($sql, $expected, $name) = @_;
@@ -35,8 +38,8 @@ sub refuses
 	my ($sql, $sqlstate, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	# nothing here may wait for long, let alone for ever
-	sql_fails($standby, 'postgres', "SET statement_timeout = '5s'; $sql", $sqlstate, "standby: $name");
+	# nothing here may wait
+	sql_fails($standby, 'postgres', "$not_for_ever; $sql", $sqlstate, "standby: $name");
 }
 
 on_primary(<<'SQL');
@@ -94,17 +97,17 @@ $holder->query_safe("BEGIN; SELECT idem_claim_many('{held, held too}')");
 on_primary("SELECT idem_claim('later')");
 answers("SELECT state FROM idem_begin('later')", 'replayed', 'knows what was committed later');
 answers("SELECT state, retry_after > 0 FROM idem_begin('held')", 'in_progress|t', 'a key held on the primary');
-answers("SET statement_timeout = '5s'; SELECT state, retry_after > 0 FROM idem_begin('held', wait => '200 milliseconds')",
+answers("$not_for_ever; SELECT state, retry_after > 0 FROM idem_begin('held', wait => '200 milliseconds')",
 	'in_progress|t', 'a key held on the primary, after a wait');
 answers("SELECT count(*) FROM idem_lookup('held')", '0', 'nothing is committed');
 for my $claim ("idem_claim('held')", "idem_claim_many('{held}')")
 {
-	my ($state) = failure($standby, 'postgres', "SET statement_timeout = '5s'; SET lock_timeout = '200ms'; SELECT $claim");
+	my ($state) = failure($standby, 'postgres', "$not_for_ever; SET lock_timeout = '200ms'; SELECT $claim");
 
 	like($state, qr/^(25006|55P03)$/, "standby: $claim, a key held on the primary, ends at lock_timeout at the latest");
 }
 
-# Somebody waits for it, and is told in the end.
+# A session waits for it, and gets its answer in the end.
 my $waiter = $standby->background_psql('postgres');
 $waiter->query_until(qr/waiting/, "\\echo waiting\nSELECT state FROM idem_begin('held', wait => '1 hour');\n");
 ok( $standby->poll_query_until('postgres',

@@ -201,8 +201,7 @@ cmp_ok($worked, '>', 1000, "transactions went through: $worked");
 my $sources = $node->safe_psql('postgres', 'SELECT string_agg(DISTINCT src, $$, $$) FROM effects');
 note("effects at the end by: $sources");
 
-# What the clients were told is what they can expect: to try again, or that
-# they were killed.
+# The clients got only errors that they can expect: try again, or killed.
 my %states;
 my $log = slurp_file($node->logfile);
 $states{$1}++ while $log =~ /\] storm (\w{5}) (?:ERROR|FATAL|PANIC|WARNING):/g;

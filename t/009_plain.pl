@@ -71,7 +71,7 @@ sql_is($node, 'postgres', "SELECT idem_claim('c1'); $density", "t\n1004|1004", '
 #
 # No WAL, no transaction id
 #
-# Hint bits are set by whoever reads a row first; with checksums that may cost
+# The first reader of a row sets its hint bits; with checksums that may cost
 # WAL, as for any SELECT.  Here the rows have been read.
 $node->safe_psql('postgres', 'VACUUM (FREEZE); SELECT count(*) FROM idem_keys; CHECKPOINT');
 

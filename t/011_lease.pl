@@ -42,7 +42,7 @@ for my $death (@deaths)
 		"idem_checkpoint('$k', 'reserved', '{\"reservation\": 1}', fence => $fence)"));
 	is(begin($node, 'postgres', $k, '1 hour')->{state}, 'in_progress', "$name: in progress while the holder lives");
 
-	# what follows may well be late: nobody else is there to take over
+	# what follows may well be late: no other session can take over
 	$holder->query_safe("SELECT idem_extend('$k', '1 second', fence => $fence)");
 	$holder->query_safe(sprintf($last, $k, $fence)) if $last;
 
@@ -244,7 +244,7 @@ for my $call (
 	"idem_extend('standby leased', '1 hour', fence => $held{leased})",
 	"idem_checkpoint('standby leased', 'charged', fence => $held{leased})")
 {
-	sql_fails($standby, 'postgres', "SET statement_timeout = '5s'; SELECT $call", '25006', "standby: $call");
+	sql_fails($standby, 'postgres', "SET statement_timeout = '${PostgreSQL::Test::Utils::timeout_default}s'; SELECT $call", '25006', "standby: $call");
 }
 
 # Promoted, it goes on where the primary was, with new numbers.

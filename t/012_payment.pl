@@ -71,7 +71,7 @@ sub worker
 	if ($dies == 5) { terminated($confirm); return; }
 	$result = $node->safe_psql('postgres', $confirm);
 
-	# dies at 6: confirmed, and nobody has heard of it
+	# dies at 6: confirmed, and no reply sent
 	return $dies == 6 ? undef : $result;
 }
 

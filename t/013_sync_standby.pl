@@ -74,7 +74,7 @@ my $leaser = start_waiting('leaser', "SET synchronous_commit = off; BEGIN; SELEC
 stop_waiting($leaser, 'pg_cancel_backend');
 is($leaser->{out}, '', 'cancelled: no fence');
 
-# Another change of the settings does not end the wait; that nobody asks for the standby any more does.
+# The wait ends when the setting no longer asks for a standby, but not on another change of the settings.
 my $reloaded = start_waiting('reloaded', "SELECT state FROM idem_begin('order-1')");
 $primary->safe_psql('postgres', "ALTER SYSTEM SET work_mem = '5MB'");
 $primary->reload;

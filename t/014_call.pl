@@ -85,7 +85,7 @@ sql_is($node, 'postgres', "SELECT DISTINCT who FROM ran", 'app', 'all of it as t
 
 #
 # A hostile search_path: types, functions and operators of mallory's in front of
-# the server's.  None is used, by whoever calls.
+# the server's.  None is used, whichever role calls.
 #
 my $evil = <<'SQL';
 CREATE SCHEMA evil AUTHORIZATION mallory;

@@ -332,7 +332,7 @@ says($node, "SELECT wrong('full 1')", 'wrong 3', 'who has an entry can make an a
 # whose commit gives the entry back
 says($node, "SELECT wrong('new'); SELECT correct('new')", "wrong 4\nverified", 'one has become free');
 says($node, "CALL issue('next'); BEGIN; SELECT wrong('next'); ROLLBACK; BEGIN; SELECT wrong('full 1'); ROLLBACK;", "wrong 4\nlocked 0", 'and is taken again');
-# what has expired makes room; until then none is forgotten
+# an expired entry is reused; until then none is forgotten
 says($node, "SELECT wrong('full $_')", 'wrong 3', "full $_ is remembered") for 2, $entries;
 empty();
 my $ttl = "'2 seconds'";
@@ -494,7 +494,7 @@ else
 {
 	is($err, '', 'shared memory without preload: no warning');
 	is($out, "wrong 2\nwrong 1\nwrong 0\nlocked 0", 'and attempts that are rolled back count');
-	# the size is that of whoever was first, by the server's settings
+	# the first session sets the size, from the server's settings
 	$bare->safe_psql('postgres', 'DELETE FROM idem_codes');
 	$bare->restart;
 	$bare->safe_psql('postgres', join('', map { "CALL issue('full $_'); BEGIN; SELECT wrong('full $_'); ROLLBACK;" } 1 .. $entries),
@@ -502,7 +502,7 @@ else
 	says($bare, "CALL issue('new'); SELECT wrong('new')", 'locked 0', 'a full table denies');
 	says($bare, "SELECT wrong('full 1'); SELECT wrong('new')", "wrong 3\nwrong 4", 'one becomes free');
 }
-# nobody but who sets up the server can choose the size
+# only the server's configuration can choose the size
 like((failure($bare, 'postgres', "LOAD 'idempotency'; SET idempotency.guess_entries = 100000"))[0], qr/^55P02$/, 'the size is not for sessions to choose');
 (undef, $out) = $bare->psql('postgres', "SET idempotency.guess_entries = 100000; LOAD 'idempotency'; SHOW idempotency.guess_entries", on_error_stop => 0);
 is($out, $size, 'not before the library is loaded either');

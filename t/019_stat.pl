@@ -110,7 +110,7 @@ SQL
 	[ 'guard, expired at PREPARE', "BEGIN; SELECT idem_claim('x', '1 millisecond'); CALL wait_until(now() + '2 milliseconds'); PREPARE TRANSACTION 'x'", 'claimed 1 guard_errors 1', 'ID005' ],
 	[ 'guard, rolled back', "BEGIN; SELECT idem_begin('g'); ROLLBACK", 'started 1' ],
 
-	# the throttle, with room for 16 limits
+	# the throttle, with a table of 16 limits
 	[ 'throttle', "SELECT throttle('t1')", 'throttle_allowed 1' ],
 	[ 'throttle, not allowed', "SELECT throttle('t1') FROM generate_series(1, 2)", 'throttle_rejected 2' ],
 	[ 'throttle, full', "SELECT throttle('t' || i) FROM generate_series(2, 16) i", 'throttle_allowed 15' ],
@@ -192,7 +192,7 @@ is($two->query_safe('SELECT 1'), "f\n1", 'a claim waited');
 moved($node, 'postgres', 'claimed 1 duplicates 1', 'a claim that waited is counted once');
 
 # Of a row with two keys, the first in the order of digests, a9, is claimed after a wait in which
-# the other one is taken: it is taken back, and nobody has claimed it.
+# the other one is taken: it is undone, and does not count as claimed.
 $node->safe_psql('postgres', "CREATE TABLE lists (a text, b text); CREATE TRIGGER once BEFORE INSERT ON lists FOR EACH ROW EXECUTE FUNCTION idem_once('a; b', NULL, 'skip', 'public.events(a); public.events(b)')");
 my $three = $node->background_psql('postgres');
 my $xid = $three->query_safe("BEGIN; SELECT pg_current_xact_id()");
@@ -234,6 +234,7 @@ COMMIT;
 SELECT allowed FROM idem_throttle('storm', '1 hour', 100);
 SQL
 my ($clients, $transactions) = (20, 30);
+my $storm_began = time;
 pgbench($node, $script, '-c', $clients, '-t', $transactions);
 my $storm = counters($node, 'postgres');
 my %moved = map { $_ => $storm->{$_} - $last{postgres}{$_} } @counters;
@@ -246,7 +247,7 @@ cmp_ok($moved{started}, '>', $moved{finished}, "$clients clients: rolled back on
 is($moved{throttle_allowed} + $moved{throttle_rejected}, $calls, "$clients clients: every throttled call is counted");
 # one comes back every 36 seconds
 cmp_ok($moved{throttle_allowed}, '>=', 100, "$clients clients: $moved{throttle_allowed} calls allowed");
-cmp_ok($moved{throttle_allowed}, '<', 110, "$clients clients: and no more");
+cmp_ok($moved{throttle_allowed}, '<=', 101 + (time - $storm_began) / 36, "$clients clients: and no more");
 $last{postgres} = $storm;
 
 #

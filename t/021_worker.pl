@@ -91,7 +91,7 @@ $node->safe_psql('postgres', 'CALL fill(10)');
 is_purged('postgres', 'a list with a database that does not exist, and one without the extension');
 my $log = slurp_file($node->logfile);
 my @told = $log =~ /LOG:  database "nosuch" of "idempotency.purge_databases" does not exist/g;
-is(scalar @told, 1, 'the first is told once');
+is(scalar @told, 1, 'the log names the first one once');
 unlike($log, qr/(ERROR|FATAL|PANIC):(?!.*terminating)/, 'nothing has failed');
 configure("idempotency.purge_databases = 'other, postgres'\n");
 is_purged('other', 'the new list is known at once');
@@ -120,10 +120,10 @@ $locker->query_safe('BEGIN; LOCK TABLE idem_keys');
 $node->safe_psql('other', "SELECT idem_token_issue('p', '1 hour'); UPDATE idem_tokens SET expires_at = now()");
 ok($node->poll_query_until('other', 'SELECT NOT EXISTS (SELECT FROM idem_tokens)'), 'a table beside one that is locked');
 $node->safe_psql('postgres', 'CALL fill(10)');
-is_purged('postgres', 'a database whose table is locked keeps nobody waiting');
+is_purged('postgres', 'a database whose table is locked keeps no other database waiting');
 two_rounds();
 my @locked = slurp_file($node->logfile, $log_start) =~ /LOG:  table "idem_keys" of database "other" is not purged while it is locked/g;
-is(scalar @locked, 1, 'it is told once');
+is(scalar @locked, 1, 'the log says so once');
 unlike(slurp_file($node->logfile, $log_start), qr/(ERROR|FATAL):|exited with exit code/, 'and is no error');
 $locker->query_safe("COMMIT; UPDATE idem_keys SET expires_at = now()");
 is_purged('other', 'and is purged later');
@@ -139,14 +139,14 @@ sql_fails($node, 'postgres', 'DROP DATABASE other', '', 'DROP DATABASE under way
 $node->safe_psql('postgres', 'CALL fill(10)');
 is_purged('postgres', 'the others go on');
 
-# one that cannot even be connected to, as somebody renames it
+# one that does not even accept connections, because another session renames it
 $locker = $node->background_psql('postgres');
 configure("idempotency.purge_databases = 'bare, postgres'\n");
 $log_start = -s $node->logfile;
 $locker->query_safe('BEGIN; ALTER DATABASE bare RENAME TO bare2');
 $node->wait_for_log(qr/LOG:  could not connect to database "bare" to purge/, $log_start);
 $node->safe_psql('postgres', 'CALL fill(10)');
-is_purged('postgres', 'a database that cannot be connected to keeps nobody waiting for long');
+is_purged('postgres', 'a database that cannot be connected to does not keep others waiting for long');
 $locker->query_safe('ROLLBACK');
 $locker->quit;
 

@@ -18,7 +18,7 @@ idempotency.purge_interval = 0
 CONF
 my ($live, $step, $turns) = (20000, 2000, 20);
 
-# what autovacuum is told; it is run by hand below, as its naps are longer than this test
+# autovacuum's settings; below, VACUUM is run by hand, as autovacuum's naps are longer than this test
 for my $table (qw(idem_keys idem_tokens idem_codes))
 {
 	sql_is($node, 'postgres', <<"SQL", 'autovacuum_vacuum_scale_factor=0.05 autovacuum_vacuum_threshold=1000 fillfactor=90 vacuum_truncate=off', "$table: settings");

@@ -216,7 +216,7 @@ found('effect of nobody', 'an effect of no attempt', sub { finished('9.9', 'tx',
 found('effect of nobody', 'an effect under a key that was not its attempt\'s', sub { finished('1.1', 'tx', 'tx-9', answer => '1.1') });
 
 found('answer without effect, lost effect', 'an acknowledged effect and its key are gone', sub { lose('tx-0') });
-found('lost effect', 'the same, and nobody else was told', sub { lose('claim-2') });
+found('lost effect', 'the same, and no other attempt got an answer from it', sub { lose('claim-2') });
 found('lost effect', 'an acknowledged phase is gone, and its recovery point',
 	sub { no_effect('lease-1', 1); key_of('lease-1')->{phase} = undef });
 found('different answers, lost effect', 'the effect is another\'s', sub {
@@ -238,7 +238,7 @@ found('effect without key', 'a phase was not recorded', sub { key_of('lease-1')-
 found('effect without key', 'the index does not find the key', sub { key_of('tx-0')->{looked_up} = undef });
 found('answer without effect, key without effect, lost effect', "a key without its effect: $_", sub { no_effect($_) })
   for qw(tx-0 raise-0 token-1.10);
-found('key without effect', 'of which nobody was told', sub {
+found('key without effect', 'whose answer no attempt got', sub {
 	attempt('2.90', 'tx', 'tx-9', state => 'in_progress');
 	push @keys, { key => 'tx-9', finished => 1, answer => '1.90', looked_up => 'finished' };
 });
@@ -309,19 +309,19 @@ found('superseded effect', 'an effect of one who began after a take-over', \&zom
 found('superseded effect', 'an effect of one who had given up',
 	sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, state => 'checkpointed');
 		effect('2.90', 'lease', 'lease-1', fence => 10, phase => 2); key_of('lease-1')->{phase} = 2 });
-found('superseded effect', 'a later phase under a lower fence, whoever was told',
+found('superseded effect', 'a later phase under a lower fence, even without its answer',
 	sub {
 	end_of('2.6')->{outcome} = 'unknown';
 	$_->{fence} = 6 for grep { $_->{attempt} eq '2.8' } @effects;
 });
-found('refused for nothing', 'released, and finished by nobody', sub { attempt('2.90', 'lease', 'lease-1', form => 'release', fence => 10, outcome => 'failed', sqlstate => 'ID006') });
-found('refused for nothing', 'superseded by nobody', sub { attempt('2.90', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID004') });
-found('', 'unless somebody may have, who does not know', sub {
+found('refused for nothing', 'released, and never finished', sub { attempt('2.90', 'lease', 'lease-1', form => 'release', fence => 10, outcome => 'failed', sqlstate => 'ID006') });
+found('refused for nothing', 'never superseded', sub { attempt('2.90', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID004') });
+found('', 'unless an attempt with an unknown outcome may have', sub {
 	attempt('3.1', 'lease', 'lease-0', form => 'begin', outcome => 'unknown', sqlstate => '08006');
 	attempt('2.90', 'lease', 'lease-0', form => 'phase', fence => 9, phase => 3, outcome => 'failed', sqlstate => 'ID004');
 	attempt('3.2', 'lease', 'lease-0', form => 'begin', state => 'replayed', answer => '2.10');
 });
-found('refused for nothing', 'done by nobody', sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID006') });
+found('refused for nothing', 'never done', sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID006') });
 
 # ---------------------------------------------------------------- codes, calls, and what is held for ever
 
@@ -362,8 +362,8 @@ found('throttle refuses for nothing', 'refused when a call had come back', sub {
 found('', 'unless one may have been allowed that got no answer', sub { throttled(140); throttled(153, 0) });
 found('throttle refuses for nothing', 'refused at first', sub { throttled(0, 0) });
 
-found('in progress for ever', 'a finished key that nobody gets the answer of', sub { $probed{'tx-0'} = 'in_progress' });
-found('in progress for ever', 'a key without a row that nobody can begin', sub { $probed{'tx-99'} = 'in_progress' });
+found('in progress for ever', 'a finished key whose answer cannot be had', sub { $probed{'tx-0'} = 'in_progress' });
+found('in progress for ever', 'a key without a row that cannot be begun', sub { $probed{'tx-99'} = 'in_progress' });
 found('in progress for ever', 'a lease that does not end', sub { $probed{'lease-1'} = 'in_progress' });
 
 # ---------------------------------------------------------------- a lost tail
@@ -381,7 +381,7 @@ found('lost effect', 'nor after it', sub { off(); lose('claim-2'); push @history
 found('effect without key', 'an effect without its key, never', sub { off(); no_key('tx-0') }, lost_tail => 1);
 found('key without effect', 'a key without its effect, never', sub { off(); no_effect('tx-0') }, lost_tail => 1);
 found('key without effect', 'nor a recovery point without its phase', sub { off(); no_effect('lease-0', 3) }, lost_tail => 1);
-found('', 'unless a holder who was told that it was done has gone on', sub { off(); no_effect('lease-0', 1) }, lost_tail => 1);
+found('', 'unless a holder that was refused since it was done has gone on', sub { off(); no_effect('lease-0', 1) }, lost_tail => 1);
 found('key without effect, lost effect', 'but one under on may rely on it',
 	sub { off(); start_of('1.13')->{sync} = 'on'; no_effect('lease-0', 1) }, lost_tail => 1);
 found('double effect', 'nor two effects', sub { off(); effect('1.1', 'tx', 'tx-0') }, lost_tail => 1);
@@ -392,7 +392,7 @@ found('effect of a failed attempt', 'nor one that was refused', sub {
 }, lost_tail => 1);
 
 found('lost effect', 'the effect of one under on, never', sub { off(); start_of('1.1')->{sync} = 'on'; lose('tx-0') }, lost_tail => 1);
-found('answer without effect', 'nor an effect under off that one under on was told of',
+found('answer without effect', 'nor an effect under off whose answer one under on got',
 	sub { off(); start_of('2.1')->{sync} = 'on'; lose('tx-0') }, lost_tail => 1);
 found('different answers', 'nor may it be done again after that', sub {
 	off();

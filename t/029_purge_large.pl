@@ -92,7 +92,7 @@ $node->safe_psql('postgres', 'CALL fill(10)');
 $node->safe_psql('postgres', "SELECT idem_claim('live')") for 1 .. 2;
 sql_is($node, 'postgres', "SELECT count(purged) FROM idem_stat WHERE datname = 'postgres'", '0', 'no place is left');
 my @told = slurp_file($node->logfile) =~ /LOG:  no place is left for the counters of database "postgres"/g;
-is(scalar @told, 1, 'which is told once');
+is(scalar @told, 1, 'which the log says once');
 for (1 .. 2)
 {
 	ok($node->poll_query_until('postgres', 'SELECT NOT EXISTS (SELECT FROM idem_keys WHERE expires_at <= now())'), 'a database without counters is purged');

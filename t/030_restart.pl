@@ -107,7 +107,7 @@ $node->stop;
 bring_back();
 $node->start;
 is(there($node), '', 'another clean stop');
-# without the library nobody removes them
+# without the library they are not removed
 $node->stop;
 $node->start;
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "''");

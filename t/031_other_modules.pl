@@ -8,19 +8,10 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
-use File::Copy;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $source = "$FindBin::RealBin/../test/modules/late_sql";
-my $dir = PostgreSQL::Test::Utils::tempdir();
-copy("$source/$_", "$dir/$_") or die "$_: $!" for ('Makefile', 'late_sql.c');
-{
-	local %ENV = %ENV;
-	delete @ENV{ 'MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'MAKEOVERRIDES' };
-	system_or_bail('make', '-s', '-C', $dir, 'with_llvm=no', 'PG_CONFIG=pg_config');
-}
-my $late = "LOAD '$dir/late_sql.so';";
+my $late = "LOAD '" . build_module('late_sql') . "';";
 my $ours = "LOAD 'idempotency';";
 
 my $node = new_node('main');

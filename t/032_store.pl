@@ -13,7 +13,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# no deadlock is looked for where somebody is to wait
+# sessions must wait here without a deadlock check
 my $node = new_node('main', streaming => 1, conf => "deadlock_timeout = 1h\n");
 
 # A session that runs some statements on its own.
@@ -50,7 +50,7 @@ sub waits_for_relation { until_it($_[0], "wait_event_type = 'Lock' AND wait_even
 
 #
 # REINDEX CONCURRENTLY puts another index in the primary key's place between a session's look
-# for the key and its lock on it.  There it is held up by somebody who waits for the index.
+# for the key and its lock on it.  There it is held up by a session that waits for the index.
 #
 my $old = $node->background_psql('postgres');
 $old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
@@ -91,7 +91,7 @@ until_it('finish', "wait_event = 'transactionid'");
 $catalog->query_safe('COMMIT');
 $node->poll_query_until('postgres', "SELECT phase = 'waiting for readers before dropping' FROM pg_stat_progress_create_index") or die 'the old index is not marked dead';
 $batch->query_safe('COMMIT');
-ends_with($finish, "started\nERROR:  40001\n", 'a duplicate is told by an index that is primary no more');
+ends_with($finish, "started\nERROR:  40001\n", 'an index that is no longer primary finds the duplicate');
 ends_with($reindex, '', 'REINDEX CONCURRENTLY comes to its end');
 $_->quit for $old, $keeper, $catalog, $batch;
 

@@ -1,6 +1,6 @@
 
-# The throttle's table has a fixed size: the limit that ends first makes room, and of each
-# scope a quarter of the table is safe from a flood of others.
+# The throttle's table has a fixed size: the limit that ends first is evicted, and a quarter of
+# the table is safe for each scope from a flood of others.
 
 use strict;
 use warnings;
@@ -16,15 +16,15 @@ use Test::More;
 my $node = new_throttle_node('preloaded');
 
 $node->safe_psql('postgres', 'CREATE DATABASE other');
-$node->safe_psql('other', "CREATE EXTENSION idempotency; $throttle_functions");
+$node->safe_psql('other', 'CREATE EXTENSION idempotency; ' . throttle_functions());
 
 #
 # A table of a fixed size
 #
 
-# The first time that may be told apart, and what the table does, in Perl: a call
-# of a key that is not there takes the place of what ends first, which has been
-# evicted if it was live.  No two ends are the same, so there is one answer.
+# A model of the table in Perl: a call of a key that is not there takes the place of what
+# ends first, which counts as evicted if it was live.  No two ends are the same, so there is
+# one answer.
 sub evictions
 {
 	my ($entries, $keys, $calls) = @_;
@@ -132,10 +132,10 @@ for my $entries (1000, 5000)
 	is(fill($node, $t, 1, $entries, '1 hour'), 0, 'and remember all');
 	counts($node, "$entries|$entries|0", 'nothing is evicted');
 	is(fill($node, $t, $entries + 1, $many, '1 hour'), $kept, 'and ten times as many');
-	counts($node, "$kept|0|$kept", 'all but as many as there is room for are evicted');
+	counts($node, "$kept|0|$kept", 'all but as many as the table holds are evicted');
 	is(fill($node, $t, $kept + 1, $many, '1 hour'), 0, 'those that end last are kept');
-	is(fill($node, $t, $kept, $kept, '1 hour'), 1, 'and nobody else');
-	counts($node, "1|$entries|1", 'one made room for that');
+	is(fill($node, $t, $kept, $kept, '1 hour'), 1, 'and no other');
+	counts($node, "1|$entries|1", 'one was evicted for that');
 	# now the first to end is what came last
 	is(fill($node, $t, $kept - 1, $kept - 1, '2 hours'), 1, 'a late one');
 	is(fill($node, $t, $kept + 2, $many, '1 hour'), 0, 'took the place of the one before');
@@ -154,8 +154,8 @@ for my $entries (1000, 5000)
 	counts($node, '2|0|1', 'which is early');
 	is(fill($node, $t, 1, $entries - 1, '10 years'), 0, 'the others are there');
 
-	# What is first moves on just before somebody has to go: it is the next one that
-	# does, wherever that is.  "cost" 2 asks of a limit with one call, and changes nothing.
+	# The first one moves on just before one must be evicted: the next one is evicted then,
+	# wherever that is.  "cost" 2 asks of a limit with one call, and changes nothing.
 	$t = later();
 	my $limit = "'1 hour', 2";
 	is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, $entries) i, at($t + i, 'm' || i, $limit)"), $entries, 'a call each');

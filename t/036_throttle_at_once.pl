@@ -52,7 +52,7 @@ is($node->safe_psql('postgres', $longer), 1000, 'new ones of a longer period');
 counts($node, '1000|0|1000', 'take the places of others');
 is($node->safe_psql('postgres', $longer), 0, 'and keep them');
 
-# Many partitions are filled at once: the first that finds no room is the 50001st.
+# Many partitions are filled at once: the first that finds no free entry is the 50001st.
 restart($node, entries => 50000, empty => 1);
 storm($node, 'filled', 4, "SELECT count(*) FROM generate_series(1, 500) i, idem_throttle('f' || random(), '1 hour', 1 + 0 * i);\n");
 counts($node, '100000|0|50000', '50 sessions fill a table of 50000, and again');

@@ -11,12 +11,13 @@ use IdemTest;
 use IdemThrottle;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $node = new_throttle_node('preloaded');
 my $file = throttle_file($node);
 
 $node->safe_psql('postgres', 'CREATE DATABASE other');
-$node->safe_psql('other', "CREATE EXTENSION idempotency; $throttle_functions");
+$node->safe_psql('other', 'CREATE EXTENSION idempotency; ' . throttle_functions());
 
 
 # When the limit may be used again, by the clock of the server; of some tries the
@@ -91,9 +92,10 @@ about(free_at($node, $limit), $free_at, 'another origin of the clock');
 tamper(saved_at => -1_000_000_000);
 about(free_at($node, $limit), $free_at - 1000, 'what was stopped for 1000 seconds');
 # then it stands still while it is down, at worst
+my $began = time();
 tamper(saved_at => 1_000_000_000);
 my $later = free_at($node, $limit);
-ok($later > $free_at - 1000 && $later < $free_at - 1000 + 60, 'a wall clock that was set back does not prolong') || diag("$later, expected $free_at - 1000");
+ok($later > $free_at - 1000 && $later < $free_at - 1000 + time() - $began, 'a wall clock that was set back does not prolong') || diag("$later, expected $free_at - 1000");
 # expired when the server starts
 tamper(saved_at => -3_600_000_000);
 says($node, "SELECT answer($limit)", 't 2', 'what has expired while the server was down');
@@ -118,12 +120,12 @@ my $fill = "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(%d, %d) 
 sql_is($node, 'postgres', sprintf($fill, 1, 1000), 1000, '1000 limits');
 restart($node, entries => 5000);
 counted($node);
-sql_is($node, 'postgres', sprintf($fill, 1, 1000), 0, 'are there when there is room for 5000');
+sql_is($node, 'postgres', sprintf($fill, 1, 1000), 0, 'are there when the table holds 5000');
 sql_is($node, 'postgres', sprintf($fill, 1001, 5000), 4000, 'which there is');
 sql_is($node, 'postgres', sprintf($fill, 1, 5000), 0, 'for all of them');
 counts($node, '4000|6000|0', 'none is evicted');
 restart($node, entries => 1000);
-cmp_ok($node->safe_psql('postgres', sprintf $fill, 4002, 5000), '<=', 1, 'the latest 1000 are there when there is room for no more');
+cmp_ok($node->safe_psql('postgres', sprintf $fill, 4002, 5000), '<=', 1, 'the latest 1000 are there when the table holds no more');
 # one in, one out
 counted($node);
 sql_is($node, 'postgres', sprintf($fill, 10001, 10010), 10, 'ten new ones');

@@ -40,7 +40,7 @@ $node->stop;
 # Not preloaded
 #
 my $bare = new_node('bare', conf => "idempotency.throttle_entries = 16\nmax_connections = 70\n");
-$bare->safe_psql('postgres', $throttle_functions);
+$bare->safe_psql('postgres', throttle_functions());
 if ($version < 170000)
 {
 	my (undef, $out, $err) = $bare->psql('postgres', "\\set VERBOSITY verbose\nSELECT answer('k', '1 hour')");
@@ -57,14 +57,14 @@ SELECT idem_claim('c');
 SELECT throttle_allowed, throttle_rejected, throttle_evicted FROM idem_stat;
 SELECT state FROM idem_begin('k');
 SQL
-	# what is wrong with the call is told first
+	# errors of the call, and that of the memory
 	sql_fails($bare, 'postgres', "SELECT answer('', '1 hour')", '55000', 'no shared memory: an empty key');
 	sql_fails($bare, 'postgres', "SELECT answer('k', '-1 hour')", '22023', 'no shared memory: a negative period');
 }
 else
 {
 	is($bare->safe_psql('postgres', "SELECT count(*) FILTER (WHERE allowed) FROM generate_series(1, 16) i, idem_throttle('x' || i, '1 hour')"), 16, 'shared memory without preload: it works');
-	# whoever was first has chosen its size
+	# the first session has chosen its size
 	$bare->append_conf('postgresql.conf', "idempotency.throttle_entries = 1000\n");
 	$bare->reload;
 	ok($bare->poll_query_until('postgres', 'SHOW idempotency.throttle_entries', '1000'), 'another setting');
@@ -96,13 +96,13 @@ SET search_path = elsewhere, public;
 SELECT answer('schema', '1 hour');
 SQL
 	$bare->safe_psql('postgres', 'CREATE DATABASE other');
-	$bare->safe_psql('other', "CREATE EXTENSION idempotency; $throttle_functions");
+	$bare->safe_psql('other', 'CREATE EXTENSION idempotency; ' . throttle_functions());
 	says($bare, "SET search_path = elsewhere, public; SELECT answer('schema', '1 hour');\n\\c other\nSELECT answer('schema', '1 hour')", "f 0\nt 0", 'in another database');
 	$bare->stop('immediate');
 	$bare->start;
 	sql_is($bare, 'other', "SELECT answer('schema', '1 hour')", 't 0', 'after a crash');
 }
-# nobody but who sets up the server can choose the size
+# only the server's configuration can choose the size
 like((failure($bare, 'postgres', "LOAD 'idempotency'; SET idempotency.throttle_entries = 100000"))[0], qr/^55P02$/, 'the size is not for sessions to choose');
 $bare->stop;
 

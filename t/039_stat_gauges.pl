@@ -22,15 +22,15 @@ sub gauges_are
 	my ($expected, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	sql_is($node, 'gauges', "SELECT live_keys, (SELECT string_agg(key, chr(32)) FROM idem_keys WHERE expires_at = oldest_expired), open_leases, extract(epoch FROM oldest_claim_age)::int / 60, last_purge FROM idem_stat WHERE datname = 'gauges'", $expected, "gauges: $name");
+	sql_is($node, 'gauges', "SELECT live_keys, (SELECT string_agg(key, chr(32)) FROM idem_keys WHERE expires_at = oldest_expired), open_leases, extract(epoch FROM oldest_claim_age)::int / 3600, last_purge FROM idem_stat WHERE datname = 'gauges'", $expected, "gauges: $name");
 }
 
-# so many minutes ago
+# so many hours ago
 sub begun
 {
-	my ($k, $minutes) = @_;
+	my ($k, $hours) = @_;
 
-	return "UPDATE idem_keys SET created_at = clock_timestamp() - interval '$minutes minutes 10 seconds' WHERE key = '$k';";
+	return "UPDATE idem_keys SET created_at = clock_timestamp() - interval '$hours hours 10 seconds' WHERE key = '$k';";
 }
 
 gauges_are('0||0||', 'an empty table');

@@ -1,6 +1,6 @@
 
-# idem_in_flight tells who holds what, since when, and who waits for it: the sessions of
-# this database, its leases and its prepared transactions.
+# idem_in_flight shows which session holds which key, since when, and which ones wait for it. It shows
+# sessions of this database, its leases and its prepared transactions.
 
 use strict;
 use warnings;
@@ -51,7 +51,7 @@ $clerk->query_safe("SELECT idem_begin('order', scope => 'shop')");
 my $after = clock($node);
 flight_is($all, "$clerk_pid|clerk|order|shop|transaction||{}", 'a claim');
 flight_is("since BETWEEN '$before' AND '$after'", 't', 'since it was begun');
-# whoever asks first is first; the pids are in another order
+# waiters in the order in which they came, not in that of their pids
 waiting($second, "SELECT state FROM idem_begin('order', scope => 'shop', wait => '1 hour')");
 wait_for_waiters($node, 'flight', 1);
 waiting($third, "SELECT state FROM idem_begin('order', scope => 'shop', wait => '1 hour')");
@@ -129,7 +129,7 @@ $two->query_safe("BEGIN; SELECT idem_begin('mine')");
 flight_is($all, "$clerk_pid|clerk|mine||transaction||{}", 'the same key in another database');
 $_->query_safe('ROLLBACK') for $clerk, $two;
 
-# A note of a session that has ended is nobody else's.
+# The note of a session that has ended is not taken for another session's.
 $second->query_safe("BEGIN; SELECT idem_begin('ended')");
 $second->quit;
 $node->poll_query_until('flight', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $second_pid");
@@ -144,7 +144,7 @@ $before = clock($node);
 $second->query_safe("BEGIN; SELECT idem_forget('forget')");
 flight_is("pid, since > '$before'", "$second_pid|t", 'a key that is forgotten');
 $second->query_safe('ROLLBACK');
-# who was told, holds nothing
+# a session that only got an answer holds nothing
 $second->query_safe("BEGIN; SELECT idem_begin('order', scope => 'shop'); SELECT idem_claim('order', scope => 'shop'); SELECT idem_claim_many('{b}')");
 flight_is($all, '', 'replayed');
 $second->query_safe('ROLLBACK');

@@ -109,7 +109,7 @@ cmp_ok($exported->{oldest_expired_age_seconds}, '>', 0, 'exported: an age in sec
 cmp_ok(abs($exported->{stats_reset_timestamp_seconds} - time), '<', 1000, 'exported: a time in seconds');
 $node->stop;
 
-# Operators that somebody has planted in the schema are not those of the views.
+# The views do not use operators that another role has created in the schema.
 my $planted = new_node('planted', schema => undef);
 $planted->safe_psql('postgres', <<'SQL');
 CREATE ROLE eve;

@@ -22,7 +22,7 @@ for my $how ('running', 'late')
 	my $k = "repeated, $how";
 	my $fence = begin($node, 'postgres', $k, $how eq 'running' ? '1 hour' : '1 ms')->{fence};
 
-	# late, but nobody has taken over
+	# late, but no other session has taken over
 	$node->poll_query_until('postgres', "SELECT state = 'abandoned' FROM idem_lookup('$k')")
 	  or die 'it was not abandoned'
 	  if $how ne 'running';
@@ -69,7 +69,7 @@ sql_is($node, 'postgres', "SELECT state, result FROM idem_begin('unsure')", 'rep
 # PREPARE TRANSACTION
 #
 
-# What others are told, which nothing prepared may change.
+# The answers to other sessions, which a prepared transaction must not change.
 sub others
 {
 	my ($k, $lookup, $name) = @_;

@@ -169,6 +169,6 @@ main(int argc, char **argv)
 		printf("%d\n", (int) pid);
 		return 0;
 	}
-	fclose(stdout); /* somebody may wait for its end */
+	fclose(stdout); /* a reader may wait for its end */
 	forward(delay);
 }

@@ -21,7 +21,7 @@
  *
  * Prints a line of fields separated by tabs: contestant, work, clients, seconds,
  * requests, errors, requests a second, median and 99th percentile of the latency
- * in microseconds, and how many keys were asked for that nobody had asked for before.
+ * in microseconds, and the number of keys that were new.
  * Every latency is kept, so the percentiles are exact.
  *
  *-------------------------------------------------------------------------
@@ -162,7 +162,7 @@ name_key(uint64_t number, char *key)
 static void
 complain(Worker *w, const char *what)
 {
-	/* the first of them tells what is wrong */
+	/* report only the first one */
 	if (w->errors++ == 0)
 		fprintf(stderr, "%s: %s\n", contestant->name, what);
 }

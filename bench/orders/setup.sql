@@ -118,7 +118,7 @@ BEGIN
 	INSERT INTO bench.known SELECT key, digest FROM public.idem_keys WHERE random() < 100000.0 / n;
 END $$;
 
--- the crash: whoever has inserted an order waits for the session that holds the lock
+-- the crash: a session that has inserted an order waits for the session that holds the lock
 CREATE FUNCTION bench.pause() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM pg_advisory_xact_lock_shared(42);

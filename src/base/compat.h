@@ -159,8 +159,8 @@ idem_relation_locked_by_me(Oid relid, LOCKMODE lockmode)
 }
 
 /*
- * The number of tuples that this session has deleted in a table and not reported yet, or
- * that this transaction has deleted; 0 if neither.  16: the server has one sum for both.
+ * The number of tuples that this transaction, or earlier ones of this session, have deleted
+ * from a table and not yet reported to the statistics.  16: the server has one sum for both.
  */
 static inline int64
 idem_tuples_deleted(Oid relid)

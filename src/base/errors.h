@@ -154,12 +154,6 @@
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unrecognized job \"%s\"", (name_)), \
 			 errhint("Jobs are %s.", (jobs_))))
 
-/* 22023 */
-#define error_below_one(what_, value_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-			 errmsg("%s must be at least 1, not %lld", (what_), (long long) (value_))))
-
 /* 22023: the name of a function, as it was given */
 #define error_function_name(name_) \
 	ereport(ERROR, \
@@ -257,17 +251,6 @@
 					key_display(key_)), \
 			 errhint("Roll back and retry the transaction; it then gets the stored result.")))
 
-/* 42P01 */
-#define error_no_relation(name_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_UNDEFINED_TABLE), \
-			 errmsg("relation \"%s\" of extension \"idempotency\" does not exist", (name_)), \
-			 errhint("Run CREATE EXTENSION idempotency.")))
-
-/* 53200 */
-#define error_out_of_memory() \
-	ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")))
-
 /* 42725: "candidates" is a list of functions */
 #define error_ambiguous_function(name_, candidates_) \
 	ereport(ERROR, \
@@ -287,6 +270,17 @@
 	ereport(ERROR, \
 			(errcode(ERRCODE_UNDEFINED_FUNCTION), \
 			 errmsg("function with OID %u does not exist", (oid_))))
+
+/* 42P01 */
+#define error_no_relation(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_UNDEFINED_TABLE), \
+			 errmsg("relation \"%s\" of extension \"idempotency\" does not exist", (name_)), \
+			 errhint("Run CREATE EXTENSION idempotency.")))
+
+/* 53200 */
+#define error_out_of_memory() \
+	ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")))
 
 /* 53200 */
 #define error_lock_table_full(key_) \
@@ -326,6 +320,13 @@
 			 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the " \
 					 "server; PostgreSQL 17 and later need no preload.")))
 
+/* 55000: the library is newer than its SQL */
+#define error_update_needed(what_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("%s before the extension is updated", (what_)), \
+			 errhint("Run ALTER EXTENSION idempotency UPDATE.")))
+
 /* 55000: a table or the sequence is not as the library needs it */
 #define hint_table_changed() \
 	errhint("Run ALTER EXTENSION idempotency UPDATE, and undo changes to the table made by hand.")
@@ -343,13 +344,6 @@
 			 errmsg("column \"%s\" of table \"%s\" is not what version %s of the library knows", \
 					(column_), (table_), IDEM_VERSION), \
 			 hint_table_changed()))
-
-/* 55000: the library is newer than its SQL */
-#define error_update_needed(what_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
-			 errmsg("%s before the extension is updated", (what_)), \
-			 errhint("Run ALTER EXTENSION idempotency UPDATE.")))
 
 #define error_no_primary_key(table_) \
 	ereport( \

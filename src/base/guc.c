@@ -88,8 +88,8 @@ guc_init(void)
 
 	DefineCustomIntVariable(
 		"idempotency.purge_batch_size", "Expired rows that a purge deletes in one transaction.",
-		"Whoever claims such a key anew waits for that. What is stored out of line with a row counts "
-		"as a row more per 2 kB.",
+		"A session that claims such a key waits for that transaction. A row counts as one more for "
+		"each 2 kB that is stored out of line.",
 		&idem_purge_batch_size, 5000, 1, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
 
 	DefineCustomStringVariable(

@@ -7,13 +7,9 @@
  */
 #include "postgres.h"
 
-#include "fmgr.h"
 #include "port/pg_bswap.h"
 
-#include "base/compat.h"
 #include "base/siphash.h"
-
-PG_FUNCTION_INFO_V1(idem_siphash);
 
 typedef struct SipState
 {
@@ -95,30 +91,4 @@ siphash(const SipHashKey *key, const void *data, Size len)
 	s.v1 ^= 0xdd;
 	hash.half[1] = output(&s);
 	return hash;
-}
-
-/*
- * idem_siphash(key bytea, data bytea) RETURNS bytea
- *
- * For tests, which must declare it.  The bytes are in the order of the paper.
- */
-Datum
-idem_siphash(PG_FUNCTION_ARGS)
-{
-	bytea *key = PG_GETARG_BYTEA_PP(0);
-	bytea *data = PG_GETARG_BYTEA_PP(1);
-	bytea *result = palloc(VARHDRSZ + sizeof(SipHash));
-	SipHashKey words;
-	SipHash hash;
-
-	if (VARSIZE_ANY_EXHDR(key) != sizeof(words))
-		elog(ERROR, "key of SipHash must have %zu bytes", sizeof(words));
-	for (int i = 0; i < 2; i++)
-		words.half[i] = load_word((uint8 *) VARDATA_ANY(key) + 8 * i);
-	hash = siphash(&words, VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data));
-	for (int i = 0; i < 2; i++)
-		hash.half[i] = load_word((uint8 *) &hash.half[i]);
-	SET_VARSIZE(result, VARHDRSZ + sizeof(SipHash));
-	memcpy(VARDATA(result), &hash, sizeof(hash));
-	PG_RETURN_BYTEA_P(result);
 }

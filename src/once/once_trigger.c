@@ -79,7 +79,7 @@ enum
 	MAX_ARGS
 };
 
-/* Columns that make a key. */
+/* A list of columns that make one key. */
 typedef struct KeyList
 {
 	List *columns; /* char * */
@@ -96,7 +96,7 @@ typedef struct Bounds
 	TupleTableSlot *slot;
 } Bounds;
 
-/* What a trigger on one table is to do, for one statement. */
+/* The trigger of one table, for one statement: its arguments and state. */
 typedef struct OnceInfo
 {
 	Oid relid;
@@ -106,21 +106,21 @@ typedef struct OnceInfo
 	int nlists;
 	KeyList *lists;
 	MovedScope moved; /* BEFORE, of a partition */
-	int checked;	  /* bits of operations for which it fires last */
+	int checked;	  /* operations (bits) that check_fires_last() has checked */
 	Bounds bounds;	  /* of a partition */
 
-	/* the row that its BEFORE UPDATE trigger has seen last, if it is to move */
+	/* the last row that the BEFORE UPDATE trigger has seen, if it is to move */
 	dlist_node node; /* in "movers", while it is there */
 	bool listed;
 	bool in_hand;
 	ItemPointerData old;
 	HeapTuple new_row;
 	text **new_keys;
-	MemoryContext hand; /* of these two */
+	MemoryContext hand; /* of new_row and new_keys */
 	MemoryContext context;
 } OnceInfo;
 
-/* those of partitions that are being updated under "skip" */
+/* the Guards of partitions whose rows move to others under "skip" */
 static dlist_head movers = DLIST_STATIC_INIT(movers);
 
 /* ------------------------------------------------------------------------
@@ -128,7 +128,7 @@ static dlist_head movers = DLIST_STATIC_INIT(movers);
  * ------------------------------------------------------------------------
  */
 
-/* An argument that was given: neither '' nor NULL, which arrives as a word. */
+/* An argument; NULL if it was not given, or is '' or NULL, which arrives as the word "null". */
 static const char *
 get_argument(TriggerData *trigdata, int n)
 {
@@ -150,7 +150,7 @@ get_ttl(TriggerData *trigdata, OnceInfo *info)
 	if (value == NULL)
 		return;
 
-	/* what is no interval raises 22007, and does not name the trigger */
+	/* an invalid interval raises 22007, in an error that does not name the trigger */
 	PG_TRY();
 	{
 		info->ttl = *DatumGetIntervalP(DirectFunctionCall3(
@@ -198,14 +198,14 @@ has_value(Form_pg_attribute att, bool before)
 		(att->attgenerated == ATTRIBUTE_GENERATED_STORED && !before);
 }
 
-/* The table, or the root of the partitions: a key holds in all of them. */
+/* The table, or the root if it is a partition: a key holds in all partitions. */
 static Oid
 once_table(const OnceInfo *info)
 {
 	return OidIsValid(info->moved.root) ? info->moved.root : info->relid;
 }
 
-/* The parts between semicolons, without blanks around; "quoted": not in double quotes. */
+/* Split at semicolons, and trim the parts.  "quoted": not at those within double quotes. */
 static List *
 split_parts(const char *value, bool quoted)
 {
@@ -243,7 +243,7 @@ default_scope(Oid table)
 	return cstring_to_text_with_len(s.data, s.len);
 }
 
-/* What keeps the keys of several lists apart: scope(column, column) */
+/* A scope that keeps the keys of several lists apart: scope(column, column) */
 static text *
 list_scope(text *scope, List *columns)
 {
@@ -261,7 +261,7 @@ list_scope(text *scope, List *columns)
 	return cstring_to_text_with_len(s.data, s.len);
 }
 
-/* False, and what is wrong and why, if the argument for columns or scope is invalid. */
+/* Sets *wrong and *why, and returns false, if the argument for columns or scope is invalid. */
 static bool
 parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, int *nlists,
 			const char **wrong, const char **why)
@@ -282,7 +282,7 @@ parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, 
 			return false;
 	}
 
-	/* of one list, a scope is taken as it is */
+	/* with a single list of columns, the scope is not split */
 	if (*nlists > 1 && scope != NULL && strchr(scope, ';') != NULL)
 	{
 		*wrong = "list of scopes";
@@ -381,8 +381,8 @@ check_other_trigger(TriggerData *trigdata, OnceInfo *info, TriggerData *other)
 }
 
 /*
- * Two triggers with one scope would take each other's keys for their own.  The
- * same columns are the same keys: such triggers may share the events.
+ * Two triggers with the same scope but different columns would take each other's keys for their
+ * own.  With the same columns their keys are the same, so such triggers may share the events.
  */
 static void
 check_other_triggers(TriggerData *trigdata, OnceInfo *info)
@@ -400,7 +400,7 @@ check_other_triggers(TriggerData *trigdata, OnceInfo *info)
 	}
 }
 
-/* The key of a row in another partition, whose columns may be in other places. */
+/* The key of a row in another partition, whose columns may be in a different order. */
 static bool
 other_row_key(void *arg, Relation rel, HeapTuple row, IdemKey *key)
 {
@@ -472,7 +472,7 @@ set_identities(OnceInfo *info)
 		list->moved.arg = list;
 	}
 
-	/* one hash at a time */
+	/* sha256_start() allows only one hash at a time */
 	all = sha256_start();
 	for (int i = 0; i < info->nlists; i++)
 		sha256_bytes(all, info->lists[i].moved.identity.data, UUID_LEN);
@@ -491,7 +491,7 @@ make_info(TriggerData *trigdata, MemoryContext context)
 
 	info->context = context;
 	info->relid = RelationGetRelid(rel);
-	/* none, if it is being detached */
+	/* a partition that is being detached has none */
 	if (rel->rd_rel->relispartition)
 		ancestors = get_partition_ancestors(info->relid);
 	if (ancestors != NIL)
@@ -525,13 +525,13 @@ make_info(TriggerData *trigdata, MemoryContext context)
 static void
 make_request(OnceInfo *info, KeyList *list, text *key, ClaimRequest *request)
 {
-	/* of several columns, none is */
+	/* a key of several columns is never empty */
 	if (VARSIZE_ANY_EXHDR(key) == 0)
 		error_empty_column((char *) linitial(list->columns), get_rel_name(info->relid));
 	claim_request(request, key, list->scope, info->has_ttl ? &info->ttl : NULL);
 }
 
-/* A row's keys, one for each list; NULL: none. */
+/* A row's keys, one for each list; NULL: the row has no such key. */
 static text **
 row_keys(OnceInfo *info, Relation rel, HeapTuple row)
 {
@@ -547,7 +547,7 @@ typedef struct ListRequest
 {
 	ClaimRequest request;
 	KeyList *list;
-	TimestampTz expires_at; /* as it was claimed */
+	TimestampTz expires_at; /* as written by the claim */
 } ListRequest;
 
 static int
@@ -557,7 +557,7 @@ by_digest(const void *a, const void *b)
 				   &((const ListRequest *) b)->request.key);
 }
 
-/* Of the keys that are not NULL, in the order in which they are claimed. */
+/* Requests for the keys that are not NULL, in the order in which to claim them. */
 static ListRequest *
 list_requests(OnceInfo *info, text **keys, int *n)
 {
@@ -576,7 +576,7 @@ list_requests(OnceInfo *info, text **keys, int *n)
 	return requests;
 }
 
-/* How many, until one is found taken */
+/* Claim until a key is found taken; the number of keys claimed. */
 static int
 claim_in_order(ListRequest *requests, int n)
 {
@@ -588,7 +588,7 @@ claim_in_order(ListRequest *requests, int n)
 	return claimed;
 }
 
-/* With a take-over among them, which only a rollback takes back. */
+/* The same if one of them is a take-over, which only a rollback can undo. */
 static int
 claim_in_subtransaction(ListRequest *requests, int n)
 {
@@ -625,8 +625,8 @@ claim_in_subtransaction(ListRequest *requests, int n)
 }
 
 /*
- * An abandoned claim may have come up after the look-up, while another key was waited
- * for: only a rollback brings it back.
+ * Undo a claim.  If it was a take-over, of a claim that was abandoned after the look-up while we
+ * waited for another key, only a rollback can restore that.
  */
 static void
 take_back(const IdemKey *key)
@@ -640,8 +640,8 @@ take_back(const IdemKey *key)
 }
 
 /*
- * BEFORE: claim all of these keys, or none if one is taken, which is returned.
- * In between, somebody else may take one, whether it was looked up or not.
+ * BEFORE: claim all of these keys.  If one of them is taken, claim none, and return that one.
+ * Another session may take a key in between, even one that was looked up.
  */
 static ListRequest *
 claim_keys(OnceInfo *info, text **keys)
@@ -693,8 +693,8 @@ column_list(const KeyList *list)
 }
 
 /*
- * May the user see the key?  A column that it did not give may have got its value
- * from a default.  A unique index tells under the same conditions.
+ * May the user see the key?  A column that the statement did not set may have its value from a
+ * default.  A unique index shows the key under the same conditions.
  */
 static bool
 may_see_key(OnceInfo *info, const KeyList *list)
@@ -737,7 +737,7 @@ was_moved(TriggerData *trigdata, KeyList *list, const IdemKey *key, HeapTuple ro
 	return moved_in(&list->moved, key, rel, row);
 }
 
-/* AFTER INSERT or UPDATE: "keys" are those of the row that are to be claimed. */
+/* AFTER INSERT or UPDATE: "keys" are the row's keys to claim. */
 static void
 raise_duplicate(TriggerData *trigdata, OnceInfo *info, text **keys, HeapTuple row)
 {
@@ -754,7 +754,7 @@ raise_duplicate(TriggerData *trigdata, OnceInfo *info, text **keys, HeapTuple ro
 	}
 }
 
-/* AFTER DELETE: a row that only moves may come back. */
+/* AFTER DELETE: a row that moves will be inserted again. */
 static void
 let_go(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
 {
@@ -778,7 +778,7 @@ let_go(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
  * ------------------------------------------------------------------------
  */
 
-/* As TriggerEnabled() in commands/trigger.c, but for columns and WHEN. */
+/* As TriggerEnabled() in commands/trigger.c, but without columns and WHEN. */
 static bool
 is_enabled(const Trigger *trigger)
 {
@@ -797,8 +797,8 @@ fires_before(const Trigger *trigger, int16 event)
 }
 
 /*
- * A trigger that fires after ours could drop the row whose keys are claimed, or
- * give it other ones.
+ * Refuse a trigger that fires after ours: it could drop a row whose keys we have claimed, or
+ * change its keys.
  */
 static void
 check_fires_last(TriggerData *trigdata, OnceInfo *info)
@@ -825,7 +825,10 @@ check_fires_last(TriggerData *trigdata, OnceInfo *info)
 	info->checked |= 1 << operation;
 }
 
-/* BEFORE UPDATE of a row that is to move, to a key that is new. */
+/*
+ * BEFORE UPDATE of a row that is to move and changes its key: refuse a trigger that could keep the
+ * row from moving after the new key is claimed.
+ */
 static void
 check_not_kept(TriggerData *trigdata)
 {
@@ -842,7 +845,7 @@ check_not_kept(TriggerData *trigdata)
  * ------------------------------------------------------------------------
  */
 
-/* Is a row, in this partition's row type, within its bounds? */
+/* Is a row of this partition's row type within its bounds? */
 static bool
 is_within(OnceInfo *info, Relation rel, HeapTuple row)
 {
@@ -869,7 +872,7 @@ is_within(OnceInfo *info, Relation rel, HeapTuple row)
 	return within;
 }
 
-/* Would the row that "mover" has in hand be in this partition? */
+/* Does the row that "mover" has in hand belong in this partition? */
 static bool
 comes_here(OnceInfo *mover, OnceInfo *info, Relation rel)
 {
@@ -880,7 +883,7 @@ comes_here(OnceInfo *mover, OnceInfo *info, Relation rel)
 					 map == NULL ? mover->new_row : execute_attr_map_tuple(mover->new_row, map));
 }
 
-/* A row that has moved to where no trigger asks for it. */
+/* Count a row in hand that has moved to a partition without the trigger. */
 static void
 settle(OnceInfo *mover)
 {
@@ -889,7 +892,7 @@ settle(OnceInfo *mover)
 	mover->in_hand = false;
 }
 
-/* BEFORE INSERT: the update that is moving a row to here, if its trigger has fired. */
+/* BEFORE INSERT: the Guard whose UPDATE moves a row to here, if its trigger has fired. */
 static OnceInfo *
 find_mover(OnceInfo *info, Relation rel)
 {
@@ -914,8 +917,8 @@ find_mover(OnceInfo *info, Relation rel)
 }
 
 /*
- * A repeated row is dropped, unless it may be one on the move of which nobody has
- * told: better an error than a lost row.
+ * Raise an error if a repeated row may be one that moves, for which no BEFORE UPDATE trigger has
+ * fired.  To drop it would lose the row.
  */
 static void
 check_not_moving(TriggerData *trigdata, OnceInfo *info, const IdemKey *key)
@@ -924,7 +927,7 @@ check_not_moving(TriggerData *trigdata, OnceInfo *info, const IdemKey *key)
 		error_might_lose_row(trigdata, key);
 }
 
-/* The keys that "row" has and the other one has not. */
+/* Those of the keys that are not among the other ones; NULL in place of the rest. */
 static text **
 new_keys(OnceInfo *info, text **keys, text **others)
 {
@@ -936,13 +939,13 @@ new_keys(OnceInfo *info, text **keys, text **others)
 	return result;
 }
 
-/* BEFORE INSERT: is the row to be kept? */
+/* BEFORE INSERT: false to drop the row. */
 static bool
 keep_inserted(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
 {
 	Relation rel = trigdata->tg_relation;
 	text **keys = row_keys(info, rel, row);
-	text **claimed = NULL; /* for the row, before it moved */
+	text **claimed = NULL; /* for the row, by the BEFORE UPDATE trigger */
 	OnceInfo *mover = find_mover(info, rel);
 	ListRequest *taken;
 
@@ -961,7 +964,7 @@ keep_inserted(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
 	return false;
 }
 
-/* Remember the row whose turn it is, as it moves. */
+/* Remember the current row, which is to move. */
 static void
 take_in_hand(OnceInfo *info, HeapTuple old, HeapTuple row, text **keys)
 {
@@ -988,7 +991,7 @@ take_in_hand(OnceInfo *info, HeapTuple old, HeapTuple row, text **keys)
 	MemoryContextSwitchTo(caller);
 }
 
-/* BEFORE UPDATE: is the row to be updated? */
+/* BEFORE UPDATE: false to leave the row unchanged. */
 static bool
 keep_updated(TriggerData *trigdata, OnceInfo *info, HeapTuple old, HeapTuple row)
 {

@@ -38,19 +38,19 @@
 
 typedef enum MovedWhat
 {
-	MOVED_KEY,		 /* "id" has moved out that many times more than in */
-	MOVED_COLLECTED, /* for the trigger "id" the partitions were searched */
-	MOVED_PASSED,	 /* the trigger "id" has let so many pass */
-	MOVED_NOTHING,	 /* in partition "rel", while so many are deleted there */
-	MOVED_BY		 /* that many by the command in "id", while ... */
+	MOVED_KEY,		 /* count: rows of key "id" moved out and not yet in again */
+	MOVED_COLLECTED, /* count > 0: the partitions were searched for trigger "id" */
+	MOVED_PASSED,	 /* count: moved rows that trigger "id" has let pass */
+	MOVED_NOTHING,	 /* no row was moved from "rel" as of "count" deleted rows there */
+	MOVED_BY		 /* "found" rows were moved by command "id", as of "count" deleted rows */
 } MovedWhat;
 
 typedef struct MovedTag
 {
 	MovedWhat what;
-	uint32 during; /* command id; MOVED_NOTHING: subtransaction id */
-	Oid rel;	   /* root of the partitions, or the partition */
-	pg_uuid_t id;  /* digest of the key, or identity of the trigger */
+	uint32 during; /* command id; MOVED_NOTHING and MOVED_BY: subtransaction id */
+	Oid rel;	   /* root of the partitions; MOVED_NOTHING and MOVED_BY: the partition */
+	pg_uuid_t id;  /* digest of the key, identity of the trigger, or command id */
 } MovedTag;
 
 typedef struct MovedEntry
@@ -176,8 +176,9 @@ typedef struct Search
 } Search;
 
 /*
- * The number of rows this transaction has deleted there, from the statistics; -1 if they are
- * disabled.  Thanks to it, a transaction that only inserts reads nothing.
+ * The number of rows that this transaction has deleted from the partition, by the statistics;
+ * -1 if they are disabled.  If it is 0, as in a transaction that only inserts, there is nothing
+ * to search.  It may be too high, but not too low.
  */
 static int64
 deleted_in(Relation rel)
@@ -187,7 +188,10 @@ deleted_in(Relation rel)
 
 	if (!rel->pgstat_enabled)
 		return -1;
-	/* a rebuilt relation cache entry has lost the link; the statistics still exist */
+	/*
+	 * A new relation cache entry is not linked to the statistics, but they may exist.  Those
+	 * numbers can include earlier transactions of this session.
+	 */
 	if (rel->pgstat_info == NULL)
 		return idem_tuples_deleted(RelationGetRelid(rel));
 	for (trans = rel->pgstat_info->trans; trans != NULL; trans = trans->upper)
@@ -204,7 +208,7 @@ collect_row(const MovedScope *scope, Relation rel, HeapTuple row)
 		moved_out(scope, &key, row);
 }
 
-/* The number of rows the command has moved; *any: has any command moved one? */
+/* The number of rows that the command has moved; *any: has any command moved one? */
 static int64
 scan_partition(Relation rel, const Search *search, bool *any)
 {
@@ -241,9 +245,8 @@ scan_partition(Relation rel, const Search *search, bool *any)
 }
 
 /*
- * What was found is remembered while nothing more is deleted.  The
- * number of deleted ones can only return by a rollback, which leaves the
- * subtransaction.
+ * A search's result is valid while the number of deleted rows stays the same.  Only a rollback
+ * lowers that number, and it ends the subtransaction, whose id is in the tag.
  */
 static MovedEntry *
 nothing_entry(MovedWhat what, Relation rel, CommandId command, HASHACTION action)
@@ -254,7 +257,7 @@ nothing_entry(MovedWhat what, Relation rel, CommandId command, HASHACTION action
 	return find_entry(what, GetCurrentSubTransactionId(), RelationGetRelid(rel), &id, action);
 }
 
-/* The number of rows the command has moved, if an earlier search has found it. */
+/* Get the number of rows that the command has moved from an earlier search, if that is valid. */
 static bool
 found_before(Relation rel, const Search *search, int64 deleted, int64 *found)
 {
@@ -295,7 +298,7 @@ search_partition(Relation rel, const Search *search)
 	return found;
 }
 
-/* The number of moved rows.  Searches only where this transaction has written. */
+/* The number of moved rows.  Searches only partitions that this transaction has written. */
 static int64
 search_partitions(const Search *search)
 {
@@ -328,7 +331,7 @@ moved_collect(const MovedScope *scope, Relation rel, HeapTuple inserted)
 		(void) search_partitions(&search);
 }
 
-/* Is it an UPDATE, a MERGE, or one with an UPDATE in it? */
+/* Is the command an UPDATE or a MERGE, or does its WITH contain one? */
 static bool
 may_move(CommandId command)
 {
@@ -428,7 +431,7 @@ executor_run(idem_executor_run_args)
 	PG_END_TRY();
 }
 
-/* An UPDATE in WITH that was not read to its end is completed here. */
+/* ExecutorFinish completes an UPDATE in WITH whose rows were not all read. */
 static void
 executor_finish(QueryDesc *queryDesc)
 {

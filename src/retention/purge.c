@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * purge.c
- *	  A purge: all tables of the extension, once through, batch by batch.
+ *	  A purge: one pass over all tables of the extension, in batches.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,13 +25,14 @@
 #include "base/guc.h"
 #include "base/interval.h"
 #include "base/result_row.h"
+#include "retention/databases.h"
 #include "retention/purge.h"
 #include "retention/sweep.h"
 #include "stat/stats.h"
 
 PG_FUNCTION_INFO_V1(idem_purge);
 
-/* a new claim of a key in the batch waits for the commit, for at most 100 ms */
+/* a new claim of a key in the batch waits for the commit; keep that wait below 100 ms */
 #define BATCH_MSEC 50
 
 #define PROGRESS_MSEC 5000
@@ -42,10 +43,10 @@ static const char *const tables[PURGE_NTABLES] = {
 	[PURGE_CODES] = "idem_codes",
 };
 
-/* the position that has the table to begin with */
+/* the position that names the table to begin with */
 #define POSITION_TABLE PURGE_NTABLES
 
-StaticAssertDecl(PURGE_NTABLES + 1 == STATS_NPOSITIONS,
+StaticAssertDecl(PURGE_NTABLES + 1 == DATABASE_NPOSITIONS,
 				 "a position for each table, and one of tables");
 
 /* Progress of a purge. */
@@ -65,11 +66,11 @@ typedef struct Progress
 static uint64
 get_position(const Purge *purge, int which)
 {
-	pg_atomic_uint64 *positions = stats_purge_positions();
+	pg_atomic_uint64 *positions = database_positions();
 
 	if (positions != NULL)
 		return pg_atomic_read_u64(&positions[which]);
-	/* unknown: start at random, so that purges with limits reach all pages in the end */
+	/* unknown: start at random, so that purges with limits reach all pages eventually */
 	if (purge->max_rows < PG_INT64_MAX || !TIMESTAMP_IS_NOEND(purge->deadline))
 		return pg_prng_uint32(&pg_global_prng_state);
 	return 0;
@@ -78,7 +79,7 @@ get_position(const Purge *purge, int which)
 static void
 set_position(int which, uint64 position)
 {
-	pg_atomic_uint64 *positions = stats_purge_positions();
+	pg_atomic_uint64 *positions = database_positions();
 
 	if (positions != NULL)
 		pg_atomic_write_u64(&positions[which], position);
@@ -105,7 +106,7 @@ purge_removed(const Purge *purge)
 	return sum;
 }
 
-/* Estimates that the pages left are like those already read. */
+/* Report progress.  The estimate assumes that the pages left are like those already read. */
 static void
 tell_progress(const Purge *purge, Progress *progress)
 {
@@ -130,7 +131,7 @@ is_over(const Purge *purge)
 		GetCurrentTimestamp() >= purge->deadline;
 }
 
-/* From page "from" to "end"; false if the purge is over before. */
+/* Purge from page "from" up to "end".  False if the purge ended before that. */
 static bool
 purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, BlockNumber end)
 {
@@ -146,7 +147,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 
 		if (is_over(purge))
 			return false;
-		/* if reading these pages fails, the next purge continues behind them */
+		/* if these pages cannot be read, the next purge continues after them */
 		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
 		PushActiveSnapshot(GetTransactionSnapshot());
 		swept = sweep_batch(tables[table], purge->nowait, from, end, &limits, &batch);
@@ -160,7 +161,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 		if (purge->commit != NULL)
 			purge->commit();
 
-		/* count only after the commit */
+		/* count only what is committed */
 		purge->removed[table] += batch.deleted;
 		purge->tuples += batch.tuples;
 		purge->pages_read += batch.next - from;
@@ -173,7 +174,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 	return true;
 }
 
-/* Purge all pages, wrapping around, from where the last purge ended. */
+/* Purge all pages, from where the last purge ended, wrapping around.  False as above. */
 static bool
 purge_table(Purge *purge, Progress *progress, int table)
 {
@@ -202,7 +203,7 @@ purge_run(Purge *purge)
 	{
 		int table = (first + i) % PURGE_NTABLES;
 
-		/* if this table fails or is cut short every time, the others still get a turn */
+		/* even if this table fails or is cut short every time, the others still get a turn */
 		set_position(POSITION_TABLE, table + 1);
 		purge->complete = purge_table(purge, &progress, table);
 	}
@@ -215,10 +216,10 @@ purge_run(Purge *purge)
  */
 
 static int64
-arg_positive(int64 value, const char *what)
+arg_positive(int64 value, const char *what, int64 max)
 {
 	if (value < 1)
-		error_below_one(what, value);
+		error_range(what, 1, max);
 	return value;
 }
 
@@ -228,16 +229,18 @@ get_purge(FunctionCallInfo fcinfo, Purge *purge)
 	const Interval *duration = arg_interval(fcinfo, 2);
 
 	memset(purge, 0, sizeof(*purge));
-	purge->batch_size =
-		PG_ARGISNULL(0) ? idem_purge_batch_size : arg_positive(PG_GETARG_INT32(0), "batch_size");
-	purge->max_rows = PG_ARGISNULL(1) ? PG_INT64_MAX : arg_positive(PG_GETARG_INT64(1), "max_rows");
+	purge->batch_size = PG_ARGISNULL(0)
+		? idem_purge_batch_size
+		: arg_positive(PG_GETARG_INT32(0), "batch_size", PG_INT32_MAX);
+	purge->max_rows =
+		PG_ARGISNULL(1) ? PG_INT64_MAX : arg_positive(PG_GETARG_INT64(1), "max_rows", PG_INT64_MAX);
 	purge->deadline = duration == NULL
 		? DT_NOEND
 		: ttl_after(GetCurrentTimestamp(), duration, "max_duration", NULL);
 	purge->tells = true;
 }
 
-/* Not in a transaction block, a function, or an exception block of PL/pgSQL. */
+/* False in a transaction block, a function, or an exception block of PL/pgSQL. */
 static bool
 can_commit(FunctionCallInfo fcinfo)
 {
@@ -246,8 +249,8 @@ can_commit(FunctionCallInfo fcinfo)
 }
 
 /*
- * What follows is of no higher isolation level than the purge needs: a scan in SERIALIZABLE would
- * be a reader of the whole table to all others.
+ * Commit, and continue in READ COMMITTED.  In SERIALIZABLE, a sweep would count as a read of the
+ * whole table, and conflict with every concurrent write.
  */
 static void
 commit_caller(void)
@@ -257,8 +260,9 @@ commit_caller(void)
 }
 
 /*
- * A claim of a key in the batch waits for this commit, but not also for the disk or a standby:
- * there may be megabytes to flush.  If a crash undoes a purge, the next one repeats it.
+ * Commit asynchronously.  A claim of a key in the batch waits for this commit, and should not also
+ * wait for the disk or a standby: there may be megabytes to flush.  If a crash undoes a batch, the
+ * next purge repeats it.
  */
 static void
 commit_batch(void)
@@ -307,7 +311,7 @@ idem_purge(PG_FUNCTION_ARGS)
 		(IsolationUsesXactSnapshot() || TransactionIdIsValid(GetTopTransactionIdIfAny())))
 		commit_caller();
 	purge_run(&purge);
-	/* the transaction that the caller goes on in is like its own: as after COMMIT AND CHAIN */
+	/* the caller continues at its own isolation level, as after COMMIT AND CHAIN */
 	XactIsoLevel = isolation;
 	SPI_finish();
 	if (atomic && !purge.complete && purge_removed(&purge) < purge.max_rows)

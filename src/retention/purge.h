@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * purge.h
- *	  A purge: all tables of the extension, once through, batch by batch.
+ *	  A purge: one pass over all tables of the extension, in batches.
  *
- * A purge resumes where the last one ended, if that is known: in each table, and in the
- * order of tables.  So many short purges do the work of a long one.
+ * A purge continues where the last one ended, if that is known: in each table, and in the
+ * order of the tables.  So many short purges do the work of a long one.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,8 +23,8 @@ enum
 
 typedef struct Purge
 {
-	int64 batch_size;	  /* rows deleted in a transaction, with their TOAST chunks */
-	int64 max_rows;		  /* rows deleted in all */
+	int64 batch_size;	  /* rows and their TOAST chunks, deleted in one transaction */
+	int64 max_rows;		  /* rows deleted in total */
 	TimestampTz deadline; /* DT_NOEND: none */
 
 	/* Commit the batch and start a transaction for the next.  NULL: purge a single batch. */
@@ -32,11 +32,11 @@ typedef struct Purge
 	bool tells;	 /* report progress as NOTICE */
 	bool nowait; /* skip locked tables */
 
-	int64 removed[PURGE_NTABLES];
-	int64 tuples; /* the same, of all tables, with TOAST chunks */
+	int64 removed[PURGE_NTABLES]; /* rows */
+	int64 tuples;				  /* rows and TOAST chunks, of all tables */
 	int64 pages_read;
 	bool locked[PURGE_NTABLES];
-	bool complete; /* all tables, once through */
+	bool complete; /* the pass over all tables */
 } Purge;
 
 /* Call in a transaction, without an active snapshot. */

@@ -171,7 +171,7 @@ sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
 		stop = from + SWEEP_MAX_PAGES;
 	batch->deleted = 0;
 	batch->tuples = 0;
-	/* of a table that has been truncated or rewritten, all the rest is done */
+	/* if the table has shrunk to less than that, there is nothing left to read */
 	batch->next = stop < pages ? stop : end;
 	stop = Min(stop, pages);
 	if (from < stop)

@@ -7,7 +7,7 @@
  * would have to maintain that index, while a scan of all pages is needed only now and then.
  * Rows lie roughly in insertion order, so pages with dead rows lie together.
  *
- * A row that another transaction has locked or is changing stays.
+ * A sweep skips a row that another transaction has locked or is changing.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,7 +19,7 @@
 /* The most pages that a batch reads. */
 #define SWEEP_MAX_PAGES 128
 
-/* A batch ends at the first limit it reaches. */
+/* A batch ends at the first limit that it reaches. */
 typedef struct SweepLimits
 {
 	int64 max_rows;
@@ -30,23 +30,25 @@ typedef struct SweepLimits
 typedef struct SweepBatch
 {
 	int64 deleted;
-	int64 tuples;	  /* the same, with TOAST chunks */
+	int64 tuples;	  /* deleted rows and their TOAST chunks */
 	BlockNumber next; /* where the next batch starts */
 } SweepBatch;
 
 /*
- * The number of pages.  42P01 if the extension has no such table.  With
- * "nowait", false if the table is locked.
+ * Get the number of pages.  With "nowait", returns false if the table is locked.  42P01 if the
+ * extension has no such table.
  */
 extern bool sweep_pages(const char *table, bool nowait, BlockNumber *pages);
 
 /*
- * Delete expired rows from page "from" on, up to page "end" or a limit; one row at
- * least if there is one.  A process that is asked to shut down (ShutdownRequestPending)
- * ends the batch at the next row.  The table may have become smaller, or empty, in the
- * meantime.  It is locked until the end of the transaction.  The caller has an active
- * snapshot.  0A000 or 55000 if the table is not as it was made.  With "nowait", false
- * if the table is locked.
+ * Delete expired rows from page "from" on, until page "end" or a limit.  Deletes at least one
+ * row if there is one.  If the process is asked to shut down (ShutdownRequestPending), the batch
+ * ends at the next row.  The table may have shrunk since "end" was determined, and may even be
+ * empty.
+ *
+ * The caller must have an active snapshot.  The table stays locked until the transaction ends.
+ * With "nowait", returns false if the table is locked by others.  0A000 or 55000 if the table was
+ * altered.
  */
 extern bool sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
 						const SweepLimits *limits, SweepBatch *batch);

@@ -3,23 +3,19 @@
  * worker.c
  *	  Purges in the background.
  *
- * Both kinds of process are superuser, as background workers are, and run no code
- * but ours: the launcher reads pg_database, a worker sweeps tables, which has no
- * triggers, expressions or policies in it.
+ * Like all background workers, launcher and workers run as superuser.  So they must run only
+ * our own code: the launcher reads pg_database, and a worker sweeps tables, which evaluates no
+ * triggers, expressions or policies.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
-#include "parser/scansup.h"
 #include "pgstat.h"
 #include "port/atomics.h"
 #include "postmaster/bgworker.h"
@@ -34,40 +30,39 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
-#include "utils/varlena.h"
 
 #include "base/compat.h"
 #include "base/guc.h"
 #include "base/relation.h"
 #include "base/shmem.h"
+#include "retention/databases.h"
 #include "retention/purge.h"
 #include "retention/worker.h"
 #include "stat/stats.h"
 
-/* how long a worker works, how long it waits for a lock on a catalog, when one that
- * cannot connect is stopped, and when a lost launcher is back */
+/*
+ * How long a worker works, how long it waits for a lock on a catalog, when a worker that cannot
+ * connect is stopped, and when a launcher that has exited is started again.
+ */
 #define WORK_MSEC 900
 #define LOCK_MSEC "90"
 #define CONNECT_MSEC 5000
 #define RESTART_SECONDS 5
 
-/* how often a database that lacks the extension is looked at */
+/* how often to check a database that lacks the extension */
 #define LOOK_MSEC (10 * 60 * 1000)
 
-/* how old a list of databases may get while there is always one to visit */
+/* maximum age of the list of databases while there is always one to visit */
 #define LIST_MSEC 1000
-
-/* an invalid database, left by a DROP that was interrupted */
-#define INVALID_CONNLIMIT (-2)
 
 PGDLLEXPORT void idem_launcher_main(Datum arg);
 PGDLLEXPORT void idem_worker_main(Datum arg);
 
 /* What a worker reports to the launcher. */
 #define REPORT_CONNECTED 0x01
-#define REPORT_LACKS 0x02  /* there is no extension */
-#define REPORT_HURRY 0x04  /* it has left much undone */
-#define REPORT_LOCKED 0x10 /* and the tables behind it: left out, since it is locked */
+#define REPORT_LACKS 0x02  /* the extension is missing */
+#define REPORT_HURRY 0x04  /* much is left to do */
+#define REPORT_LOCKED 0x10 /* first table skipped because it was locked; the next bits: others */
 
 typedef struct WorkerArea
 {
@@ -91,8 +86,8 @@ static ShmemArea area = {.name = "idempotency_worker",
 						 .create = worker_create};
 
 /*
- * In the log of a server that is shut down, FATAL would look like a failure.  Both kinds of
- * process end by that where they wait for a lock.
+ * Both kinds of process may exit with FATAL at shutdown, while they wait for a lock.  In the
+ * server's log that would look like a failure.
  */
 static emit_log_hook_type prev_emit_log = NULL;
 
@@ -136,8 +131,8 @@ commit_batch(void)
 }
 
 /*
- * Who may drop the database may end this process: else DROP DATABASE ... WITH (FORCE) by
- * an owner that is no superuser would fail.
+ * A role that may drop the database may end this process.  Otherwise DROP DATABASE ... WITH
+ * (FORCE) by an owner that is not a superuser would fail.
  */
 static void
 let_owner_end_it(void)
@@ -191,10 +186,10 @@ idem_worker_main(Datum arg)
 	start_process();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	report(REPORT_CONNECTED);
-	/* from now on a batch is committed first */
+	/* from now on, SIGTERM lets the current batch commit first */
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 
-	/* a purge that a crash undoes is done again */
+	/* if a crash undoes a purge, the next one repeats it */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("lock_timeout", LOCK_MSEC, PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
@@ -214,26 +209,20 @@ idem_worker_main(Datum arg)
  * ------------------------------------------------------------------------
  */
 
-/* say which listed databases do not exist: once, until the list is read again */
+/* log which listed databases do not exist; once, until the setting is read again */
 static bool tell = true;
-
-typedef struct Database
-{
-	Oid oid;
-	char *name;
-} Database;
 
 /* What is known of a database from one list to the next. */
 typedef struct Known
 {
 	Oid oid;
-	int64 list;				/* in which it was the last time */
-	TimestampTz visited_at; /* when the last worker ended, or when it was first in a list */
-	bool more;				/* to be visited again at once */
-	bool lacks;				/* the extension, when a worker looked */
-	TimestampTz looked_at;	/* 0: never */
-	bool hangs;				/* it could not be connected to, which was told */
-	uint32 report;			/* of the last worker */
+	int64 list;				/* number of the last list that had it */
+	TimestampTz visited_at; /* when its last worker ended, or when a list first had it */
+	bool more;				/* visit it again at once */
+	bool lacks;				/* the last worker found no extension */
+	TimestampTz looked_at;	/* by that worker; 0: never */
+	bool hangs;				/* could not connect, and has logged that */
+	uint32 report;			/* of its last worker */
 } Known;
 
 static HTAB *known_databases = NULL;
@@ -276,84 +265,7 @@ forget_dropped(List *databases)
 			(void) hash_search(known_databases, &known->oid, HASH_REMOVE, NULL);
 }
 
-/*
- * All that can be connected to, by a plain scan: with no database of its own, a
- * process cannot rebuild what it knows of an index.
- */
-static List *
-read_databases(void)
-{
-	Relation rel = table_open(DatabaseRelationId, AccessShareLock);
-	TableScanDesc scan = table_beginscan_catalog(rel, 0, NULL);
-	List *databases = NIL;
-	HeapTuple tuple;
-
-	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
-	{
-		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		Database *database;
-
-		if (!form->datallowconn || form->datconnlimit == INVALID_CONNLIMIT)
-			continue;
-		database = palloc(sizeof(Database));
-		database->oid = form->oid;
-		database->name = pstrdup(NameStr(form->datname));
-		databases = lappend(databases, database);
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return databases;
-}
-
-static Database *
-find_database(List *databases, const char *name)
-{
-	ListCell *lc;
-
-	foreach(lc, databases)
-		if (strcmp(((Database *) lfirst(lc))->name, name) == 0)
-			return lfirst(lc);
-	return NULL;
-}
-
-/* Those of a list of names; one is as it is written, or else in lower case, as in SQL. */
-static List *
-named_databases(List *databases, const char *setting)
-{
-	List *names;
-	List *result = NIL;
-	ListCell *lc;
-
-	if (!SplitGUCList(pstrdup(setting), ',', &names))
-		return NIL;
-	foreach(lc, names)
-	{
-		const char *name = lfirst(lc);
-		Database *database = find_database(databases, name);
-
-		if (database == NULL)
-			database = find_database(databases,
-									 downcase_truncate_identifier(name, (int) strlen(name), false));
-		if (database != NULL)
-			result = list_append_unique_ptr(result, database);
-		else if (tell)
-			ereport(LOG,
-					(errmsg("database \"%s\" of \"idempotency.purge_databases\" does not exist",
-							name)));
-	}
-	return result;
-}
-
-static bool
-is_counting(Oid database, const Oid *counting, int n)
-{
-	for (int i = 0; i < n; i++)
-		if (counting[i] == database)
-			return true;
-	return false;
-}
-
-/* Also if a clock was set back, which is no reason to wait for it. */
+/* True as well if the clock was set back: do not wait until it catches up. */
 static bool
 has_passed(int msec, TimestampTz since, TimestampTz now)
 {
@@ -361,16 +273,14 @@ has_passed(int msec, TimestampTz since, TimestampTz now)
 }
 
 /*
- * All that have the extension.  Those that count something have it; for the others, only a
- * worker can tell, once in a while.
+ * All that have the extension.  Those with counters have it; for the others, only a worker can
+ * tell, once in a while.
  */
 static List *
 extension_databases(List *databases)
 {
 	List *result = NIL;
 	ListCell *lc;
-	Oid *counting;
-	int n = stats_databases(&counting);
 	TimestampTz now = GetCurrentTimestamp();
 
 	foreach(lc, databases)
@@ -379,13 +289,13 @@ extension_databases(List *databases)
 		Known *known = get_known(database->oid);
 
 		if (!known->lacks || has_passed(LOOK_MSEC, known->looked_at, now) ||
-			is_counting(database->oid, counting, n))
+			stats_has_database(database->oid))
 			result = lappend(result, database);
 	}
 	return result;
 }
 
-/* In the current memory context, which outlives the transaction. */
+/* Allocates the result in the current memory context, which outlives the transaction. */
 static List *
 list_databases(void)
 {
@@ -396,16 +306,16 @@ list_databases(void)
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	MemoryContextSwitchTo(context);
-	databases = read_databases();
+	databases = databases_read();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	forget_dropped(databases);
 	return strcmp(idem_purge_databases, "*") == 0
 		? extension_databases(databases)
-		: named_databases(databases, idem_purge_databases);
+		: databases_named(databases, idem_purge_databases, tell);
 }
 
-/* Settings common to launcher and worker. */
+/* Set the fields that launcher and worker have in common. */
 static void
 describe(BackgroundWorker *worker, const char *name, const char *function)
 {
@@ -441,8 +351,8 @@ wait_for_latch(long msec)
 }
 
 /*
- * The worker may hang before it can have a timeout: connecting waits for whoever
- * renames the database, or copies it.  From then on it ends by itself.
+ * The worker may hang before it can set a timeout: connecting waits while another session
+ * renames or copies the database.  Once it is connected, it ends by itself.
  */
 static void
 wait_for_worker(BackgroundWorkerHandle *handle, const Database *database)
@@ -470,7 +380,7 @@ wait_for_worker(BackgroundWorkerHandle *handle, const Database *database)
 	known->hangs = stopped;
 }
 
-/* Of a table that stays locked, once. */
+/* Logs a table that stays locked only once. */
 static void
 take_report(const Database *database, uint32 what)
 {
@@ -488,7 +398,7 @@ take_report(const Database *database, uint32 what)
 	known->report = what;
 }
 
-/* True if there is more to do. */
+/* Start a worker and wait for its end.  True if much is left to do. */
 static bool
 purge_database(const Database *database)
 {
@@ -523,7 +433,7 @@ purge_database(const Database *database)
 	return (what & REPORT_HURRY) != 0;
 }
 
-/* Until the database is to be visited. */
+/* Milliseconds until the next visit of the database. */
 static long
 msec_to_visit(const Known *known, TimestampTz now)
 {
@@ -536,9 +446,9 @@ msec_to_visit(const Known *known, TimestampTz now)
 }
 
 /*
- * The database whose turn is next, NULL if there is none, and when that is.  Of those whose turn
- * has come, the one that has waited longest: a database that always has more is not due by its
- * interval while another is that.
+ * The database to visit next, and the time until then; NULL if there is none.  Of several that
+ * are due, it is the one that has waited longest.  So a database that always has more to do
+ * does not keep others waiting whose interval is over.
  */
 static Database *
 next_database(List *databases, long *msec)
@@ -564,7 +474,7 @@ next_database(List *databases, long *msec)
 	return next;
 }
 
-/* Visit what is due; until when there is nothing to do, negative: for good. */
+/* Visit the databases that are due.  Returns how long to sleep; negative: until a signal. */
 static long
 purge_due(void)
 {
@@ -576,7 +486,7 @@ purge_due(void)
 	databases = list_databases();
 	listed_at = GetCurrentTimestamp();
 	tell = false;
-	/* another setting makes another list */
+	/* a changed setting needs a new list */
 	while (idem_purge_interval > 0 && !tell &&
 		   !has_passed(LIST_MSEC, listed_at, GetCurrentTimestamp()))
 	{
@@ -600,11 +510,11 @@ idem_launcher_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	start_process();
-	/* the catalogs that all databases share */
+	/* no database, so only the shared catalogs */
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	list = AllocSetContextCreate(TopMemoryContext, "idempotency purge list", ALLOCSET_SMALL_SIZES);
 	MemoryContextSwitchTo(list);
-	/* the server runs: what it has read at its start may go, though nobody calls us */
+	/* the server runs: remove the files that it read at its start, even without any calls */
 	(void) shmem_get(&area);
 
 	for (;;)
@@ -625,7 +535,7 @@ worker_init(void)
 	BackgroundWorker launcher;
 
 	shmem_register(&area);
-	/* pg_upgrade wants the cluster to itself */
+	/* pg_upgrade must not have other sessions */
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
 	describe(&launcher, "idempotency purge launcher", "idem_launcher_main");

@@ -5,8 +5,8 @@
  *
  * If the library is preloaded, a launcher starts a worker in each database of
  * "idempotency.purge_databases", one after the other, every
- * "idempotency.purge_interval".  A worker runs for a second at most, so that it does not
- * block DROP DATABASE.  If much is left undone, the next worker starts at once.
+ * "idempotency.purge_interval".  A worker runs for at most a second, so that it does not
+ * block DROP DATABASE.  If much is left to do, the next worker starts at once.
  *
  *-------------------------------------------------------------------------
  */

@@ -4,8 +4,7 @@
  *	  Cumulative counters for operators: view idem_stat.
  *
  * A session counts locally and adds its counts to shared memory when its transaction ends, so
- * that a loop of calls does not move a cache line between processors.  A dropped database
- * keeps its entry until another database needs it.
+ * that a loop of calls does not move a cache line between processors.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,35 +20,28 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/database_slots.h"
 #include "base/shmem.h"
 #include "stat/stats.h"
 
 PG_FUNCTION_INFO_V1(idem_stat_counters);
 PG_FUNCTION_INFO_V1(idem_stat_reset);
 
-/* 200 bytes each; a database beyond them counts nothing */
-#define MAX_DATABASES 500
-
-/*
- * The table's lock: which database it is.  Counters change without it, also while
- * somebody resets or reads them; the place of a database in use stays.
- */
+/* Counters change without a lock, also while somebody resets or reads them. */
 typedef struct DatabaseStats
 {
-	Oid database; /* InvalidOid: free */
 	pg_atomic_uint64 reset_at;
 	pg_atomic_uint64 purged_at; /* 0: never */
-	pg_atomic_uint64 position[STATS_NPOSITIONS];
 	pg_atomic_uint64 counter[STAT_NCOUNTERS];
 } DatabaseStats;
 
+/* A database that finds no slot counts nothing. */
 typedef struct StatsTable
 {
-	LWLock lock;
+	DatabaseSlots slots;
 	pg_atomic_flag told_full;
 	DatabaseStats databases[MAX_DATABASES];
 } StatsTable;
@@ -97,69 +89,26 @@ stats_create(void *address, int tranche)
 {
 	StatsTable *table = address;
 
-	LWLockInitialize(&table->lock, tranche);
+	database_slots_create(&table->slots, tranche);
 	pg_atomic_init_flag(&table->told_full);
 	for (int i = 0; i < MAX_DATABASES; i++)
 	{
 		DatabaseStats *stats = &table->databases[i];
 
-		stats->database = InvalidOid;
 		pg_atomic_init_u64(&stats->reset_at, 0);
 		pg_atomic_init_u64(&stats->purged_at, 0);
-		for (int j = 0; j < STATS_NPOSITIONS; j++)
-			pg_atomic_init_u64(&stats->position[j], 0);
 		for (int j = 0; j < STAT_NCOUNTERS; j++)
 			pg_atomic_init_u64(&stats->counter[j], 0);
 	}
 }
 
-static DatabaseStats *
-find_database(StatsTable *table, Oid database)
+static void
+clear_stats(void *array, int slot)
 {
-	for (int i = 0; i < MAX_DATABASES; i++)
-		if (table->databases[i].database == database)
-			return &table->databases[i];
-	return NULL;
-}
+	StatsTable *table = array;
 
-/* Take a free entry, or that of a dropped database. */
-static DatabaseStats *
-add_database(StatsTable *table, Oid gone)
-{
-	DatabaseStats *stats;
-
-	LWLockAcquire(&table->lock, LW_EXCLUSIVE);
-	stats = find_database(table, MyDatabaseId);
-	if (stats == NULL)
-	{
-		stats = find_database(table, gone);
-		if (stats != NULL)
-		{
-			stats->database = MyDatabaseId;
-			pg_atomic_write_u64(&stats->purged_at, 0);
-			for (int i = 0; i < STATS_NPOSITIONS; i++)
-				pg_atomic_write_u64(&stats->position[i], 0);
-			set_counters(stats, GetCurrentTimestamp(), NULL);
-		}
-	}
-	LWLockRelease(&table->lock);
-	return stats;
-}
-
-static DatabaseStats *
-replace_gone_database(StatsTable *table)
-{
-	DatabaseStats *stats = NULL;
-
-	for (int i = 0; i < MAX_DATABASES && stats == NULL; i++)
-	{
-		Oid database = table->databases[i].database;
-
-		/* another session may take the entry first */
-		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
-			stats = add_database(table, database);
-	}
-	return stats;
+	pg_atomic_write_u64(&table->databases[slot].purged_at, 0);
+	set_counters(&table->databases[slot], GetCurrentTimestamp(), NULL);
 }
 
 /* Once, until the server is restarted. */
@@ -182,18 +131,19 @@ find_mine(void)
 {
 	static bool no_place = false;
 	StatsTable *table;
+	int slot;
 
 	if (mine != NULL || no_place)
 		return mine;
 	table = shmem_try(&area);
 	if (table == NULL)
 		return NULL;
-	mine = add_database(table, InvalidOid);
-	if (mine == NULL)
-		mine = replace_gone_database(table);
-	no_place = mine == NULL;
+	slot = database_slot(&table->slots, clear_stats, table);
+	no_place = slot < 0;
 	if (no_place)
 		tell_full(table);
+	else
+		mine = &table->databases[slot];
 	return mine;
 }
 
@@ -224,14 +174,6 @@ report(void)
 	has_unreported = false;
 }
 
-pg_atomic_uint64 *
-stats_purge_positions(void)
-{
-	DatabaseStats *stats = find_mine();
-
-	return stats == NULL ? NULL : stats->position;
-}
-
 void
 stats_purged(void)
 {
@@ -241,21 +183,12 @@ stats_purged(void)
 		pg_atomic_write_u64(&stats->purged_at, (uint64) GetCurrentTimestamp());
 }
 
-int
-stats_databases(Oid **databases)
+bool
+stats_has_database(Oid database)
 {
 	StatsTable *table = shmem_get(&area);
-	int n = 0;
 
-	*databases = palloc(MAX_DATABASES * sizeof(Oid));
-	if (table == NULL)
-		return 0;
-	LWLockAcquire(&table->lock, LW_SHARED);
-	for (int i = 0; i < MAX_DATABASES; i++)
-		if (OidIsValid(table->databases[i].database))
-			(*databases)[n++] = table->databases[i].database;
-	LWLockRelease(&table->lock);
-	return n;
+	return table != NULL && database_has_slot(&table->slots, database);
 }
 
 static void
@@ -287,10 +220,12 @@ typedef struct SavedStats
 } SavedStats;
 
 static void
-copy_stats(DatabaseStats *stats, SavedStats *copy)
+copy_stats(StatsTable *table, int slot, SavedStats *copy)
 {
+	DatabaseStats *stats = &table->databases[slot];
+
 	memset(copy, 0, sizeof(*copy));
-	copy->database = stats->database;
+	copy->database = table->slots.database[slot];
 	copy->reset_at = pg_atomic_read_u64(&stats->reset_at);
 	copy->purged_at = pg_atomic_read_u64(&stats->purged_at);
 	for (int i = 0; i < STAT_NCOUNTERS; i++)
@@ -311,7 +246,7 @@ stats_save(void *address, ShmemFile *file)
 	{
 		SavedStats saved;
 
-		copy_stats(&table->databases[i], &saved);
+		copy_stats(table, i, &saved);
 		shmem_write(file, &saved, sizeof(saved));
 	}
 }
@@ -327,7 +262,7 @@ stats_load(void *address, ShmemFile *file)
 
 		if (!shmem_read(file, &saved, sizeof(saved)))
 			return false;
-		table->databases[i].database = saved.database;
+		table->slots.database[i] = saved.database;
 		pg_atomic_write_u64(&table->databases[i].purged_at, saved.purged_at);
 		set_counters(&table->databases[i], saved.reset_at, saved.counter);
 	}
@@ -380,13 +315,13 @@ idem_stat_counters(PG_FUNCTION_ARGS)
 	table = shmem_try(&area);
 	if (table == NULL)
 		return (Datum) 0;
-	/* copy first: a tuplestore may write to a file, which the lock must not wait for */
+	/* copy first: a tuplestore may write to a file, which must not happen under the lock */
 	copies = palloc(MAX_DATABASES * sizeof(SavedStats));
-	LWLockAcquire(&table->lock, LW_SHARED);
+	LWLockAcquire(&table->slots.lock, LW_SHARED);
 	for (int i = 0; i < MAX_DATABASES; i++)
-		if (OidIsValid(table->databases[i].database))
-			copy_stats(&table->databases[i], &copies[n++]);
-	LWLockRelease(&table->lock);
+		if (OidIsValid(table->slots.database[i]))
+			copy_stats(table, i, &copies[n++]);
+	LWLockRelease(&table->slots.lock);
 	for (int i = 0; i < n; i++)
 		put_row(rsinfo, &copies[i]);
 	return (Datum) 0;

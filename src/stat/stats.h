@@ -14,7 +14,6 @@
 #define IDEM_STATS_H
 
 #include "datatype/timestamp.h"
-#include "port/atomics.h"
 
 /* In the order of idem_stat_counters()' columns. */
 typedef enum StatCounter
@@ -52,20 +51,10 @@ extern void stats_init(void);
 /* Call in a transaction.  Never fails. */
 extern void stats_count(StatCounter counter, int64 n);
 
-/*
- * The positions where the last purge of this database ended, for the next one.  NULL without
- * shared memory.
- */
-#define STATS_NPOSITIONS 4
-extern pg_atomic_uint64 *stats_purge_positions(void);
-
 /* Record that a purge has ended. */
 extern void stats_purged(void);
 
-/*
- * Sets *databases to the palloc'd databases of this server that have counted something, and
- * returns their number; 0 without shared memory.  Needs no transaction.
- */
-extern int stats_databases(Oid **databases);
+/* Does a database have counters, if only zeros?  False without shared memory. */
+extern bool stats_has_database(Oid database);
 
 #endif /* IDEM_STATS_H */

@@ -40,23 +40,23 @@
 #include "base/shmem.h"
 #include "throttle/rate_table.h"
 
-/* children of a slot in a heap, which are a line of cache: fewer levels, fewer lines to wait for */
+/* children of a heap slot fill a cache line: fewer levels, so fewer cache misses */
 #define ARITY 4
 
 #define NO_PARTITION (-1)
 #define NO_PLACE (-1)
-#define NO_TIME PG_UINT64_MAX /* first time of an empty partition */
+#define NO_TIME PG_UINT64_MAX /* first end of an empty partition */
 
 #define MAX_PARTITIONS 128
 /* with fewer entries each, partitions would fill unevenly */
 #define MIN_PARTITION_ENTRIES 512
 
-/* steps to put a heap right with the lock held, a tenth of a microsecond each */
+/* maximum steps to update a heap with the lock held, a tenth of a microsecond each */
 #define MAX_SETTLE 256
 
 /*
- * How often to look for the first of all, which others keep changing, until any entry
- * at hand will do.
+ * How often to look for the entry that ends first of all, while other sessions keep changing
+ * it.  After that, any entry of the own partition is evicted.
  */
 #define MAX_LOOKS 10000
 
@@ -68,8 +68,8 @@
 #define ENOUGH_DRAWS 4
 
 /*
- * Half a line of cache.  In its partition it is known by the second half of its id, the
- * first half of which chose the partition: 64 bits and more.
+ * Half a cache line.  The first half of the id chooses the partition; within it, the second half
+ * identifies the entry.  Together that is more than 64 bits.
  */
 typedef struct RateLimitEntry
 {
@@ -81,13 +81,13 @@ typedef struct RateLimitEntry
 } RateLimitEntry;
 
 /*
- * It names its entry by the id, so that either moves without touching the other, and
- * what is done to the heap stays in the heap's memory.
+ * A slot names its entry by id, not by place, so that one can move without touching the other.
+ * Changes to the heap then stay in the heap's memory.
  */
 typedef struct HeapSlot
 {
-	int64 end;	  /* of the entry's information, when last looked at: it may be later now */
-	uint64 entry; /* second half of its id */
+	int64 end;	  /* of the entry's information, as last seen; by now it may be later */
+	uint64 entry; /* second half of the entry's id */
 } HeapSlot;
 
 /* One cache line each. */
@@ -103,23 +103,23 @@ typedef union RateLimitPartition
 
 typedef struct RateLimitTable
 {
-	/* never change */
+	/* these never change */
 	SipHashKey key;
 	int nentries;
 	int npartitions; /* a power of 2 */
 	int heap_size;	 /* of each partition */
 	int places;		 /* of each partition */
-	Size entries;	 /* where those of the first partition are, from the table's start */
+	Size entries;	 /* offset of the first partition's entries from the table's start */
 	Size heaps;
 
 	pg_atomic_uint32 used;				  /* entries, in all partitions */
 	pg_atomic_uint32 heavy;				  /* scopes with more than a quarter of them */
 	pg_atomic_uint32 scope_size[NSCOPES]; /* entries, by scope */
 
-	pg_atomic_uint64 first_end[MAX_PARTITIONS]; /* end of each heap's first, or NO_TIME */
+	pg_atomic_uint64 first_end[MAX_PARTITIONS]; /* end of each heap's root, or NO_TIME */
 	RateLimitPartition partition[MAX_PARTITIONS];
 
-	/* then the entries, and the heaps, of each partition */
+	/* followed by the entries of all partitions, then their heaps */
 } RateLimitTable;
 
 static Size rate_limit_size(void);
@@ -149,9 +149,9 @@ count_partitions(int nentries)
 }
 
 /*
- * Entries are where their hashes send them, so some partitions need more than an
- * even share: with eight standard deviations and 64 more hardly any is too small, and it
- * only evicts early.
+ * Hashes distribute the entries, so some partitions get more than an even share.  Eight standard
+ * deviations and 64 more make it very unlikely that a heap is too small.  If one is, it only
+ * evicts early.
  */
 static int
 size_heap(int nentries)
@@ -161,14 +161,14 @@ size_heap(int nentries)
 	return share == nentries ? nentries : share + (int) (8 * sqrt(share)) + 64;
 }
 
-/* so that probing is short: less than two thirds are ever used */
+/* more places than entries keep probing short: less than two thirds are ever used */
 static int
 count_places(int nentries)
 {
 	return size_heap(nentries) + size_heap(nentries) / 5 * 3 + 1;
 }
 
-/* that a heap takes, with what is left free for the sake of lines of cache */
+/* slots to allocate for a heap, including those that stay free to align it to cache lines */
 static int
 heap_slots(int size)
 {
@@ -262,7 +262,7 @@ rate_limit_create(void *address, int tranche)
  * ------------------------------------------------------------------------
  */
 
-/* A partition and what is in it, its lock held. */
+/* A partition whose lock we hold, and its contents. */
 typedef struct Locked
 {
 	RateLimitTable *table;
@@ -286,7 +286,7 @@ get_locked(RateLimitTable *table, int number)
 	return locked;
 }
 
-/* The state carries no information from this time on. */
+/* From this time on, the state carries no information. */
 static int64
 state_end(const RateLimitState *state)
 {
@@ -432,8 +432,9 @@ add_entry(Locked *p, const SipHash *id, int scope, const RateLimitState *state)
 }
 
 /*
- * Where the first of the heap is.  NO_PLACE if that had moved on: it and what came
- * first then are now where they belong, or some of it, and it takes another look.
+ * The place of the entry at the heap's root.  If that entry's end has moved on since, returns
+ * NO_PLACE after moving it, and the ones that became root, to where they belong (or MAX_SETTLE of
+ * them).  The caller must then look again for the partition whose entry ends first.
  */
 static int
 first_place(Locked *p)
@@ -458,7 +459,7 @@ first_place(Locked *p)
 	return NO_PLACE;
 }
 
-/* From "from" to "to", onwards. */
+/* Steps from place "from" on to place "to", wrapping around. */
 static int
 distance(RateLimitTable *table, int from, int to)
 {
@@ -562,7 +563,10 @@ remove_first(Locked *victim, Locked *p, const SipHash *id, int64 now, bool *live
 	return true;
 }
 
-/* When time is up: the first as far as its heap knows, or one more than there may be. */
+/*
+ * After MAX_LOOKS: remove the root, even if its end has moved on.  If the partition is empty,
+ * exceed the number of entries by one.
+ */
 static void
 remove_any(Locked *p, int64 now, bool *live)
 {
@@ -608,7 +612,7 @@ find_first(RateLimitTable *table)
 	return found;
 }
 
-/* Prefetch the likely victim; read without a lock, so it may be the wrong one. */
+/* Prefetch the likely victim.  It is read without a lock, so it may be the wrong one. */
 static void
 prefetch_first(RateLimitTable *table, int partition)
 {
@@ -619,8 +623,8 @@ prefetch_first(RateLimitTable *table, int partition)
 }
 
 /*
- * Free an entry for partition p; "other" is locked as well, unless it is NO_PARTITION.
- * False: the caller must retry, maybe with another partition.
+ * Free an entry for partition p.  The partition "other" is locked as well, unless it is
+ * NO_PARTITION.  If it returns false, the caller must retry, maybe with another partition.
  */
 static bool
 make_room(Locked *p, const SipHash *id, int other, int64 now, bool *evicted)
@@ -664,7 +668,7 @@ unlock_partitions(RateLimitTable *table, int p, int other)
 		LWLockRelease(&table->partition[other].lock);
 }
 
-/* What is to be done with which limit. */
+/* A change of a limit. */
 typedef struct Change
 {
 	const SipHash *id;
@@ -686,7 +690,7 @@ scope_number(RateLimitTable *table, const RateLimitScope *scope)
 	return (int) (hash.half[0] % NSCOPES);
 }
 
-/* False if no entry was free yet; with "last", one is freed in any case. */
+/* False if no entry could be freed yet.  With "last", one is freed in any case. */
 static bool
 change_locked(Locked *p, Change *c, int other, bool last)
 {
@@ -771,7 +775,7 @@ rate_limit_id(const void *data, Size len)
 	RateLimitTable *table = shmem_get(&area);
 	SipHash id = siphash(&table->key, data, len);
 
-	/* loaded while the caller reads the clock and takes the lock */
+	/* fetched while the caller reads the clock and takes the lock */
 	idem_prefetch(&get_entries(table, partition_number(table, &id))[home_place(table, id.half[1])]);
 	return id;
 }
@@ -851,7 +855,7 @@ rate_limit_load(void *address, ShmemFile *file)
 	if (!shmem_read(file, &header, sizeof(header)) || header.now < 0)
 		return false;
 	table->key = header.key;
-	/* ignore a wall clock that was set back */
+	/* if the wall clock was set back, count no time in between */
 	shift = now - header.now - Max(GetCurrentTimestamp() - header.saved_at, 0);
 	for (int64 i = 0; i < header.count; i++)
 	{

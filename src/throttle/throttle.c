@@ -34,13 +34,9 @@
 #include "throttle/rate_table.h"
 
 PG_FUNCTION_INFO_V1(idem_throttle);
-PG_FUNCTION_INFO_V1(idem_throttle_set_clock);
 
 #define MIN_PERIOD INT64CONST(1000)
 #define MAX_PERIOD RATE_LIMIT_MAX_AHEAD
-
-/* set by tests; negative: use the real clock */
-static int64 test_clock = -1;
 
 typedef struct Call
 {
@@ -172,6 +168,20 @@ identify(Identity *identity, const Call *call, text *key, text *scope)
  * ------------------------------------------------------------------------
  */
 
+/*
+ * The real clock, unless a C module has pointed this rendezvous variable at a time, as that
+ * of the tests does.
+ */
+static int64
+get_now(void)
+{
+	static int64 **test_clock = NULL;
+
+	if (test_clock == NULL)
+		test_clock = (int64 **) find_rendezvous_variable("idempotency_throttle_clock");
+	return *test_clock == NULL ? rate_limit_now() : **test_clock;
+}
+
 /* Columns of idem_throttle's row, in the order of the install script. */
 static const RowColumn throttle_columns[] = {
 	{"allowed", BOOLOID},
@@ -243,29 +253,9 @@ idem_throttle(PG_FUNCTION_ARGS)
 	id = identify(&identity, &call, key, scope);
 	limit_scope.data = &identity.database;
 	limit_scope.len = offsetof(Identity, text) - offsetof(Identity, database) + identity.scope_len;
-	call.now = test_clock < 0 ? rate_limit_now() : test_clock;
+	call.now = get_now();
 	if (rate_limit_change(&id, &limit_scope, call.now, decide, &call))
 		stats_count(STAT_THROTTLE_EVICTED, 1);
 	stats_count(call.allowed ? STAT_THROTTLE_ALLOWED : STAT_THROTTLE_REJECTED, 1);
 	return throttle_row(&call);
-}
-
-/*
- * idem_throttle_set_clock(microseconds bigint) RETURNS void
- *
- * For tests, which must declare it themselves.  Stops this session's clock at the given
- * time; NULL returns to the real clock.
- */
-Datum
-idem_throttle_set_clock(PG_FUNCTION_ARGS)
-{
-	if (!superuser())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be superuser to set the clock of idem_throttle")));
-	if (!PG_ARGISNULL(0) && PG_GETARG_INT64(0) < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("clock must not be negative")));
-	test_clock = PG_ARGISNULL(0) ? -1 : PG_GETARG_INT64(0);
-	PG_RETURN_VOID();
 }

@@ -1,5 +1,5 @@
 
-# What the tests of leases share: a server that loses what nobody made durable, begins
+# What the tests of leases share: a server that loses what was not made durable, begins
 # and take-overs, effects, and holders that come back too late.
 
 package IdemLease;
@@ -13,8 +13,8 @@ use Test::More;
 
 our @EXPORT = qw(new_lease_node begin take_over effects_are work whole_row zombie settle);
 
-# As in 004_durable.pl: nothing writes WAL out that was not asked to, so that a
-# crash loses what nobody made durable.
+# As in 004_durable.pl: WAL is written only on request, so that a crash loses what was not
+# made durable.
 sub new_lease_node
 {
 	my ($name, %opt) = @_;
@@ -77,8 +77,8 @@ sub whole_row
 	return $node->safe_psql($db, "SELECT i, i.xmin FROM idem_keys i WHERE key = '$k'");
 }
 
-# Whoever comes with that fence is refused, whatever it wants, and nothing of
-# its transaction stays.
+# A session with that fence is refused, whatever it calls, and its transaction
+# leaves nothing behind.
 sub zombie
 {
 	my ($node, $db, $k, $fence, $sqlstate, $name) = @_;

@@ -28,17 +28,11 @@ our @counters = qw(started replayed in_progress mismatched finished released tak
   codes_issued codes_verified codes_refused purged guard_errors failed exhausted);
 our $columns = join ', ', @counters;
 
-our $stat_functions = <<'SQL';
+our $stat_functions = wait_until_procedure() . <<'SQL';
 -- what a key's row would be when time has passed
 CREATE PROCEDURE lapse(k text) LANGUAGE sql AS $$ UPDATE idem_keys SET lease_until = clock_timestamp() WHERE key = k $$;
 CREATE PROCEDURE expire(k text) LANGUAGE sql AS $$ UPDATE idem_keys SET expires_at = clock_timestamp() WHERE key = k $$;
 CREATE FUNCTION fence(k text) RETURNS bigint LANGUAGE sql AS $$ SELECT fence FROM idem_keys WHERE key = k $$;
-CREATE PROCEDURE wait_until(t timestamptz) LANGUAGE plpgsql AS $$
-BEGIN
-	WHILE clock_timestamp() <= t LOOP
-		PERFORM pg_sleep(0.001);
-	END LOOP;
-END $$;
 CREATE FUNCTION twice(n int) RETURNS int LANGUAGE sql AS $$ SELECT 2 * n $$;
 CREATE FUNCTION fails() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE division_by_zero; END $$;
 CREATE TABLE secrets (name text PRIMARY KEY, secret text);
@@ -69,7 +63,7 @@ sub changes
 	return join ' ', map { "$_ " . ($after->{$_} - $before->{$_}) } grep { $after->{$_} ne $before->{$_} } @counters;
 }
 
-# By database: what they were when somebody last asked.
+# By database: the counters at the last look.
 our %last;
 
 # What has moved since then, so that nothing may come late either.

@@ -8,6 +8,9 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use File::Basename;
+use File::Copy;
+use FindBin;
 use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -15,7 +18,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(new_node new_standby sql_is sql_fails says failure eventually waiting wait_for_waiters
-  crash crash_by kill_backend pgbench pgbench_command fill_procedure seal);
+  crash crash_by kill_backend pgbench pgbench_command fill_procedure wait_until_procedure seal build_module);
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -56,6 +59,27 @@ sub new_standby
 	$standby->append_conf('postgresql.conf', $opt{conf}) if $opt{conf};
 	$standby->start;
 	return $standby;
+}
+
+# A module of test/modules/, built in a temporary folder: the file to load.
+my %built;
+
+sub build_module
+{
+	my ($name) = @_;
+	my $root = "$FindBin::RealBin/..";
+
+	if (!$built{$name})
+	{
+		my $dir = PostgreSQL::Test::Utils::tempdir();
+		local %ENV = %ENV;
+
+		copy($_, $dir . '/' . basename($_)) or die "$_: $!" for "$root/test/modules/$name/Makefile", "$root/test/modules/$name/$name.c";
+		delete @ENV{ 'MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'MAKEOVERRIDES' };
+		system_or_bail('make', '-s', '-C', $dir, 'with_llvm=no', 'PG_CONFIG=pg_config', "IDEM_SRC=$root/src");
+		$built{$name} = "$dir/$name.so";
+	}
+	return $built{$name};
 }
 
 # The SQLSTATE that the SQL ends with, '' if it succeeds, and its output.
@@ -178,6 +202,19 @@ CREATE PROCEDURE fill(n integer) LANGUAGE sql AS $$
 	SELECT gen_random_uuid(), '', 'fill ' || i, clock_timestamp(), clock_timestamp(), clock_timestamp(), 1
 	FROM generate_series(1, n) i ORDER BY i;
 $$;
+SQL
+}
+
+# CALL wait_until(t): until that moment has passed.
+sub wait_until_procedure
+{
+	return <<'SQL';
+CREATE PROCEDURE wait_until(t timestamptz) LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE clock_timestamp() <= t LOOP
+		PERFORM pg_sleep(0.001);
+	END LOOP;
+END $$;
 SQL
 }
 

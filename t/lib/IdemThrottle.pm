@@ -11,11 +11,12 @@ use Exporter 'import';
 use IdemTest;
 use Test::More;
 
-our @EXPORT = qw($throttle_functions new_throttle_node throttle_file restart counted counts later storm);
+our @EXPORT = qw(throttle_functions new_throttle_node throttle_file restart counted counts later storm);
 
 # "answer" is what was allowed and what remains; "at" has the clock at a time.
-our $throttle_functions = <<'SQL';
-CREATE FUNCTION set_clock(bigint) RETURNS void LANGUAGE c AS 'idempotency', 'idem_throttle_set_clock';
+sub throttle_functions
+{
+	return "CREATE FUNCTION set_clock(bigint) RETURNS void LANGUAGE c AS '" . build_module('test_throttle') . "', 'set_clock';\n" . <<'SQL';
 CREATE FUNCTION answer(key text, period interval, max_calls int DEFAULT NULL, scope text DEFAULT NULL, cost int DEFAULT NULL) RETURNS text LANGUAGE sql AS $$
 	SELECT concat_ws(' ', allowed, remaining) FROM idem_throttle($1, $2, $3, $4, $5) $$;
 CREATE FUNCTION at(us bigint, key text, period interval, max_calls int DEFAULT NULL, scope text DEFAULT NULL, cost int DEFAULT NULL,
@@ -26,6 +27,7 @@ BEGIN
 	FROM idem_throttle(key, period, max_calls, scope, cost) t;
 END $$;
 SQL
+}
 
 # A preloaded server with those functions, whose table has 5000 entries.
 sub new_throttle_node
@@ -38,7 +40,7 @@ restart_after_crash = on
 max_connections = 70
 CONF
 
-	$node->safe_psql('postgres', $throttle_functions);
+	$node->safe_psql('postgres', throttle_functions());
 	return $node;
 }
 

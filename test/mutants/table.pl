@@ -3,6 +3,7 @@
 #
 #   table.pl check ROOT         every edit fits exactly once, every test exists; else says what is wrong
 #   table.pl list               one line a mutant: name, oldest PostgreSQL, tests, files, separated by tabs
+#   table.pl tests ROOT         one line a test: name, the files that it is made of, separated by blanks
 #   table.pl changed            of a diff of tables on standard input: mutants with new lines
 #   table.pl apply NAME ROOT    changes the files below ROOT
 #
@@ -10,6 +11,7 @@
 use strict;
 use warnings;
 use File::Basename;
+use File::Find;
 
 my $here = dirname(__FILE__);
 
@@ -80,6 +82,53 @@ sub text_of
 		close $in;
 	}
 	return $text{$file};
+}
+
+# Files that a file of a test names: modules of Perl, looked for in some folders, and paths below
+# the root, also folders and patterns.  Not other tests, and not what is tested.
+sub named_files
+{
+	my ($root, $file, $folders) = @_;
+	my %named;
+
+	foreach my $line (split /\n/, text_of($root, $file) // '')
+	{
+		next if $line =~ /^\s*(?:#|--)/;
+		push @$folders, $1 if $line =~ m{^use lib "\$FindBin::RealBin/\.\./([\w/]+)"};
+		$named{"$_/$1.pm"} = 1 foreach $line =~ /^use (\w+)/ ? @$folders : ();
+		while ($line =~ m{([\w.*/-]+)}g)
+		{
+			my $path = $1 =~ s{^(?:.*\.\./|/)}{}r;
+
+			next if $path !~ m{\w/[\w*]|^\w+\.md$} || $path =~ m{^src/|^test/mutants/};
+			$named{$_} = 1 foreach map { s{^\Q$root\E/}{}r } glob("$root/$path");
+		}
+	}
+	foreach my $folder (grep { m{^(?:t|sql|specs|test)/\w} && -d "$root/$_" } keys %named)
+	{
+		find({ no_chdir => 1, wanted => sub { $named{ $File::Find::name =~ s{^\Q$root\E/}{}r } = 1 } }, "$root/$folder");
+	}
+	return grep { -f "$root/$_" && !m{^(?:t/[0-9]|sql/[^/]+$|specs/[^/]+$)} } sort keys %named;
+}
+
+# What a test is made of: its file, what it expects, and what these files use.
+sub test_files
+{
+	my ($root, $test) = @_;
+	my @files = test_file($test);
+	my @folders = ('t/lib');
+	my %seen;
+
+	if ($test !~ m{^t/})
+	{
+		push @files, 'test/temp.conf', map { s{^\Q$root\E/}{}r } glob("$root/expected/${test}.out $root/expected/${test}_[0-9].out");
+	}
+	# the list grows
+	for (my $i = 0; $i < @files; $i++)
+	{
+		push @files, named_files($root, $files[$i], \@folders) if !$seen{ $files[$i] }++ && $files[$i] !~ m{^(?:expected|doc)/|\.md$};
+	}
+	return sort keys %seen;
 }
 
 # The text with the edit made, or what is wrong.
@@ -153,6 +202,13 @@ if ($command eq 'list')
 		print join("\t", @$mutant{ 'name', 'version' }, "@{ $mutant->{tests} }", join(' ', sort keys %files)), "\n";
 	}
 }
+elsif ($command eq 'tests' && @ARGV == 1)
+{
+	my $root = shift;
+	my %tests = map { $_ => 1 } map { @{ $_->{tests} } } @$mutants;
+
+	print "$_ ", join(' ', test_files($root, $_)), "\n" foreach sort keys %tests;
+}
 elsif ($command eq 'changed')
 {
 	my %new;
@@ -183,5 +239,5 @@ elsif ($command eq 'apply' && @ARGV == 2)
 }
 else
 {
-	die "usage: table.pl check ROOT | list | changed | apply NAME ROOT\n";
+	die "usage: table.pl check ROOT | list | tests ROOT | changed | apply NAME ROOT\n";
 }

@@ -11,8 +11,8 @@
 # key one of key, finished, answer (the attempt that its result names), fence, phase, looked_up.
 #
 # lost_tail: the server has lost its newest commits, as it may with synchronous_commit off.  Then what an
-# attempt under off was told may be gone, but never one half of effect and key; and what one
-# under on was told holds, whoever's effect it is.
+# attempt under off got as an answer may be gone, but never just one of effect and key; and the answer
+# of an attempt under on holds, whichever attempt made the effect.
 #
 # Guesses that are rolled back, and limits, are forgotten when a server loses its memory.  The record of an "event",
 # "crash", is made before, that of "up" when it is there again, and "restart" when it was stopped in an orderly way. Only a library
@@ -25,7 +25,7 @@ use warnings;
 my $last_phase = 3;
 my $code_attempts = 4;
 
-# Three times the wal_writer_delay of Cluster.pm, and as much again for writers that are slow: what was told so long
+# Three times the wal_writer_delay of Cluster.pm, and as much again for writers that are slow: an answer given so long
 # before a crash (nanoseconds) is on disk.
 my $oldest_loss = 60e9;
 
@@ -85,7 +85,7 @@ sub violation
 
 sub answered { return ($_[0]{outcome} // 'unknown') eq 'answered' }
 
-# An attempt under off may have lost what it was told, if a crash came soon.
+# The answer of an attempt under off may be lost, if a crash came soon.
 sub may_lose
 {
 	my ($self, $attempt) = @_;
@@ -106,7 +106,7 @@ sub may_lose
 	return !$crashes || defined $crashed && $crashed < $told + $oldest_loss;
 }
 
-# Something that an attempt was told is not so.
+# An attempt's answer does not hold.
 sub missing
 {
 	my ($self, $attempt, $kind, $what) = @_;
@@ -149,7 +149,7 @@ sub is_final { my $phase = $_[0]{phase}; return !defined $phase || $phase eq 'fi
 
 sub final { return grep { is_final($_) } @{ $_[0]{effects} } }
 
-# One effect a key, or a phase, and by somebody who may have made it.
+# One effect for each key, or phase, by an attempt that may have made it.
 sub check_effects
 {
 	my ($self, $key, $of) = @_;
@@ -253,7 +253,7 @@ sub check_answers
 	return;
 }
 
-# Whoever does not know has repeated it until told.
+# A request with an unknown outcome was repeated until it was known.
 sub check_unknown
 {
 	my ($self, $key, $of) = @_;
@@ -282,7 +282,7 @@ sub check_unknown
 # Claims of a key, and the ends that their holders gave them, that were acknowledged.
 sub takes { return grep { defined $_->{fence} && answered($_) && $_->{state} eq $_[1] } @{ $_[0]{attempts} } }
 
-# Whoever begins after another's begin has a higher fence.
+# A begin after another one has a higher fence.
 sub check_fences
 {
 	my ($self, $key, $of) = @_;
@@ -331,7 +331,7 @@ sub check_superseded
 	return;
 }
 
-# A holder is refused only if somebody may have taken over, or have done it.
+# A holder is refused only if another attempt may have taken over, or have done it.
 sub check_refused
 {
 	my ($self, $key, $of) = @_;
@@ -371,7 +371,7 @@ sub life
 }
 
 # No more answers than a code's attempts, though they are rolled back, in one life of a server; of those before that
-# count which were committed.  And nobody is locked out before as many guesses may have been made.
+# count which were committed.  And no code is locked before as many guesses may have been made.
 sub check_guesses
 {
 	my ($self, $key, $of) = @_;

@@ -97,13 +97,13 @@ sub routes
 {
 	my ($cluster, @routes) = @_;
 
-	# at once, whoever reads it
+	# rename, so that no reader sees half of it
 	Node::write_file("$cluster->{base}/routes.new", join '', map { "host=$_ port=5432 dbname=postgres user=client\n" } @routes);
 	rename "$cluster->{base}/routes.new", "$cluster->{base}/routes" or die "routes: $!";
 	return;
 }
 
-# Nobody is to find it.
+# Hide the server from clients.
 sub withdraw { return $_[0]->routes }
 
 sub publish

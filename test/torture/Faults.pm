@@ -113,7 +113,7 @@ sub reset_timeouts
 	return $self->{cluster}->await(sub { $self->set_timeouts(statement_timeout => undef, lock_timeout => undef) }, 10);
 }
 
-# What the proxy is told to do to so many at most, once it has done it to one.
+# Have the proxy do something to at most so many connections; returns once it has done it to one.
 sub by_proxy
 {
 	my ($self, $what, $most) = @_;
@@ -216,8 +216,8 @@ sub restart
 
 # ---------------------------------------------------------------- faults that lose memory
 
-# What was committed asynchronously is on disk soon, unless its writer is slow; and what a
-# standby has, which makes those wait who want to know.  They may be told not to.
+# Asynchronous commits are on disk soon, unless the WAL writer is slow; the same goes for the
+# standby, for which durable sessions wait.  Their waits may be cancelled.
 sub crash
 {
 	my ($self, $how, $surely) = @_;
@@ -335,7 +335,7 @@ sub clear
 	return;
 }
 
-# PostgreSQL cannot go on without WAL, so it crashes, and again until there is room.
+# PostgreSQL cannot go on without WAL, so it crashes, and again until there is space.
 sub fill_wal
 {
 	my ($self) = @_;

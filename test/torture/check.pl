@@ -8,7 +8,7 @@
 # --bound      after so long no key may be in progress (10)
 #
 # Prints figures, each violation on a line "violation: KIND: WHAT", and last "N requests, N keys, N effects,
-# N violations".  Exit code 0 if there are no violations, and there was enough work to tell.
+# N violations".  Exit code 0 if there are no violations, and there was enough work for a verdict.
 use strict;
 use warnings;
 use DBI;

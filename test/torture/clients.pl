@@ -1,5 +1,5 @@
 # The torture's clients: they make requests of every kind, several of them the same
-# request, and write down what they were told, outside the server.
+# request, and write their answers down, outside the server.
 #
 #   clients.pl --routes FILE --history DIR --clients N --stop FILE [--seed S]
 #       [--sync on|off|mix] [--keys N] [--drain SECONDS] [--pause MS] [--timeout SECONDS]
@@ -19,7 +19,7 @@
 #
 # A client that is killed is started again and takes up what it does not know.
 #
-# History, two records an attempt, told apart by the first's "client":
+# History: two records for each attempt; only the first has "client":
 #   client, attempt (CLIENT.NUMBER), kind, form, key or keys, request, sync, try (1 for the first
 #     of a request), route (line number), t; for work under a lease fence, phase and zombie (comes late)
 #   attempt, t, outcome, state, answer (the attempt whose effect it is), fence, phase, claimed (keys), sqlstate, error
@@ -270,8 +270,8 @@ sub failed
 		$explained ? () : (error => $failure->{error} =~ s/[^ -~]+/ /gr));
 }
 
-# Under "mix".  A commit under on flushes those before it.  So that there is something to be lost, three
-# seconds of four only those are under on who will probably write nothing, and be told what others have done.
+# Under "mix".  A commit under on flushes those before it.  So that there is something to lose, in three
+# seconds of four only those attempts are under on that will probably write nothing, and get others' answers.
 sub mixed_sync
 {
 	my ($request, %more) = @_;
@@ -280,8 +280,8 @@ sub mixed_sync
 	return pick(on => 1, off => 1);
 }
 
-# One attempt at a request, on the record.  $work does it and tells the result
-# in the hash that it is given, which is returned.
+# One attempt at a request, with its records.  $work does it and puts the result
+# into the hash that it gets, which is returned.
 sub attempt
 {
 	my ($request, $work, %more) = @_;
@@ -555,7 +555,7 @@ sub code
 
 my $code_attempts = 4;
 
-# A new token or code, told to all clients once it is known to be there.
+# A new token or code; all clients get it once it is known to be there.
 sub issue
 {
 	my ($of) = @_;

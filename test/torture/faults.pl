@@ -127,7 +127,7 @@ sub inject
 		if ($what) { happened($kind, $what eq '1' ? () : $what) }
 		else
 		{
-			# there was nobody to suffer it
+			# there was no session or server to hit
 			note("$kind did not happen");
 			$dealt--;
 			# once more, a little later, but among the cards of this deck
@@ -230,7 +230,7 @@ sub check_history
 	return ('no figures', 0);
 }
 
-# For whoever looks for the reason, when nothing is kept.
+# To find the reason when no files are kept.
 sub show_story
 {
 	print "\nwhat happened:\n";

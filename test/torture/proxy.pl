@@ -98,7 +98,7 @@ sub forward
 	my ($connection, $from) = @{ $side{$socket} };
 	my $to = $connection->{ $from eq 'client' ? 'server' : 'client' };
 
-	# the server has done it, and nobody hears of it
+	# the server has done it, and no client gets the reply
 	my $read = sysread $socket, my $bytes, 65536;
 	return disconnect($connection) if !$read || $connection->{cut};
 	my $cut = $from eq 'client' && has_commit($connection, $bytes) && $cuts > 0;

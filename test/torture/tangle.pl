@@ -82,7 +82,7 @@ sub attempt
 {
 	my ($request, $form, $work, $sync) = @_;
 
-	# where nobody answers, nothing was begun
+	# no route, no attempt
 	return 0 unless -s $opt{routes};
 	$sync //= $opt{sync} eq 'mix' ? (rand() < 0.5 ? 'on' : 'off') : $opt{sync};
 	my $id = begin_attempt($request, $form, $sync);
@@ -191,7 +191,7 @@ sub repeat
 	return;
 }
 
-# A commit that need not be on disk; who is told of it, right after, may rely on it.
+# A commit that need not be on disk; a session that gets its answer right after may rely on it.
 sub follower
 {
 	my @dbh;

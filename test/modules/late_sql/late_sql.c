@@ -41,7 +41,7 @@ callback(XactEvent event, void *arg)
 	SPI_finish();
 }
 
-/* The list of callbacks is nobody's to change while they are called. */
+/* The list of callbacks must not change while they are called. */
 static void
 forget(void)
 {
