@@ -143,40 +143,26 @@ INSERT INTO calls (expected, call) VALUES
 	('OK', $$idem_begin('k', request => to_jsonb(repeat('x', 20000000)))$$),
 	('OK', $$idem_begin('k', request => ('1' || repeat('0', 100000))::jsonb)$$);
 
-/*
- * Runs the call and rolls it back, as a savepoint would; then asks whether the
- * session goes on: the same key, and another, claimed and finished.
- */
-CREATE FUNCTION try(c calls, OUT got text, OUT usable boolean)
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION prepare(c calls) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-	IF c.version > current_setting('server_version_num')::integer THEN
-		got := c.expected;
-		usable := true;
-		RETURN;
+	PERFORM set_config('idempotency.require_scope', coalesce(c.setting, 'off'), true);
+	IF c.claimed IS NOT NULL THEN
+		PERFORM idem_begin(c.claimed);
 	END IF;
-	BEGIN
-		PERFORM set_config('idempotency.require_scope', coalesce(c.setting, 'off'), true);
-		IF c.claimed IS NOT NULL THEN
-			PERFORM idem_begin(c.claimed);
-		END IF;
-		EXECUTE 'SELECT ' || c.call;
-		RAISE SQLSTATE 'OK000';
-	EXCEPTION
-		WHEN SQLSTATE 'OK000' THEN got := 'OK';
-		WHEN OTHERS THEN got := SQLSTATE;
-	END;
-	BEGIN
-		usable := (SELECT count(*) FROM idem_keys) = 1 AND
-			(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()) = 0 AND
-			(SELECT state FROM idem_begin('k')) = 'started' AND idem_finish('k', '1') = '1' AND
-			(SELECT count(*) FROM idem_claim_many('{k,l}')) = 1;
-		RAISE SQLSTATE 'OK000';
-	EXCEPTION WHEN SQLSTATE 'OK000' THEN
-		NULL;
-	END;
 END
 $$;
+-- the same key, and another, claimed and finished
+CREATE FUNCTION usable() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN (SELECT count(*) FROM idem_keys) = 1 AND
+		(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()) = 0 AND
+		(SELECT state FROM idem_begin('k')) = 'started' AND idem_finish('k', '1') = '1' AND
+		(SELECT count(*) FROM idem_claim_many('{k,l}')) = 1;
+END
+$$;
+\getenv srcdir PG_ABS_SRCDIR
+\set try_calls :srcdir /sql/lib/try_calls.sql
+\i :try_calls
 SELECT idem_claim('there before');
 UPDATE calls c SET (got, usable) = (SELECT t.got, t.usable FROM try(c) t);
 -- what went wrong: nothing
@@ -375,7 +361,7 @@ END
 $$;
 SELECT * FROM lock_table_message();
 
-DROP FUNCTION try, round_trip, lock_table_message;
+DROP FUNCTION try, prepare, usable, round_trip, lock_table_message;
 DROP TABLE calls, ttls, results;
 DROP PROCEDURE fill_lock_table, claim_until_it_fails;
 DELETE FROM idem_keys;

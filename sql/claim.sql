@@ -174,9 +174,9 @@ ROLLBACK;
 
 -- what was erased again cannot expire before the commit; what a rollback brings back can
 BEGIN;
-SELECT idem_claim('brief', '10 milliseconds'), idem_claim('brief', '10 milliseconds', 'brief'), idem_claim('long');
-SELECT array_agg(key) FROM idem_claim_many(ARRAY['brief many'], '10 milliseconds');
-SELECT state FROM idem_begin('brief finished', '10 milliseconds');
+SELECT idem_claim('brief', '300 milliseconds'), idem_claim('brief', '300 milliseconds', 'brief'), idem_claim('long');
+SELECT array_agg(key) FROM idem_claim_many(ARRAY['brief many'], '300 milliseconds');
+SELECT state FROM idem_begin('brief finished', '300 milliseconds');
 SELECT idem_finish('brief finished');
 SELECT idem_forget('brief'), idem_forget('brief finished'), idem_forget_scope('brief');
 DELETE FROM idem_keys WHERE key = 'brief many';
@@ -187,30 +187,30 @@ ROLLBACK TO s;
 SELECT idem_release('brief finished');
 ROLLBACK TO s;
 RELEASE s;
-SELECT pg_sleep(0.03);
+SELECT pg_sleep(0.35);
 COMMIT;
 SELECT key, scope FROM idem_keys WHERE key LIKE 'brief%' OR key = 'long';
 BEGIN;
-SELECT idem_claim('brief', '10 milliseconds');
+SELECT idem_claim('brief', '300 milliseconds');
 SAVEPOINT s;
 SELECT idem_forget('brief');
 ROLLBACK TO s;
-SELECT pg_sleep(0.03);
+SELECT pg_sleep(0.35);
 COMMIT;
 -- claimed anew, for longer
 BEGIN;
-SELECT idem_claim('brief', '10 milliseconds');
+SELECT idem_claim('brief', '300 milliseconds');
 SELECT idem_forget('brief');
 SELECT idem_claim('brief', '1 hour');
-SELECT pg_sleep(0.03);
+SELECT pg_sleep(0.35);
 COMMIT;
 SELECT idem_claim('brief');
 -- of very many only the first to expire is known; erased or not, others may be such
 BEGIN;
 SELECT count(*) FROM idem_claim_many((SELECT array_agg('first ' || i) FROM generate_series(1, 1000) i));
-SELECT count(*) FROM idem_claim_many((SELECT array_agg('brief ' || i) FROM generate_series(1, 1000) i), '200 milliseconds');
+SELECT count(*) FROM idem_claim_many((SELECT array_agg('brief ' || i) FROM generate_series(1, 1000) i), '1 second');
 SELECT sum(idem_forget('brief ' || i)::int) FROM generate_series(1, 999) i;
-SELECT pg_sleep(0.3);
+SELECT pg_sleep(1.1);
 COMMIT;
 
 \set VERBOSITY terse

@@ -291,6 +291,7 @@ INSERT INTO calls (expected, call) VALUES
 	('true', $$length(idem_code_issue('otp', 'good', '1 day', NULL, NULL)) = 6$$),
 	('22023', $$idem_code_issue('otp', 'good', '1 day', 3, 0)$$);
 
+CREATE FUNCTION prepare(calls) RETURNS void LANGUAGE sql AS '';
 CREATE FUNCTION usable() RETURNS boolean LANGUAGE sql AS $$
 	SELECT (SELECT state FROM idem_code_verify('session', 'session', idem_code_issue('session', 'session', '1 day'))) = 'verified'
 $$;

@@ -266,6 +266,7 @@ INSERT INTO calls (expected, call) VALUES
 	('true', $$idem_token_issue('p', '1 day', to_jsonb(repeat('x', 4 * 1024 * 1024 - 100))) IS NOT NULL$$),
 	('true', $$(SELECT length(payload #>> '{}') = 3000000 FROM idem_token_redeem('p', idem_token_issue('p', '1 day', to_jsonb(repeat('y', 3000000)))))$$);
 
+CREATE FUNCTION prepare(calls) RETURNS void LANGUAGE sql AS '';
 CREATE FUNCTION usable() RETURNS boolean LANGUAGE sql AS $$
 	SELECT (state, subject, payload) = ('redeemed', 'ada', '"payload"') FROM idem_token_redeem('good', tok('good'))
 $$;

@@ -1,5 +1,6 @@
--- For a test with a table of bad input, "calls", and a function usable() that says whether the
--- session goes on: evaluates a call and rolls it back, as a savepoint would.
+-- For a test with a table of bad input, "calls": makes a call and rolls it back, as a savepoint would.
+-- The test has functions prepare(), run before a call, and usable(), which says whether the session
+-- goes on after it.  Where OK is expected, anything but an error is right.
 CREATE FUNCTION try(c calls, OUT got text, OUT usable boolean)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -9,7 +10,11 @@ BEGIN
 		RETURN;
 	END IF;
 	BEGIN
+		PERFORM prepare(c);
 		EXECUTE 'SELECT ' || c.call INTO got;
+		IF c.expected = 'OK' THEN
+			got := 'OK';
+		END IF;
 		RAISE SQLSTATE 'OK000';
 	EXCEPTION
 		WHEN SQLSTATE 'OK000' THEN NULL;
