@@ -113,10 +113,12 @@ my %argument = (
 	ttl => \&brief,
 	request => \&json,
 	result => \&json,
+	error => \&json,
 	progress => \&json,
 	payload => \&json,
 	lease => sub { or_odd(\@odd_intervals, 'NULL', q('1 ms'), q('1 s')) },
-	wait => sub { or_odd(\@odd_intervals, 'NULL', q('0'), q('1 ms'), q('5 ms')) },
+	# a wait for a lease may last, and no other session is there to end it
+	wait => sub { or_odd([ 'NULL', q('1 us'), q('999 us'), q('-1 us'), q('-1 day'), q('1 mon -30 days'), q('-2147483648 mons') ], 'NULL', q('0'), q('1 ms'), q('5 ms')) },
 	fence => sub { or_odd(\@odd_bigints, 'NULL', 'NULL', ':fence', ':fence') },
 	phase => sub { or_odd(\@odd_texts, q('p1'), q('p2'), q('p3')) },
 	function => sub {
@@ -124,6 +126,7 @@ my %argument = (
 		(my $name, $next_args) = @{ pick(@good_calls) };
 		return $name;
 	},
+	keep_errors => sub { pick('NULL', 'NULL', q('{}'), q('{22,23,P0001}'), q('{22012}'), q('{40}'), q('{NULL}'), q('{""}'), q('{{23},{22}}'), q('{XX000}'), q('{2350}'), q('{0A,22,23,42,P0}')) },
 	args => sub { my $fitting = $next_args; undef $next_args; return $fitting // or_odd(\@odd_jsonbs, 'NULL', @args) },
 	purpose => sub { or_odd(\@odd_texts, q('login'), q('login'), q('pay')) },
 	subject => sub { or_odd(\@odd_texts, q('ada'), q('ada'), q('bob'), 'NULL') },
