@@ -104,6 +104,9 @@ BEGIN
 		JOIN pg_proc old ON old.pronamespace = e.extnamespace AND old.proname || '_0_2' = new.proname
 		JOIN pg_depend d ON d.classid = 'pg_proc'::regclass::oid AND d.objid = old.oid
 			AND d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid AND d.deptype = 'e'
+		/* not a function of somebody else with such a name */
+		JOIN pg_depend n ON n.classid = d.classid AND n.objid = new.oid
+			AND n.refclassid = d.refclassid AND n.refobjid = e.oid AND n.deptype = 'e'
 		WHERE e.extname = 'idempotency'
 	LOOP
 		UPDATE pg_proc old
@@ -262,6 +265,27 @@ BEGIN
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s%s', acl.object,
 			CASE WHEN acl.grantee = 0::oid THEN 'PUBLIC' ELSE acl.grantee::regrole::text END,
 			CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+	END LOOP;
+
+	/*
+	 * What a script grants counts as what CREATE EXTENSION gives.  pg_dump would leave it out,
+	 * and the roles would lack it after a restore.  So it is made like any other GRANT.
+	 */
+	FOR acl IN
+		SELECT p.oid, p.proowner
+		FROM pg_extension e
+		JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid
+		JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid
+		WHERE e.extname = 'idempotency' AND d.deptype = 'e' AND p.proname IN ('idem_fail', 'idem_check')
+	LOOP
+		UPDATE pg_init_privs
+		SET initprivs = ARRAY(SELECT item FROM unnest(initprivs) item, aclexplode(ARRAY[item]) a
+			WHERE a.grantee = acl.proowner)
+		WHERE classoid = 'pg_proc'::regclass::oid AND objoid = acl.oid;
+		/* 'i', since PostgreSQL 17: a role that initial privileges name cannot be dropped */
+		DELETE FROM pg_shdepend
+		WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND classid = 'pg_proc'::regclass::oid AND objid = acl.oid AND deptype = 'i';
 	END LOOP;
 	PERFORM set_config('search_path', script_path, true);
 END $$;

@@ -48,6 +48,9 @@ FROM pg_sequence WHERE seqrelid IN (SELECT oid FROM relations)
 UNION ALL
 SELECT 'toast', c.oid::regclass::text, concat_ws(' ', t.reloptions) FROM relations c JOIN pg_class t ON t.oid = c.reltoastrelid
 UNION ALL
+SELECT 'initial privileges', pg_describe_object(classoid, objoid, objsubid), concat_ws(' ', privtype, initprivs)
+FROM pg_init_privs JOIN members ON classid = classoid AND objid = objoid
+UNION ALL
 SELECT 'dumped', config::regclass::text, condition
 FROM pg_extension, unnest(extconfig, extcondition) AS x (config, condition) WHERE extname = 'idempotency'
 ORDER BY 1, 2, 3;
