@@ -263,7 +263,7 @@ idem_call(PG_FUNCTION_ARGS)
 	Function *function;
 	StoreRow row = {0};
 	int64 fence;
-	CallAnswer answer;
+	CallAnswer answer = {0};
 	const KeptErrors *kept = NULL;
 
 	refuse_in_parallel("idem_call");
