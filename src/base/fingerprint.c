@@ -33,6 +33,7 @@
 #include "base/compat.h"
 #include "base/fingerprint.h"
 #include "base/json_text.h"
+#include "base/key.h"
 #include "base/sha256.h"
 
 typedef struct Pair
@@ -182,14 +183,13 @@ fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES])
 	sha256_finish(sha, out);
 }
 
-/* In a SQL_ASCII database the bytes may be anything, and stay what they are. */
 static void
 fingerprint_bytes(text *t, uint8 out[FINGERPRINT_BYTES])
 {
 	Sha256 *sha = sha256_start();
 	char *raw = VARDATA_ANY(t);
 	int len = VARSIZE_ANY_EXHDR(t);
-	char *utf8 = GetDatabaseEncoding() == PG_SQL_ASCII ? raw : pg_server_to_any(raw, len, PG_UTF8);
+	char *utf8 = key_is_utf8(t) ? pg_server_to_any(raw, len, PG_UTF8) : raw;
 
 	sha256_bytes(sha, "=", 1);
 	sha256_framed(sha, utf8, utf8 == raw ? len : (int) strlen(utf8));
@@ -199,7 +199,7 @@ fingerprint_bytes(text *t, uint8 out[FINGERPRINT_BYTES])
 void
 fingerprint_text(text *t, uint8 out[FINGERPRINT_BYTES])
 {
-	Jsonb *jb = json_text_parse(t);
+	Jsonb *jb = key_is_utf8(t) ? json_text_parse(t) : NULL;
 
 	if (jb != NULL)
 		fingerprint_jsonb(jb, out);

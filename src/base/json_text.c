@@ -20,7 +20,7 @@
 #include "base/compat.h"
 #include "base/json_text.h"
 
-#define MAX_BYTES (16 * 1024 * 1024)
+#define MAX_BYTES (4 * 1024 * 1024) /* takes up to 200 MB while it is parsed */
 #define MAX_DEPTH 256
 #define MAX_NUMBER_CHARS 1000
 #define MAX_EXPONENT_CHARS 4 /* a sign among them */
@@ -36,6 +36,13 @@ number_is_ordinary(const char *number, size_t len)
 	while (exponent < len && number[exponent] != 'e' && number[exponent] != 'E')
 		exponent++;
 	return exponent == len || len - exponent - 1 <= MAX_EXPONENT_CHARS;
+}
+
+/* "u" and four digits, of an ASCII character? */
+static bool
+is_ascii_escape(const char *s)
+{
+	return s[1] == '0' && s[2] == '0' && s[3] >= '0' && s[3] <= '7';
 }
 
 /*
@@ -54,7 +61,7 @@ skip_string(const char *s)
 		s++;
 		if (*s == '\0')
 			break;
-		if (*s == 'u' && !utf8)
+		if (*s == 'u' && !utf8 && !is_ascii_escape(s))
 			return NULL;
 	}
 	return *s == '"' ? s + 1 : s;
@@ -96,13 +103,6 @@ is_within_limits(const char *s)
 	return s != NULL;
 }
 
-/* In a SQL_ASCII database the text may be anything. */
-static bool
-is_text(const char *s, int len)
-{
-	return GetDatabaseEncoding() != PG_SQL_ASCII || pg_verify_mbstr(PG_UTF8, s, len, true);
-}
-
 Jsonb *
 json_text_parse(text *t)
 {
@@ -112,7 +112,7 @@ json_text_parse(text *t)
 	if (VARSIZE_ANY_EXHDR(t) > MAX_BYTES)
 		return NULL;
 	s = text_to_cstring(t);
-	if (!is_text(s, VARSIZE_ANY_EXHDR(t)) || !is_within_limits(s) || !idem_jsonb_in(s, &jsonb))
+	if (!is_within_limits(s) || !idem_jsonb_in(s, &jsonb))
 		return NULL;
 	return DatumGetJsonbP(jsonb);
 }

@@ -70,6 +70,13 @@ key_utf8(const char *what, text *t, int min, int *len)
 	return utf8;
 }
 
+bool
+key_is_utf8(text *t)
+{
+	return GetDatabaseEncoding() != PG_SQL_ASCII ||
+		pg_verify_mbstr(PG_UTF8, VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t), true);
+}
+
 int
 key_utf8_bytes(text *t)
 {

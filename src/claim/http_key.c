@@ -14,7 +14,6 @@
  */
 #include "postgres.h"
 
-#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 
 #include "base/compat.h"
@@ -46,13 +45,6 @@ unquote(const char *s, const char *end)
 	return s + 1 == end ? cstring_to_text_with_len(out, len) : NULL;
 }
 
-static bool
-is_text(const text *t)
-{
-	return GetDatabaseEncoding() != PG_SQL_ASCII ||
-		pg_verify_mbstr(PG_UTF8, VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t), true);
-}
-
 HttpKeyState
 http_key(text *value, text **key)
 {
@@ -73,7 +65,7 @@ http_key(text *value, text **key)
 	*key = s < end && *s == '"' ? unquote(s, end) : cstring_to_text_with_len(s, end - s);
 	if (*key == NULL)
 		return HTTP_KEY_MALFORMED;
-	if (!is_text(*key))
+	if (!key_is_utf8(*key))
 		return HTTP_KEY_NO_TEXT;
 	len = key_utf8_bytes(*key);
 	if (len == 0)
