@@ -237,6 +237,7 @@ my %argument = (
 	headers => sub { or_odd(\@odd_texts, 'NULL', 'NULL', q('{}'), q('{"Content-Type": "text/plain", "Date": "now"}'), q('{"Connection": "a,, b", "A": "1"}'), q('{"A": 1}'), q('{"A b": "c"}'), q('{"A": "\\n"}'), text_json()) },
 	status => sub { or_odd(\@odd_integers, '200', '200', '201', '404', '429', '503') },
 	error => \&json,
+	keep_errors => sub { pick('NULL', 'NULL', 'NULL', q('{P0001}'), q('{22,23514}'), q('{}'), q('{NULL}'), q('{40}'), q('{{22},{23}}'), q('{nosuch}'), q('{P0001,P0001,42}')) },
 	ttl_s => sub { or_odd(\@odd_integers, 'NULL', 'NULL', '1', '60') },
 	wait_ms => sub { or_odd([ grep { $_ ne '2147483647' } @odd_integers ], 'NULL', '0', '5') },
 	lease_ms => sub { or_odd(\@odd_integers, 'NULL', 'NULL', '1', '1000') },
