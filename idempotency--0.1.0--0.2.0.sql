@@ -213,9 +213,42 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_check() IS
 'raise the error now that the commit guard would raise at the end of this transaction';
 
+CREATE FUNCTION idem_http_begin(
+	key text,
+	request text DEFAULT NULL,
+	scope text DEFAULT NULL,
+	ttl_s integer DEFAULT NULL,
+	wait_ms integer DEFAULT NULL,
+	lease_ms integer DEFAULT NULL,
+	OUT run boolean,
+	OUT status integer,
+	OUT headers text,
+	OUT body text,
+	OUT retry_after integer,
+	OUT replayed boolean,
+	OUT fence bigint)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_http_begin(text, text, text, integer, integer, integer) IS
+'claim the key of an HTTP request: run it, or send the answer';
+
+CREATE FUNCTION idem_http_finish(
+	key text,
+	status integer,
+	body text DEFAULT NULL,
+	headers text DEFAULT NULL,
+	scope text DEFAULT NULL,
+	fence bigint DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_http_finish(text, integer, text, text, text, bigint) IS
+'store the answer to an HTTP request, to commit with the work; returns the status';
+
 REVOKE ALL ON FUNCTION
 	idem_fail(text, jsonb, text, bigint, interval),
-	idem_check()
+	idem_check(),
+	idem_http_begin(text, text, text, integer, integer, integer),
+	idem_http_finish(text, integer, text, text, text, bigint)
 FROM PUBLIC;
 
 /*
@@ -242,7 +275,7 @@ BEGIN
 		SELECT 'ROUTINE ' || p.oid::regprocedure, a.grantee
 		FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass::oid AND m.objid = p.oid,
 			aclexplode(p.proacl) a
-		WHERE p.proname IN ('idem_fail', 'idem_check') AND a.grantee NOT IN (0::oid, p.proowner)
+		WHERE p.proname IN ('idem_fail', 'idem_check', 'idem_http_begin', 'idem_http_finish') AND a.grantee NOT IN (0::oid, p.proowner)
 	LOOP
 		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
 	END LOOP;
@@ -256,7 +289,8 @@ BEGIN
 			JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid
 			WHERE e.extname = 'idempotency' AND d.deptype = 'e')
 		SELECT n.oid::regprocedure AS object, a.grantee, a.is_grantable
-		FROM (VALUES ('idem_fail', 'idem_finish'), ('idem_check', 'idem_finish')) AS new (name, like_name)
+		FROM (VALUES ('idem_fail', 'idem_finish'), ('idem_check', 'idem_finish'),
+			('idem_http_begin', 'idem_finish'), ('idem_http_finish', 'idem_finish')) AS new (name, like_name)
 		JOIN functions n ON n.proname = new.name
 		JOIN functions o ON o.proname = new.like_name,
 			aclexplode(o.proacl) a

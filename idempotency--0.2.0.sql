@@ -251,6 +251,37 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_check() IS
 'raise the error now that the commit guard would raise at the end of this transaction';
 
+CREATE FUNCTION idem_http_begin(
+	key text,
+	request text DEFAULT NULL,
+	scope text DEFAULT NULL,
+	ttl_s integer DEFAULT NULL,
+	wait_ms integer DEFAULT NULL,
+	lease_ms integer DEFAULT NULL,
+	OUT run boolean,
+	OUT status integer,
+	OUT headers text,
+	OUT body text,
+	OUT retry_after integer,
+	OUT replayed boolean,
+	OUT fence bigint)
+RETURNS record
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_http_begin(text, text, text, integer, integer, integer) IS
+'claim the key of an HTTP request: run it, or send the answer';
+
+CREATE FUNCTION idem_http_finish(
+	key text,
+	status integer,
+	body text DEFAULT NULL,
+	headers text DEFAULT NULL,
+	scope text DEFAULT NULL,
+	fence bigint DEFAULT NULL)
+RETURNS integer
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_http_finish(text, integer, text, text, text, bigint) IS
+'store the answer to an HTTP request, to commit with the work; returns the status';
+
 CREATE FUNCTION idem_claim_many(
 	keys text[],
 	ttl interval DEFAULT NULL,
@@ -619,6 +650,8 @@ REVOKE ALL ON FUNCTION
 	idem_checkpoint(text, text, jsonb, text, bigint, interval),
 	idem_claim(text, interval, text, jsonb),
 	idem_check(),
+	idem_http_begin(text, text, text, integer, integer, integer),
+	idem_http_finish(text, integer, text, text, text, bigint),
 	idem_claim_many(text[], interval, text),
 	idem_call(text, text, jsonb, interval, text, interval, text[]),
 	idem_once(),

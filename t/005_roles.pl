@@ -27,6 +27,7 @@ my %calls = (
 	claims => [
 		"BEGIN; SELECT idem.idem_begin('c1'); SELECT idem.idem_finish('c1'); ROLLBACK",
 		"BEGIN; SELECT idem.idem_begin('c2'); SELECT idem.idem_release('c2'); COMMIT",
+		"BEGIN; SELECT idem.idem_http_begin('c7'); SELECT idem.idem_http_finish('c7', 200); ROLLBACK",
 		"SELECT idem.idem_claim('c3')",
 		"SELECT idem.idem_claim_many('{c4, c5}')",
 		"CREATE TEMP TABLE t (k text); CREATE TRIGGER once AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION idem.idem_once('k')",

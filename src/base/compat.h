@@ -26,7 +26,9 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/jsonb.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 
@@ -49,6 +51,9 @@
 /* 16: soft errors */
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
+#else
+#include "common/jsonapi.h"
+#include "mb/pg_wchar.h"
 #endif
 
 /* 17: named DSM segments */
@@ -341,6 +346,28 @@ idem_parse_type(const char *name, Oid *type)
 		*type = InvalidOid;
 #else
 	parseTypeString(name, type, &typmod, true);
+#endif
+}
+
+/*
+ * False if the text is not JSON, or has an escape that jsonb cannot hold.  16: soft errors;
+ * before, the server's parser reports the same if it is called without jsonb's actions.
+ */
+static inline bool
+idem_jsonb_in(char *json, Datum *jsonb)
+{
+#if PG_VERSION_NUM >= 160000
+	ErrorSaveContext context = {.type = T_ErrorSaveContext};
+
+	return DirectInputFunctionCallSafe(jsonb_in, json, InvalidOid, -1, (Node *) &context, jsonb);
+#else
+	JsonLexContext *lex =
+		makeJsonLexContextCstringLen(json, strlen(json), GetDatabaseEncoding(), true);
+
+	if (pg_parse_json(lex, &nullSemAction) != JSON_SUCCESS)
+		return false;
+	*jsonb = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
+	return true;
 #endif
 }
 

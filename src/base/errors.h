@@ -116,6 +116,54 @@
 			 "\"idempotency.require_scope\" is on: pass a non-empty scope, such as the tenant " \
 			 "or the endpoint, or set \"idempotency.default_scope\".")))
 
+/* 22023: the value of a header field Idempotency-Key */
+#define error_http_key(value_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("malformed idempotency key %s", key_text_display(value_)), \
+			 errdetail("What begins with a double quote must be a structured string: printable " \
+					   "ASCII in double quotes, with \\\" and \\\\ for these two."), \
+			 errhint("Pass the key that idem_http_begin got.")))
+
+/* 22023: a status that says "try again" */
+#define error_http_try_again(key_, status_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("cannot store status %d as the answer of idempotency key \"%s\"", (status_), \
+					key_display(key_)), \
+			 errdetail("408, 425, 429 and 500 and more tell the client to try again."), \
+			 errhint("Roll back, and the next attempt runs.")))
+
+/* 22023 */
+#define error_http_status(key_, status_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("cannot store status %d as the answer of idempotency key \"%s\"", (status_), \
+					key_display(key_)), \
+			 errdetail("It is not the status of a final answer."), \
+			 errhint("Give one from 200 to 499, but not 408, 425 or 429.")))
+
+/* 22023 */
+#define error_http_headers() \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("headers must be a JSON object of strings"), \
+			 errhint("Pass names and values, such as {\"Content-Type\": \"application/json\"}.")))
+
+/* 22023 */
+#define error_http_field_name(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("invalid name \"%s\" of a header field", (name_)), \
+			 errhint("Use letters, digits and hyphens.")))
+
+/* 22023: the value may be secret */
+#define error_http_field_value(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("value of header field \"%s\" has a line break", (name_)), \
+			 errhint("Remove it: a line break would begin another field.")))
+
 /* 22023: of a claim, unless the key is NULL */
 #define error_interval(what_, interval_, key_, hint_) \
 	ereport(ERROR, \

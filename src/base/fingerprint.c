@@ -12,7 +12,8 @@
  *		[		array: count, then the elements
  *		{		object: count, then framed key and value, in order of the keys
  *
- * The call of a function is "(", the framed function, then its arguments.
+ * The call of a function is "(", the framed function, then its arguments.  Text that is not
+ * JSON is "=", then the framed text.
  *
  * "Framed" means preceded by its length in 4 bytes, big-endian.  Object keys are ordered by
  * length, then by bytes, both in UTF-8.  That is jsonb's own order if the database encoding
@@ -31,6 +32,8 @@
 
 #include "base/compat.h"
 #include "base/fingerprint.h"
+#include "base/json_text.h"
+#include "base/key.h"
 #include "base/sha256.h"
 
 typedef struct Pair
@@ -178,6 +181,30 @@ fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES])
 
 	hash_container(sha, &jb->root);
 	sha256_finish(sha, out);
+}
+
+static void
+fingerprint_bytes(text *t, uint8 out[FINGERPRINT_BYTES])
+{
+	Sha256 *sha = sha256_start();
+	char *raw = VARDATA_ANY(t);
+	int len = VARSIZE_ANY_EXHDR(t);
+	char *utf8 = key_is_utf8(t) ? pg_server_to_any(raw, len, PG_UTF8) : raw;
+
+	sha256_bytes(sha, "=", 1);
+	sha256_framed(sha, utf8, utf8 == raw ? len : (int) strlen(utf8));
+	sha256_finish(sha, out);
+}
+
+void
+fingerprint_text(text *t, uint8 out[FINGERPRINT_BYTES])
+{
+	Jsonb *jb = key_is_utf8(t) ? json_text_parse(t) : NULL;
+
+	if (jb != NULL)
+		fingerprint_jsonb(jb, out);
+	else
+		fingerprint_bytes(t, out);
 }
 
 void

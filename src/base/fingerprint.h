@@ -19,6 +19,12 @@
 extern void fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES]);
 
 /*
+ * The fingerprint of the text as jsonb if json_text_parse() takes it, else of its bytes.  The
+ * latter is never equal to the fingerprint of a jsonb.
+ */
+extern void fingerprint_text(text *t, uint8 out[FINGERPRINT_BYTES]);
+
+/*
  * The fingerprint of a call of the function with these arguments; NULL is the same as {}.
  * Never equal to the fingerprint of a jsonb.
  */

@@ -45,7 +45,7 @@ typedef struct Job
 {
 	const char *name;
 	bool by_default;		   /* granted if no jobs are given */
-	const char *functions[12]; /* NULL-terminated */
+	const char *functions[16]; /* NULL-terminated */
 } Job;
 
 /* No function is in two jobs: revoking one job would take it from the other. */
@@ -53,7 +53,8 @@ static const Job jobs[] = {
 	{"claims",
 	 true,
 	 {"idem_begin", "idem_finish", "idem_fail", "idem_release", "idem_extend", "idem_checkpoint",
-	  "idem_claim", "idem_claim_many", "idem_check", "idem_once"}},
+	  "idem_claim", "idem_claim_many", "idem_check", "idem_http_begin", "idem_http_finish",
+	  "idem_once"}},
 	{"call", false, {"idem_call"}},
 	{"throttle", true, {"idem_throttle"}},
 	{"tokens",

@@ -51,15 +51,39 @@ check_length(const char *what, text *t, int len, int min)
 		error_too_long(what, t, len, KEY_MAX_BYTES);
 }
 
-const char *
-key_utf8(const char *what, text *t, int min, int *len)
+static const char *
+to_utf8(text *t, int *len)
 {
 	char *raw = VARDATA_ANY(t);
 	char *utf8 = pg_server_to_any(raw, VARSIZE_ANY_EXHDR(t), PG_UTF8);
 
 	*len = utf8 == raw ? (int) VARSIZE_ANY_EXHDR(t) : (int) strlen(utf8);
+	return utf8;
+}
+
+const char *
+key_utf8(const char *what, text *t, int min, int *len)
+{
+	const char *utf8 = to_utf8(t, len);
+
 	check_length(what, t, *len, min);
 	return utf8;
+}
+
+bool
+key_is_utf8(text *t)
+{
+	return GetDatabaseEncoding() != PG_SQL_ASCII ||
+		pg_verify_mbstr(PG_UTF8, VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t), true);
+}
+
+int
+key_utf8_bytes(text *t)
+{
+	int len;
+
+	(void) to_utf8(t, &len);
+	return len;
 }
 
 bool

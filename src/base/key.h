@@ -57,6 +57,12 @@ extern void key_require_scope(const char *what, text *key, text *scope);
  */
 extern const char *key_utf8(const char *what, text *t, int min, int *len);
 
+/* Can the text be converted to UTF-8?  In a SQL_ASCII database it may be anything. */
+extern bool key_is_utf8(text *t);
+
+/* The size of the text in UTF-8, which need not be a valid key. */
+extern int key_utf8_bytes(text *t);
+
 /* Are the texts equal, byte for byte? */
 extern bool key_same_text(const text *a, const text *b);
 

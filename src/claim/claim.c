@@ -428,6 +428,23 @@ claim_finish(const ClaimRequest *request, const ClaimAnswer *answer)
 	claim_finish_open(key, mine, answer);
 }
 
+void
+claim_finish_any(const IdemKey *key, int64 fence, const ClaimAnswer *answer)
+{
+	PendingClaim *mine = pending_find(key);
+
+	if (mine == NULL && fence == NO_FENCE)
+		lease_error_nothing_open(key, mine);
+	if (XactReadOnly)
+		error_read_only(key, "finish");
+	if (lease_meant(mine, fence != NO_FENCE))
+		lease_finish(key, fence, mine, answer);
+	else if (mine != NULL && mine->state == PENDING_OPEN)
+		claim_finish_open(key, mine, answer);
+	else
+		lease_error_nothing_open(key, mine);
+}
+
 /* ------------------------------------------------------------------------
  * Claim and finish at once
  * ------------------------------------------------------------------------

@@ -74,6 +74,12 @@ extern void claim_finish(const ClaimRequest *request, const ClaimAnswer *answer)
 extern void claim_finish_open(const IdemKey *key, PendingClaim *claim, const ClaimAnswer *answer);
 
 /*
+ * Finish the claim that this transaction has begun, or the leased claim with that fence
+ * (NO_FENCE: not given).  ID003, ID004 or ID006 if there is none; 25006.
+ */
+extern void claim_finish_any(const IdemKey *key, int64 fence, const ClaimAnswer *answer);
+
+/*
  * Write the key's finished row unless there is one already.  Waits for concurrent holders.
  * True if written.  Without "lock", a claim of a free key needs no entry in the lock table.
  */

@@ -172,23 +172,11 @@ idem_begin(PG_FUNCTION_ARGS)
 					 row_ncolumns(fcinfo, BEGIN_NARGS_0_1, BEGIN_NCOLS_0_1, BEGIN_NCOLS));
 }
 
-/* Finish the claim of this transaction, or the leased claim with that fence. */
+/* What idem_finish and idem_fail return: what they have stored. */
 static Datum
 finish(FunctionCallInfo fcinfo, const IdemKey *key, int64 fence, const ClaimAnswer *answer)
 {
-	PendingClaim *mine = pending_find(key);
-
-	if (mine == NULL && fence == NO_FENCE)
-		lease_error_nothing_open(key, mine);
-	if (XactReadOnly)
-		error_read_only(key, "finish");
-	if (lease_meant(mine, fence != NO_FENCE))
-		lease_finish(key, fence, mine, answer);
-	else if (mine != NULL && mine->state == PENDING_OPEN)
-		claim_finish_open(key, mine, answer);
-	else
-		lease_error_nothing_open(key, mine);
-
+	claim_finish_any(key, fence, answer);
 	if (!answer->has_result)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(answer->result);

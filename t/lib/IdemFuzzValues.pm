@@ -104,6 +104,16 @@ sub or_odd { my ($odd, @usual) = @_; return chance(0.2) ? pick(@$odd) : pick(@us
 sub brief { return or_odd(\@odd_intervals, 'NULL', q('1 ms'), q('20 ms'), q('200 ms'), q('1 day')) }
 sub json { return or_odd(\@odd_jsonbs, 'NULL', 'NULL', q('{"a": 1}'), q('{"a": 1.0}'), q('{"b": [true, null]}')) }
 
+# JSON as text, and what is nearly JSON
+sub text_json
+{
+	my $json = json();
+
+	return $json if $json eq 'NULL';
+	return "($json)::jsonb::text" if chance(0.5);
+	return pick(q('1e400000'), q('"\\u0000"'), q('"\\ud83d"'), q('{"a": '), "repeat('[', 100000)", "repeat('[', 300) || repeat(']', 300)", "repeat('9', 200000)", q('{"status": 200, "headers": {}, "body": ""}'));
+}
+
 # How an argument is made, by name; by name and type where two are called the same.
 my $next_args;    # that suit the function which was picked
 my %argument = (
@@ -145,6 +155,13 @@ my %argument = (
 	batch_size => sub { pick(@odd_integers, '10') },
 	max_rows => sub { pick(@odd_bigints, '10') },
 	max_duration => sub { or_odd(\@odd_intervals, 'NULL', q('1 ms')) },
+	'request text' => sub { chance(0.5) ? text_json() : or_odd(\@odd_texts, q('r'), q('{"a": 1}')) },
+	body => sub { or_odd(\@odd_texts, 'NULL', q('b'), text_json()) },
+	headers => sub { or_odd(\@odd_texts, 'NULL', 'NULL', q('{}'), q('{"Content-Type": "text/plain", "Date": "now"}'), q('{"Connection": "a,, b", "A": "1"}'), q('{"A": 1}'), q('{"A b": "c"}'), q('{"A": "\\n"}'), text_json()) },
+	status => sub { or_odd(\@odd_integers, '200', '200', '201', '404', '429', '503') },
+	ttl_s => sub { or_odd(\@odd_integers, 'NULL', 'NULL', '1', '60') },
+	wait_ms => sub { or_odd([ grep { $_ ne '2147483647' } @odd_integers ], 'NULL', '0', '5') },
+	lease_ms => sub { or_odd(\@odd_integers, 'NULL', 'NULL', '1', '1000') },
 	'keys bigint' => sub { pick(@odd_bigints) },
 	tokens => sub { pick(@odd_bigints) },
 	codes => sub { pick(@odd_bigints) });
