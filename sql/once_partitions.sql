@@ -345,6 +345,23 @@ COMMIT;
 SELECT tableoid::regclass, id, k FROM m ORDER BY id;
 DROP TRIGGER once ON m;
 
+-- what a command has not moved, the one around it may have
+TRUNCATE m;
+CREATE TRIGGER once AFTER INSERT ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, NULL, 'nested');
+INSERT INTO m VALUES (1, 'A', 1), (2, 'B', 3);
+CREATE FUNCTION move_another() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+	UPDATE m SET p = 4 WHERE id = 2;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER first AFTER INSERT ON m2 FOR EACH ROW EXECUTE FUNCTION move_another();
+UPDATE m SET p = 2 WHERE id = 1;
+SELECT tableoid::regclass, id, k FROM m ORDER BY id;
+DROP TRIGGER first ON m2;
+DROP TRIGGER once ON m;
+
 -- what an earlier search has found is not valid after a TRUNCATE, which resets the number of
 -- deleted rows
 TRUNCATE m;
