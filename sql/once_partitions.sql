@@ -345,6 +345,69 @@ COMMIT;
 SELECT tableoid::regclass, id, k FROM m ORDER BY id;
 DROP TRIGGER once ON m;
 
+-- what a command has not moved, the one around it may have
+TRUNCATE m;
+CREATE TRIGGER once AFTER INSERT ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, NULL, 'nested');
+INSERT INTO m VALUES (1, 'A', 1), (2, 'B', 3);
+CREATE FUNCTION move_another() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+	UPDATE m SET p = 4 WHERE id = 2;
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER first AFTER INSERT ON m2 FOR EACH ROW EXECUTE FUNCTION move_another();
+UPDATE m SET p = 2 WHERE id = 1;
+SELECT tableoid::regclass, id, k FROM m ORDER BY id;
+DROP TRIGGER first ON m2;
+DROP TRIGGER once ON m;
+
+-- what an earlier search has found is not valid after a TRUNCATE, which resets the number of
+-- deleted rows
+TRUNCATE m;
+CREATE TRIGGER once AFTER INSERT ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, NULL, 'truncated');
+INSERT INTO m VALUES (1, 'A', 1), (2, 'B', 3);
+BEGIN;
+DELETE FROM m WHERE id = 1;
+UPDATE m SET p = 4 WHERE id = 2;
+TRUNCATE m1;
+INSERT INTO m VALUES (3, 'C', 1);
+UPDATE m SET p = 2 WHERE id = 3;
+COMMIT;
+SELECT tableoid::regclass, id, k FROM m ORDER BY id;
+DROP TRIGGER once ON m;
+TRUNCATE m;
+CREATE TRIGGER once BEFORE INSERT ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip', 'truncated before');
+INSERT INTO m VALUES (1, 'A', 1), (2, 'B', 3);
+BEGIN;
+DELETE FROM m WHERE id = 1;
+WITH u AS (UPDATE m SET n = 1 WHERE id = 2) INSERT INTO m VALUES (3, 'B', 1);
+TRUNCATE m1;
+INSERT INTO m VALUES (4, 'C', 1);
+UPDATE m SET p = 2 WHERE id = 4;
+COMMIT;
+SELECT tableoid::regclass, id, k FROM m ORDER BY id;
+DROP TRIGGER once ON m;
+
+-- nor if it counted rows whose deletion was rolled back: the deleted ones are as many again later
+CREATE TABLE c (id integer, k text, p integer) PARTITION BY LIST (p);
+CREATE TABLE c1 PARTITION OF c FOR VALUES IN (1);
+CREATE TABLE c2 PARTITION OF c FOR VALUES IN (2);
+CREATE TABLE c3 PARTITION OF c FOR VALUES IN (3);
+CREATE TRIGGER once AFTER INSERT ON c FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, NULL, 'counted');
+INSERT INTO c VALUES (1, 'A', 1), (2, 'B', 2);
+BEGIN;
+SAVEPOINT s;
+DELETE FROM c WHERE id = 1;
+ROLLBACK TO s;
+LOCK TABLE ONLY c1 IN ROW EXCLUSIVE MODE;
+-- makes the server forget what it knows of the table; the first UPDATE does not read it
+ANALYZE c1;
+UPDATE c SET p = 3 WHERE p = 2;
+UPDATE c SET p = 2 WHERE id = 1;
+COMMIT;
+SELECT tableoid::regclass, id, k FROM c ORDER BY id;
+
 -- a key that is stored out of line
 TRUNCATE m;
 CREATE TRIGGER once AFTER INSERT ON m FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, NULL, 'toast');

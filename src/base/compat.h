@@ -163,30 +163,6 @@ idem_relation_locked_by_me(Oid relid, LOCKMODE lockmode)
 #endif
 }
 
-/*
- * The number of tuples that this transaction, or earlier ones of this session, have deleted
- * from a table and not yet reported to the statistics.  16: the server has one sum for both.
- */
-static inline int64
-idem_tuples_deleted(Oid relid)
-{
-	PgStat_TableStatus *status = find_tabstat_entry(relid);
-
-	if (status == NULL)
-		return 0;
-#if PG_VERSION_NUM >= 160000
-	return status->counts.tuples_deleted;
-#else
-	{
-		int64 deleted = status->t_counts.t_tuples_deleted;
-
-		for (PgStat_TableXactStatus *trans = status->trans; trans != NULL; trans = trans->upper)
-			deleted += trans->tuples_deleted;
-		return deleted;
-	}
-#endif
-}
-
 /* 17: the two parts of a virtual transaction ID are now in one struct. */
 static inline LocalTransactionId
 idem_local_transaction(void)

@@ -299,6 +299,14 @@
 					key_display(key_)), \
 			 errhint("Roll back and retry the transaction; it then gets the stored result.")))
 
+/* 40001: while idem_call waited for its key */
+#define error_function_changed(name_, identity_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), \
+			 errmsg("could not serialize access: function name \"%s\" no longer means %s", \
+					(name_), (identity_)), \
+			 errhint("Roll back and retry the transaction.")))
+
 /* 42725: "candidates" is a list of functions */
 #define error_ambiguous_function(name_, candidates_) \
 	ereport(ERROR, \

@@ -58,7 +58,7 @@ struct Function
 	text *name;		/* as the caller gave it */
 	uint64 changes; /* value of "changes" when it was looked up */
 	Callee *callee; /* valid until the next get_callee() */
-	bool types_given;
+	char *identity;
 };
 
 static HTAB *callees = NULL;
@@ -624,6 +624,25 @@ find_by_types(const char *str)
 	return fcinfo->isnull ? InvalidOid : DatumGetObjectId(result);
 }
 
+static char *
+callee_identity(const Callee *callee, bool with_types)
+{
+	StringInfoData s;
+
+	initStringInfo(&s);
+	name_append(&s, callee->schema, callee->name);
+	if (with_types)
+	{
+		for (int i = 0; i < callee->nparams; i++)
+		{
+			appendStringInfoChar(&s, i > 0 ? ',' : '(');
+			name_append_type(&s, callee->params[i].type);
+		}
+		appendStringInfoString(&s, callee->nparams > 0 ? ")" : "()");
+	}
+	return s.data;
+}
+
 Function *
 function_find(text *name, Jsonb *args)
 {
@@ -646,13 +665,13 @@ function_find_if_any(text *name, Jsonb *args)
 	char *str = text_to_cstring(name);
 	char *shown = key_text_display(name);
 	AclResult acl;
+	bool types_given = gives_types(str);
 	Oid oid;
 
 	if (args != NULL && !JB_ROOT_IS_OBJECT(args))
 		error_args_no_object(shown);
 
-	function->types_given = gives_types(str);
-	if (function->types_given)
+	if (types_given)
 		oid = find_by_types(str);
 	else
 		oid = find_by_name(str, shown, args);
@@ -665,35 +684,28 @@ function_find_if_any(text *name, Jsonb *args)
 	function->name = name;
 	function->callee = get_callee(oid);
 	function->changes = function->callee->changes;
+	function->identity = callee_identity(function->callee, types_given);
 	return function;
 }
 
 char *
 function_identity(const Function *function)
 {
-	const Callee *callee = function->callee;
-	StringInfoData s;
-
-	initStringInfo(&s);
-	name_append(&s, callee->schema, callee->name);
-	if (function->types_given)
-	{
-		for (int i = 0; i < callee->nparams; i++)
-		{
-			appendStringInfoChar(&s, i > 0 ? ',' : '(');
-			name_append_type(&s, callee->params[i].type);
-		}
-		appendStringInfoString(&s, callee->nparams > 0 ? ")" : "()");
-	}
-	return s.data;
+	return function->identity;
 }
 
 Callee *
 function_callee(Function *function, Jsonb *args)
 {
+	const char *identity = function->identity;
+
 	/* while we waited, the function may have been replaced, or EXECUTE revoked */
 	AcceptInvalidationMessages();
-	if (function->changes != changes)
-		function = function_find(function->name, args);
+	if (function->changes == changes)
+		return function->callee;
+	function = function_find(function->name, args);
+	/* the call was claimed by its identity, and a repeated one would be another request */
+	if (strcmp(function->identity, identity) != 0)
+		error_function_changed(key_text_display(function->name), identity);
 	return function->callee;
 }

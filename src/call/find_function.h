@@ -90,8 +90,8 @@ typedef struct Callee
 
 /*
  * The callee of a function that was found for these arguments.  Looks the function up again
- * if any function or schema has changed since.  Valid until the next look-up, unless it is
- * pinned.
+ * if any function or schema has changed since; then the name must still mean a function of the
+ * same identity (40001).  Valid until the next look-up, unless it is pinned.
  */
 extern Callee *function_callee(Function *function, Jsonb *args);
 

@@ -120,7 +120,7 @@ typedef struct OnceInfo
 	MemoryContext context;
 } OnceInfo;
 
-/* the Guards of partitions whose rows move to others under "skip" */
+/* those of partitions whose rows move to others under "skip" */
 static dlist_head movers = DLIST_STATIC_INIT(movers);
 
 /* ------------------------------------------------------------------------
@@ -892,7 +892,7 @@ settle(OnceInfo *mover)
 	mover->in_hand = false;
 }
 
-/* BEFORE INSERT: the Guard whose UPDATE moves a row to here, if its trigger has fired. */
+/* BEFORE INSERT: the OnceInfo whose UPDATE moves a row to here, if its trigger has fired. */
 static OnceInfo *
 find_mover(OnceInfo *info, Relation rel)
 {

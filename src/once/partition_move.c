@@ -176,26 +176,25 @@ typedef struct Search
 } Search;
 
 /*
- * The number of rows that this transaction has deleted from the partition, by the statistics;
- * -1 if they are disabled.  If it is 0, as in a transaction that only inserts, there is nothing
- * to search.  It may be too high, but not too low.
+ * The number of rows that this transaction has deleted from the partition since its last
+ * TRUNCATE, by the statistics; -1 if they are disabled.  If it is 0, as in a transaction that
+ * only inserts, there is nothing to search.  It may be too high, but not too low.
  */
 static int64
-deleted_in(Relation rel)
+deleted_in(Relation rel, bool *truncated)
 {
 	int64 deleted = 0;
 	PgStat_TableXactStatus *trans;
 
-	if (!rel->pgstat_enabled)
+	*truncated = false;
+	/* links a new relation cache entry to the statistics, which may have counted before */
+	if (!pgstat_should_count_relation(rel))
 		return -1;
-	/*
-	 * A new relation cache entry is not linked to the statistics, but they may exist.  Those
-	 * numbers can include earlier transactions of this session.
-	 */
-	if (rel->pgstat_info == NULL)
-		return idem_tuples_deleted(RelationGetRelid(rel));
 	for (trans = rel->pgstat_info->trans; trans != NULL; trans = trans->upper)
+	{
 		deleted += trans->tuples_deleted;
+		*truncated |= trans->truncdropped;
+	}
 	return deleted;
 }
 
@@ -245,8 +244,10 @@ scan_partition(Relation rel, const Search *search, bool *any)
 }
 
 /*
- * A search's result is valid while the number of deleted rows stays the same.  Only a rollback
- * lowers that number, and it ends the subtransaction, whose id is in the tag.
+ * A search's result is valid while the number of deleted rows stays the same.  A rollback lowers
+ * that number, but ends the subtransaction, whose id is in the tag.  So does TRUNCATE, but not of
+ * a partition that the running command may move rows from: so after one, only what was found for
+ * the same command is valid.
  */
 static MovedEntry *
 nothing_entry(MovedWhat what, Relation rel, CommandId command, HASHACTION action)
@@ -259,13 +260,13 @@ nothing_entry(MovedWhat what, Relation rel, CommandId command, HASHACTION action
 
 /* Get the number of rows that the command has moved from an earlier search, if that is valid. */
 static bool
-found_before(Relation rel, const Search *search, int64 deleted, int64 *found)
+found_before(Relation rel, const Search *search, int64 deleted, bool truncated, int64 *found)
 {
 	MovedEntry *nothing = nothing_entry(MOVED_NOTHING, rel, InvalidCommandId, HASH_FIND);
 	MovedEntry *by = nothing_entry(MOVED_BY, rel, search->command, HASH_FIND);
 
 	*found = 0;
-	if (nothing != NULL && nothing->count == deleted)
+	if (!truncated && nothing != NULL && nothing->count == deleted)
 		return true;
 	if (by == NULL || by->count != deleted || (search->collect && by->found > 0))
 		return false;
@@ -276,17 +277,18 @@ found_before(Relation rel, const Search *search, int64 deleted, int64 *found)
 static int64
 search_partition(Relation rel, const Search *search)
 {
-	int64 deleted = deleted_in(rel);
+	bool truncated;
+	int64 deleted = deleted_in(rel, &truncated);
 	int64 found;
 	bool any;
 
 	if (deleted == 0)
 		return 0;
-	if (deleted > 0 && found_before(rel, search, deleted, &found))
+	if (deleted > 0 && found_before(rel, search, deleted, truncated, &found))
 		return found;
 
 	found = scan_partition(rel, search, &any);
-	if (!any)
+	if (!any && !truncated)
 		nothing_entry(MOVED_NOTHING, rel, InvalidCommandId, HASH_ENTER)->count = deleted;
 	else
 	{

@@ -416,13 +416,12 @@ purge_database(const Database *database)
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 	{
 		static bool told = false;
-		int level = told ? DEBUG1 : LOG;
 
-		told = true;
-		ereport(level,
+		ereport(told ? DEBUG1 : LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("no background worker is free for purging"),
 				 errhint("Increase \"max_worker_processes\".")));
+		told = true;
 		return false;
 	}
 	wait_for_worker(handle, database);
