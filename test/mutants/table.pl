@@ -84,8 +84,8 @@ sub text_of
 	return $text{$file};
 }
 
-# Files that a file of a test names: modules of Perl, looked for in some folders, and paths below
-# the root, also folders and patterns.  Not other tests, and not what is tested.
+# Files that a file of a test names: modules of Perl, looked for in some folders, modules that it
+# builds, and paths below the root, also folders and patterns.  Not other tests, and not what is tested.
 sub named_files
 {
 	my ($root, $file, $folders) = @_;
@@ -96,6 +96,7 @@ sub named_files
 		next if $line =~ /^\s*(?:#|--)/;
 		push @$folders, $1 if $line =~ m{^use lib "\$FindBin::RealBin/\.\./([\w/]+)"};
 		$named{"$_/$1.pm"} = 1 foreach $line =~ /^use (\w+)/ ? @$folders : ();
+		$named{"test/modules/$_"} = 1 foreach $line =~ /\bbuild_module\('(\w+)'\)/g;
 		while ($line =~ m{([\w.*/-]+)}g)
 		{
 			my $path = $1 =~ s{^(?:.*\.\./|/)}{}r;
