@@ -3,9 +3,6 @@
 -- complain if script is sourced in psql, rather than via ALTER EXTENSION
 \echo Use "ALTER EXTENSION idempotency UPDATE TO '0.2.0'" to load this file. \quit
 
-ALTER TABLE idem_keys ADD COLUMN failed boolean;
-COMMENT ON COLUMN idem_keys.failed IS 'true if the claim was finished by a failure, else NULL';
-
 /*
  * Functions with a new argument or a new column keep their OID: sessions that are calling them
  * go on, and so do views and functions that use them, and privileges stay.  CREATE OR REPLACE
@@ -308,3 +305,10 @@ ALTER FUNCTION idem_code_verify(text, text, text) COST 1000;
 ALTER FUNCTION idem_throttle(text, interval, integer, text, integer) COST 1000;
 ALTER FUNCTION idem_forget(text, text) COST 1000;
 ALTER FUNCTION idem_forget_scope(text) COST 1000;
+
+/*
+ * The table comes last, since claims wait from here on.  It must come after the views: who
+ * reads one has locked the view and then wants the table, so the other order would deadlock.
+ */
+ALTER TABLE idem_keys ADD COLUMN failed boolean;
+COMMENT ON COLUMN idem_keys.failed IS 'true if the claim was finished by a failure, else NULL';
