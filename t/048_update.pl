@@ -392,6 +392,11 @@ for my $db (qw(old new_restored))
 goes_on('old_restored', 'after', 'a dump of 0.1.0, restored and updated');
 users_objects_work('old_restored', 'after', 'a dump of 0.1.0, restored and updated');
 
+# No function of 0.1.0 can fail a claim, so its table needs no column for that.
+$node->safe_psql('old', 'ALTER TABLE idem_keys DROP COLUMN failed');
+sql_fails($node, 'old', q{BEGIN; SELECT idem_begin('no column'); SELECT idem_fail('no column')}, '55000', 'a column that was dropped by hand is missed');
+sql_is($node, 'old', q{SELECT state FROM idem_begin('finished')}, 'replayed', 'only where it is needed');
+
 # A role that got a new function by the update can be dropped.
 $node->safe_psql($_, 'DROP OWNED BY worker, hand, reader, shop CASCADE') for qw(old new_restored old_restored);
 sql_is($node, 'postgres', 'DROP ROLE shop', '', 'a role that got new functions can be dropped');

@@ -344,13 +344,6 @@
 					(column_), (table_), IDEM_VERSION), \
 			 hint_table_changed()))
 
-/* 55000: the library is newer than its SQL */
-#define error_update_needed(what_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
-			 errmsg("%s before the extension is updated", (what_)), \
-			 errhint("Run ALTER EXTENSION idempotency UPDATE.")))
-
 #define error_no_primary_key(table_) \
 	ereport( \
 		ERROR, \
