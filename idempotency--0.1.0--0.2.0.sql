@@ -3,9 +3,6 @@
 -- complain if script is sourced in psql, rather than via ALTER EXTENSION
 \echo Use "ALTER EXTENSION idempotency UPDATE TO '0.2.0'" to load this file. \quit
 
-ALTER TABLE idem_keys ADD COLUMN failed boolean;
-COMMENT ON COLUMN idem_keys.failed IS 'true if the claim was finished by a failure, else NULL';
-
 /*
  * Functions with a new argument or a new column keep their OID: sessions that are calling them
  * go on, and so do views and functions that use them, and privileges stay.  CREATE OR REPLACE
@@ -347,3 +344,11 @@ ALTER FUNCTION idem_forget_scope(text) COST 1000;
 COMMENT ON COLUMN idem_tokens.payload IS 'what a caller that redeems the token gets';
 COMMENT ON TABLE idem_secrets IS 'keys of the HMACs in idem_codes; with them and a dump, live codes can be found out';
 COMMENT ON COLUMN idem_stat.in_progress IS 'idem_begin and idem_call: another transaction or a lease held the key';
+
+/*
+ * The table comes last, since claims wait from here on.  It must come after the views: a
+ * session that reads one has locked the view and then wants the table, so the other order would
+ * deadlock.
+ */
+ALTER TABLE idem_keys ADD COLUMN failed boolean;
+COMMENT ON COLUMN idem_keys.failed IS 'true if the claim was finished by a failure, else NULL';

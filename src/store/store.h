@@ -113,7 +113,7 @@ typedef struct StoreWrite
 	const uint8 *fingerprint; /* NULL: none; a take-over then keeps the stored one */
 	bool has_result;
 	Datum result; /* jsonb */
-	bool failed;  /* 55000 if the table has no such column yet */
+	bool failed;  /* 55000 if the table lacks the column */
 	TimestampTz created_at;
 	TimestampTz finished_at; /* 0: a leased row */
 	TimestampTz expires_at;

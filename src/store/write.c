@@ -87,8 +87,9 @@ void
 set_answer(Change *change, const StoreWrite *write)
 {
 	set_jsonb(change, COL_RESULT, write->has_result, write->result);
+	/* definitions that can fail a claim come with the column, so somebody has dropped it */
 	if (write->failed && change->failed == NO_COLUMN)
-		error_update_needed("cannot store a failure");
+		error_columns(TABLE_NAME);
 	if (write->failed)
 		set_datum(change, change->failed, BoolGetDatum(true));
 	else if (change->failed != NO_COLUMN)
