@@ -255,6 +255,8 @@ FROM PUBLIC;
 DO LANGUAGE plpgsql $$
 DECLARE
 	acl record;
+	-- all are in the job of idem_finish
+	new_functions text[] := ARRAY['idem_fail', 'idem_check', 'idem_http_begin', 'idem_http_finish'];
 	script_path text := pg_catalog.current_setting('search_path');
 BEGIN
 	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -272,7 +274,7 @@ BEGIN
 		SELECT 'ROUTINE ' || p.oid::regprocedure, a.grantee
 		FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass::oid AND m.objid = p.oid,
 			aclexplode(p.proacl) a
-		WHERE p.proname IN ('idem_fail', 'idem_check', 'idem_http_begin', 'idem_http_finish') AND a.grantee NOT IN (0::oid, p.proowner)
+		WHERE p.proname = ANY (new_functions) AND a.grantee NOT IN (0::oid, p.proowner)
 	LOOP
 		EXECUTE format('REVOKE ALL ON %s FROM %s', acl.object, acl.grantee::regrole);
 	END LOOP;
@@ -286,12 +288,10 @@ BEGIN
 			JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid
 			WHERE e.extname = 'idempotency' AND d.deptype = 'e')
 		SELECT n.oid::regprocedure AS object, a.grantee, a.is_grantable
-		FROM (VALUES ('idem_fail', 'idem_finish'), ('idem_check', 'idem_finish'),
-			('idem_http_begin', 'idem_finish'), ('idem_http_finish', 'idem_finish')) AS new (name, like_name)
-		JOIN functions n ON n.proname = new.name
-		JOIN functions o ON o.proname = new.like_name,
+		FROM functions n
+		JOIN functions o ON o.proname = 'idem_finish',
 			aclexplode(o.proacl) a
-		WHERE a.grantee <> o.proowner
+		WHERE n.proname = ANY (new_functions) AND a.grantee <> o.proowner
 	LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s%s', acl.object,
 			CASE WHEN acl.grantee = 0::oid THEN 'PUBLIC' ELSE acl.grantee::regrole::text END,
@@ -307,7 +307,7 @@ BEGIN
 		FROM pg_extension e
 		JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass::oid AND d.refobjid = e.oid
 		JOIN pg_proc p ON d.classid = 'pg_proc'::regclass::oid AND d.objid = p.oid
-		WHERE e.extname = 'idempotency' AND d.deptype = 'e' AND p.proname IN ('idem_fail', 'idem_check')
+		WHERE e.extname = 'idempotency' AND d.deptype = 'e' AND p.proname = ANY (new_functions)
 	LOOP
 		UPDATE pg_init_privs
 		SET initprivs = ARRAY(SELECT item FROM unnest(initprivs) item, aclexplode(ARRAY[item]) a

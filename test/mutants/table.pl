@@ -186,8 +186,8 @@ if ($command eq 'check' && @ARGV == 1)
 		}
 		foreach my $edit (@{ $mutant->{edits} })
 		{
-			push @$errors, "$mutant->{place}: $mutant->{name}: $edit->{file} is not the script that is installed"
-			  if $edit->{file} =~ /^idempotency--/ && $edit->{file} ne "idempotency--$version.sql";
+			push @$errors, "$mutant->{place}: $mutant->{name}: $edit->{file} is not a script of this version"
+			  if $edit->{file} =~ /^idempotency--/ && $edit->{file} !~ /--\Q$version\E\.sql$/;
 		}
 	}
 	print map { "$_\n" } @$errors;
