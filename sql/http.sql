@@ -324,3 +324,4 @@ SELECT status, body, replayed FROM idem_http_begin('p3', 'r');
 
 DROP FUNCTION try_key, try_finish, replay, same_request, finish_as, http_fails;
 DROP TABLE keys, bodies, requests, results;
+DELETE FROM idem_keys;

@@ -92,6 +92,8 @@ my $force = $node->safe_psql('postgres', "SELECT name FROM pg_settings WHERE nam
 my %unsafe = (
 	idem_begin => "(SELECT state FROM idem_begin('p'))",
 	idem_finish => "idem_finish('p')::text",
+	idem_http_begin => "(SELECT status::text FROM idem_http_begin('p'))",
+	idem_http_finish => "idem_http_finish('p', 200)::text",
 	idem_release => "idem_release('p')::text",
 	idem_extend => "idem_extend('p', '1 s', fence => 1)::text",
 	idem_checkpoint => "idem_checkpoint('p', 'a', fence => 1)::text",
