@@ -124,7 +124,7 @@ if ($command eq 'check' && @ARGV == 1)
 {
 	my $root = shift;
 
-	# what is patched is the script that is installed
+	# what is patched is a script that is installed, or leads to this version
 	my ($version) = (text_of($root, 'idempotency.control') // '') =~ /^default_version *= *'(.*)'/m;
 
 	foreach my $mutant (@$mutants)
@@ -136,8 +136,8 @@ if ($command eq 'check' && @ARGV == 1)
 		}
 		foreach my $edit (@{ $mutant->{edits} })
 		{
-			push @$errors, "$mutant->{place}: $mutant->{name}: $edit->{file} is not the script that is installed"
-			  if $edit->{file} =~ /^idempotency--/ && $edit->{file} ne "idempotency--$version.sql";
+			push @$errors, "$mutant->{place}: $mutant->{name}: $edit->{file} is not a script of this version"
+			  if $edit->{file} =~ /^idempotency--/ && $edit->{file} !~ /--\Q$version\E\.sql$/;
 		}
 	}
 	print map { "$_\n" } @$errors;
