@@ -174,7 +174,7 @@ if ($command eq 'check' && @ARGV == 1)
 {
 	my $root = shift;
 
-	# what is patched is the script that is installed
+	# what is patched is a script that is installed, or leads to this version
 	my ($version) = (text_of($root, 'idempotency.control') // '') =~ /^default_version *= *'(.*)'/m;
 
 	foreach my $mutant (@$mutants)
