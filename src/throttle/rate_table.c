@@ -773,11 +773,8 @@ SipHash
 rate_limit_id(const void *data, Size len)
 {
 	RateLimitTable *table = shmem_get(&area);
-	SipHash id = siphash(&table->key, data, len);
 
-	/* fetched while the caller reads the clock and takes the lock */
-	idem_prefetch(&get_entries(table, partition_number(table, &id))[home_place(table, id.half[1])]);
-	return id;
+	return siphash(&table->key, data, len);
 }
 
 bool
