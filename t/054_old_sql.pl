@@ -52,9 +52,12 @@ my $pgxs = `pg_config --pgxs`;
 chomp $pgxs;
 my $regress = dirname(dirname($pgxs)) . '/test/regress/pg_regress';
 
-# it fails if there is any difference
+# it fails if there is any difference; newer ones look for expected/ where they run
+my $cwd = getcwd();
+chdir $dir or die $!;
 system($regress, "--inputdir=$dir", "--outputdir=$dir", '--bindir=', '--host=' . $node->host, '--port=' . $node->port,
 	'--dbname=old_sql', '--encoding=UTF8', '--no-locale', @tests);
+chdir $cwd or die $!;
 
 my $accepted = slurp_file("$old/accepted.diff") =~ s/^#.*\n//gmr;
 my $different = differences();

@@ -376,13 +376,6 @@
 			 errhint("Add \"idempotency\" to \"shared_preload_libraries\" and restart the " \
 					 "server; PostgreSQL 17 and later need no preload.")))
 
-/* 55000: the library is newer than its SQL */
-#define error_update_needed(what_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
-			 errmsg("%s before the extension is updated", (what_)), \
-			 errhint("Run ALTER EXTENSION idempotency UPDATE.")))
-
 /* 55000: a table or the sequence is not as the library needs it */
 #define hint_table_changed() \
 	errhint("Run ALTER EXTENSION idempotency UPDATE, and undo changes to the table made by hand.")
