@@ -80,9 +80,11 @@ SQL
 	{
 		my $storm = { mode => $mode, err => '' };
 
+		# a thread for each: pgbench waits for PREPARE in its thread, and would keep another
+		# client from the COMMIT that the update waits for
 		$storm->{run} = IPC::Run::start(
-			[ 'pgbench', '-n', '-c', '4', '-j', '1', '-M', $mode, '-t', $transactions, '--max-tries', '1000', '-f', $script, $node->connstr($db) ],
-			'>', \$storm->{out}, '2>', \$storm->{err});
+			[ 'pgbench', '-n', '-c', '4', '-j', '4', '-M', $mode, '-t', $transactions, '--max-tries', '1000', '-f', $script, $node->connstr($db) ],
+			'>', \$storm->{out}, '2>', \$storm->{err}, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 		push @storms, $storm;
 	}
 	$node->poll_query_until($db, "SELECT count(*) > 100 FROM effects") or die 'no storm';
