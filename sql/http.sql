@@ -277,7 +277,10 @@ INSERT INTO results (failed, result) VALUES
 	(false, '{"status": 201, "headers": {}, "body": "text", "more": 1}'), (false, '{"status": 201, "headers": {}, "bodies": "text"}'), (false, '{"status": 201, "header": {}, "body": "text"}'),
 	(true, NULL), (true, 'null'), (true, '"card declined"'), (true, '42'), (true, '["a", 1]'), (true, '{}'), (true, '{"title": "Sold out", "detail": "No books are left."}'),
 	(true, '{"status": 402, "title": "Payment Required"}'), (true, '{"status": 200}'), (true, '{"status": 302}'), (true, '{"status": 429}'), (true, '{"status": 503}'), (true, '{"status": "402"}'), (true, '{"status": 1e5}'), (true, '{"status": null}'),
-	(true, '{"status": 402, "headers": {"Content-Type": "text/plain"}, "body": "no money"}');
+	(true, '{"status": 402, "headers": {"Content-Type": "text/plain"}, "body": "no money"}'),
+	(false, '{"status": 201, "headers": {"A": "b\r\nSet-Cookie: c"}, "body": "text"}'), (false, '{"status": 201, "headers": {"A B": "c"}, "body": "text"}'),
+	(false, '{"status": 201, "headers": {"set-cookie": "session=1", "Content-Length": "1", "connection": "x-hop", "X-Hop": "1", "A": "b"}, "body": "text"}'),
+	(true, '{"status": 200, "headers": {}, "body": "no money"}');
 CREATE FUNCTION finish_as(id integer, failed boolean, result jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM idem_begin('result ' || id);

@@ -110,10 +110,12 @@ run(Function *function, Jsonb *args, const KeptErrors *kept, ClaimAnswer *answer
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	/* that it can no longer be called is no error of the function, so never an answer */
+	Callee *callee = function_callee(function, args);
 
 	if (kept == NULL)
 	{
-		answer->has_result = function_run(function, args, &answer->result);
+		answer->has_result = function_run(callee, args, &answer->result);
 		return;
 	}
 
@@ -121,7 +123,7 @@ run(Function *function, Jsonb *args, const KeptErrors *kept, ClaimAnswer *answer
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		answer->has_result = function_run(function, args, &answer->result);
+		answer->has_result = function_run(callee, args, &answer->result);
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;

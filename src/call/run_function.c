@@ -251,9 +251,8 @@ run_set(FuncExpr *call, ExprContext *econtext)
 }
 
 bool
-function_run(Function *function, Jsonb *args, Datum *result)
+function_run(Callee *callee, Jsonb *args, Datum *result)
 {
-	Callee *callee = function_callee(function, args);
 	ExprContext *econtext;
 	FuncExpr *call;
 	bool isnull = false;

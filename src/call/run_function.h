@@ -12,9 +12,9 @@
 
 /*
  * Run the function as a statement of its own, with the caller's privileges: it sees what has
- * been committed until now, as far as the isolation level allows.  Afterwards "function" is
- * no longer valid.  False if the result is NULL or void.
+ * been committed until now, as far as the isolation level allows.  Afterwards "callee" is no
+ * longer valid.  False if the result is NULL or void.
  */
-extern bool function_run(Function *function, Jsonb *args, Datum *result);
+extern bool function_run(Callee *callee, Jsonb *args, Datum *result);
 
 #endif /* IDEM_RUN_FUNCTION_H */

@@ -8,7 +8,8 @@
  *
  * A row may have been finished by another function than idem_http_finish:
  *
- *		{"status", "headers", "body"}	taken for an answer, if each of them can be one
+ *		{"status", "headers", "body"}	taken for an answer, if each of them can be one; without
+ *										the fields that idem_http_finish does not store
  *		another result					200 and the result as JSON
  *		no result						204
  *		error of a failure				a problem: the error if it is an object, else its text as
@@ -183,9 +184,10 @@ get_status(JsonbContainer *object)
 
 /* Fill from a result that idem_http_finish has stored, or one that looks like it. */
 static bool
-from_result(Jsonb *result, HttpAnswer *answer)
+from_result(Jsonb *result, bool failed, HttpAnswer *answer)
 {
 	JsonbValue headers, body;
+	char *kept = NULL;
 
 	if (!JB_ROOT_IS_OBJECT(result) || JB_ROOT_COUNT(result) != 3)
 		return false;
@@ -193,16 +195,17 @@ from_result(Jsonb *result, HttpAnswer *answer)
 		!get_member(&result->root, "body", &body))
 		return false;
 	answer->status = get_status(&result->root);
-	if (answer->status == 0)
+	if (answer->status < (failed ? BAD_REQUEST : 1))
 		return false;
-	if (headers.type != jbvNull &&
-		(headers.type != jbvBinary || !http_headers_are_strings(headers.val.binary.data)))
+	if (headers.type == jbvBinary)
+		kept = http_headers_of_row(headers.val.binary.data);
+	if (headers.type != jbvNull && kept == NULL)
 		return false;
 	if (body.type != jbvNull && body.type != jbvString)
 		return false;
 
-	if (headers.type == jbvBinary)
-		answer->headers = container_text(headers.val.binary.data, headers.val.binary.len);
+	if (kept != NULL)
+		answer->headers = cstring_to_text(kept);
 	if (body.type == jbvString)
 		answer->body = cstring_to_text_with_len(body.val.string.val, body.val.string.len);
 	return true;
@@ -236,7 +239,7 @@ from_error(Jsonb *error)
 	answer = problem(UNPROCESSABLE, NULL);
 	answer.body = container_text(&error->root, VARSIZE(error));
 	status = get_status(&error->root);
-	/* a failure is no success, whatever the error says */
+	/* a failure is no success, whatever the error says; from_result() does the same */
 	if (status >= BAD_REQUEST)
 		answer.status = status;
 	return answer;
@@ -248,7 +251,7 @@ http_stored(const StoreRow *row)
 	Jsonb *result = row->has_result ? DatumGetJsonbP(row->result) : NULL;
 	HttpAnswer answer = {.fence = NO_FENCE};
 
-	if (result == NULL || !from_result(result, &answer))
+	if (result == NULL || !from_result(result, row->failed, &answer))
 	{
 		if (row->failed)
 			answer = from_error(result);

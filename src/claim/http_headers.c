@@ -65,8 +65,8 @@ next_field(JsonbIterator **it, char **name, char **value)
 	return true;
 }
 
-bool
-http_headers_are_strings(JsonbContainer *headers)
+static bool
+are_strings(JsonbContainer *headers)
 {
 	JsonbIterator *it;
 	char *name, *value;
@@ -91,13 +91,10 @@ is_token(const char *s)
 }
 
 /* A line break in a value would let it add fields, or a whole answer, of its own. */
-static void
-check_field(const char *name, const char *value)
+static bool
+has_break(const char *value)
 {
-	if (!is_token(name))
-		error_http_field_name(name);
-	if (strpbrk(value, "\r\n") != NULL)
-		error_http_field_value(name);
+	return strpbrk(value, "\r\n") != NULL;
 }
 
 /* The names in the value of Connection, separated by commas and blanks. */
@@ -126,28 +123,21 @@ is_dropped(const char *name, const List *named)
 	return false;
 }
 
-char *
-http_headers_kept(text *headers)
+static char *
+kept_fields(JsonbContainer *headers)
 {
-	Jsonb *jb = json_text_parse(headers);
 	JsonbIterator *it;
 	char *name, *value;
 	List *named = NIL;
 	StringInfoData out;
 
-	if (jb == NULL || !http_headers_are_strings(&jb->root))
-		error_http_headers();
-
-	(void) is_object(&it, &jb->root);
+	(void) is_object(&it, headers);
 	while (next_field(&it, &name, &value))
-	{
-		check_field(name, value);
 		if (pg_strcasecmp(name, CONNECTION) == 0)
 			named = add_named(named, value);
-	}
 
 	initStringInfo(&out);
-	(void) is_object(&it, &jb->root);
+	(void) is_object(&it, headers);
 	while (next_field(&it, &name, &value))
 	{
 		if (is_dropped(name, named))
@@ -159,4 +149,39 @@ http_headers_kept(text *headers)
 	}
 	appendStringInfoString(&out, out.len == 0 ? "{}" : "}");
 	return out.data;
+}
+
+char *
+http_headers_kept(text *headers)
+{
+	Jsonb *jb = json_text_parse(headers);
+	JsonbIterator *it;
+	char *name, *value;
+
+	if (jb == NULL || !are_strings(&jb->root))
+		error_http_headers();
+	(void) is_object(&it, &jb->root);
+	while (next_field(&it, &name, &value))
+	{
+		if (!is_token(name))
+			error_http_field_name(name);
+		if (has_break(value))
+			error_http_field_value(name);
+	}
+	return kept_fields(&jb->root);
+}
+
+char *
+http_headers_of_row(JsonbContainer *headers)
+{
+	JsonbIterator *it;
+	char *name, *value;
+
+	if (!are_strings(headers))
+		return NULL;
+	(void) is_object(&it, headers);
+	while (next_field(&it, &name, &value))
+		if (!is_token(name) || has_break(value))
+			return NULL;
+	return kept_fields(headers);
 }

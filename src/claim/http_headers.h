@@ -10,13 +10,16 @@
 
 #include "utils/jsonb.h"
 
-/* Is it a JSON object of strings? */
-extern bool http_headers_are_strings(JsonbContainer *headers);
-
 /*
  * The fields that are to be stored, as a JSON object.  22023 unless the text is a JSON object
  * of strings, with the names and values that a header field can have.
  */
 extern char *http_headers_kept(text *headers);
+
+/*
+ * The same of a row, which another function than idem_http_finish may have finished.  NULL
+ * unless they are a JSON object of strings, with such names and values.
+ */
+extern char *http_headers_of_row(JsonbContainer *headers);
 
 #endif /* IDEM_HTTP_HEADERS_H */
