@@ -119,8 +119,8 @@ $other->query('ROLLBACK');
 #
 # Other encodings
 #
-$node->safe_psql('postgres', "CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'; CREATE DATABASE latin1 TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'");
-$node->safe_psql($_, 'CREATE EXTENSION idempotency') for qw(bytes latin1);
+$node->safe_psql('postgres', "CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'; CREATE DATABASE latin1 TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'; CREATE DATABASE win1252 TEMPLATE template0 ENCODING 'WIN1252' LC_COLLATE 'C' LC_CTYPE 'C'");
+$node->safe_psql($_, 'CREATE EXTENSION idempotency') for qw(bytes latin1 win1252);
 
 my $bytes = IdemWire->new($node, 'bytes', client_encoding => 'SQL_ASCII');
 like(row(begin($bytes, 'no types', "k\xff", (undef) x 5)), qr/^f\|400\|.*is not UTF-8/, 'bytes: a key that is no text');
@@ -141,6 +141,21 @@ is(row(finish($latin1, 'no types', "\xc3\xa9" x 512, 200, "\xc3\xa9", (undef) x 
 $latin1->query('COMMIT');
 is(row(begin($latin1, 'no types', "\xc3\xa9" x 512, "{\"\xc3\xa9\": \"\\u0416\"}", (undef) x 4)), "f|200|NULL|\xc3\xa9|NULL|t|NULL", 'latin1: replayed');
 like(row(begin($latin1, 'no types', "\xc3\xa9" x 512 . 'k', (undef) x 5)), qr/^f\|400\|.*more than 1024 bytes/, 'latin1: too long in UTF-8');
+
+# 0x81 is no character, but WIN1252 has no invalid bytes
+my $win1252 = IdemWire->new($node, 'win1252', client_encoding => 'WIN1252');
+like(row(begin($win1252, 'no types', "k\x81", (undef) x 5)), qr/^f\|400\|.*is not UTF-8/, 'win1252: a key without UTF-8');
+for my $request ("\x81", "{\"a\": \"\x81\"}", "\xe9" x 5000 . "\x81", "{\"\xe9\": 1}")
+{
+	my $key = 'k ' . md5_hex($request);
+
+	$win1252->query('BEGIN');
+	is(row(begin($win1252, 'no types', $key, $request, (undef) x 4)), 't|NULL|NULL|NULL|NULL|f|NULL', 'win1252: any request');
+	is(row(finish($win1252, 'no types', $key, 200, "b\x81", (undef) x 3)), '200', 'win1252: any body');
+	$win1252->query('COMMIT');
+	is(row(begin($win1252, 'no types', $key, $request, (undef) x 4)), "f|200|NULL|b\x81|NULL|t|NULL", 'win1252: replayed');
+	like(row(begin($win1252, 'no types', $key, "$request x", (undef) x 4)), qr/^f\|422/, 'win1252: another request');
+}
 # the same fingerprint in any encoding
 my $stored = "SELECT encode(fingerprint, 'hex') FROM idem_keys WHERE key = 'print'";
 my %print;

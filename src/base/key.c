@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
@@ -70,11 +71,42 @@ key_utf8(const char *what, text *t, int min, int *len)
 	return utf8;
 }
 
+/* Is there UTF-8 for each character?  In pieces: a text can be too large to be converted. */
+static bool
+can_convert(char *s, int len)
+{
+	unsigned char buf[4096];
+	Oid proc = FindDefaultConversionProc(GetDatabaseEncoding(), PG_UTF8);
+
+	/* without one, whoever converts the text gets the server's error */
+	while (OidIsValid(proc) && len > 0)
+	{
+		int done = pg_do_encoding_conversion_buf(proc, GetDatabaseEncoding(), PG_UTF8,
+												 (unsigned char *) s, len, buf, sizeof(buf), true);
+
+		if (done == 0)
+			return false;
+		s += done;
+		len -= done;
+	}
+	return true;
+}
+
 bool
 key_is_utf8(text *t)
 {
-	return GetDatabaseEncoding() != PG_SQL_ASCII ||
-		pg_verify_mbstr(PG_UTF8, VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t), true);
+	char *s = VARDATA_ANY(t);
+	int len = VARSIZE_ANY_EXHDR(t);
+
+	switch (GetDatabaseEncoding())
+	{
+		case PG_UTF8:
+			return true;
+		case PG_SQL_ASCII:
+			return pg_verify_mbstr(PG_UTF8, s, len, true);
+		default:
+			return can_convert(s, len);
+	}
 }
 
 int

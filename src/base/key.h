@@ -57,7 +57,10 @@ extern void key_require_scope(const char *what, text *key, text *scope);
  */
 extern const char *key_utf8(const char *what, text *t, int min, int *len);
 
-/* Can the text be converted to UTF-8?  In a SQL_ASCII database it may be anything. */
+/*
+ * Can the text be converted to UTF-8?  In a SQL_ASCII database it may be anything, and other
+ * encodings have bytes that are no character, such as 0x81 in WIN1252.
+ */
 extern bool key_is_utf8(text *t);
 
 /* The size of the text in UTF-8, which need not be a valid key. */

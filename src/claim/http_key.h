@@ -15,7 +15,7 @@ typedef enum HttpKeyState
 	HTTP_KEY_EMPTY,
 	HTTP_KEY_TOO_LONG,
 	HTTP_KEY_MALFORMED, /* begins with a double quote and is no structured string */
-	HTTP_KEY_NO_TEXT	/* not UTF-8, which only a SQL_ASCII database lets pass */
+	HTTP_KEY_NO_TEXT	/* without UTF-8, which a UTF8 database does not let pass */
 } HttpKeyState;
 
 /*
