@@ -195,7 +195,7 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
 	RETURN SQLSTATE;
 END $$;
-SELECT code, try(code) FROM (VALUES ('08'), ('25006'), ('40001'), ('53'), ('55P03'), ('57014'), ('58'), ('XX000'), ('ID002'),
+SELECT code, try(code) FROM (VALUES ('08'), ('25006'), ('40001'), ('53'), ('55P03'), ('57014'), ('58'), ('XX000'), ('ID002'), ('HV00N'), ('F0'), ('72000'),
 	(''), ('2'), ('235055'), ('ux001'), ('UX 01'), (NULL)) c (code);
 SELECT count(*) FROM idem_lookup('bad');
 

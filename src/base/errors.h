@@ -102,8 +102,8 @@
 		ERROR, \
 		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
 		 errmsg("cannot keep errors of SQLSTATE \"%s\"", (code_)), \
-		 errdetail("Classes 08, 25, 40, 53, 55, 57, 58, XX and ID are no answers: a retry may " \
-				   "succeed."), \
+		 errdetail("Classes 08, 25, 40, 53, 55, 57, 58, 72, F0, HV, XX and ID are no answers: a " \
+				   "retry may succeed."), \
 		 errhint("List only errors that a repeated request would meet again.")))
 
 /* 22023 */

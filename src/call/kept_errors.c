@@ -26,8 +26,8 @@ struct KeptErrors
 	const char **codes; /* SQLSTATEs and classes */
 };
 
-static const char *const retryable_classes[] = {"08", "25", "40", "53", "55",
-												"57", "58", "XX", "ID"};
+static const char *const retryable_classes[] = {"08", "25", "40", "53", "55", "57",
+												"58", "72", "F0", "HV", "XX", "ID"};
 
 static const char *
 check_code(const char *code)

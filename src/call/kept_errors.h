@@ -5,7 +5,7 @@
  *
  * A caller lists SQLSTATEs (five characters) and classes (two).  An error that says "try
  * again", or that the server has failed, is no answer: classes 08, 25, 40, 53, 55, 57, 58,
- * XX and ID cannot be kept.
+ * 72, F0, HV, XX and ID cannot be kept.
  *
  *-------------------------------------------------------------------------
  */

@@ -231,12 +231,16 @@ static HttpAnswer
 from_error(Jsonb *error)
 {
 	HttpAnswer answer;
+	JsonbValue sqlstate;
 	int status;
 
 	if (error == NULL || !JB_ROOT_IS_OBJECT(error))
 		return problem(UNPROCESSABLE, error == NULL ? NULL : value_text(error));
 
 	answer = problem(UNPROCESSABLE, NULL);
+	/* an error that idem_call has kept: its message and detail may have values of rows */
+	if (get_member(&error->root, "sqlstate", &sqlstate))
+		return answer;
 	answer.body = container_text(&error->root, VARSIZE(error));
 	status = get_status(&error->root);
 	/* a failure is no success, whatever the error says; from_result() does the same */

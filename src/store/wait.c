@@ -138,17 +138,21 @@ store_wait_lease(const IdemKey *key, TimestampTz lease_until, TimestampTz deadli
 	LockContext context;
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until = Min(lease_until, now + LEASE_POLL_MS * INT64CONST(1000));
+	bool timed_out = false;
 
 	if (deadline <= now)
 		return false;
 	until = Min(until, deadline);
 
 	lock_context_push(&context, key);
-	for (; now < until; now = GetCurrentTimestamp())
+	for (; now < until && !timed_out; now = GetCurrentTimestamp())
 	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 TimestampDifferenceMilliseconds(now, until),
-						 idem_wait_event(&wait_event, "IdempotencyLease"));
+		/* no longer than that, even if the clock is set back meanwhile */
+		long left = Min(TimestampDifferenceMilliseconds(now, until), LEASE_POLL_MS);
+		int events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, left,
+							   idem_wait_event(&wait_event, "IdempotencyLease"));
+
+		timed_out = (events & WL_TIMEOUT) != 0;
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
