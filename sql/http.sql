@@ -249,7 +249,7 @@ SELECT id, left(a, 24) AS a, left(b, 24) AS b, same_request(id, a, b) FROM reque
 -- as idem_begin with the same jsonb
 SELECT state FROM idem_begin('request 1', request => '{"b": 2, "a": 1}');
 -- whatever the stack and the caller's function
-SET max_stack_depth = '100kB';
+SET max_stack_depth = '1MB';
 SELECT id, same_request(id + 1000, a, b) FROM requests WHERE a LIKE '[[[%' ORDER BY id;
 RESET max_stack_depth;
 
