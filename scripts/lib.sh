@@ -302,7 +302,7 @@ make_in()
 	local in=$1
 
 	shift
-	as_user "${BUILD_ENV[@]}" timeout --kill-after=10 20m make -s -C "$in" PG_CONFIG="$PGBIN/pg_config" with_llvm=no "$@"
+	as_user "${BUILD_ENV[@]}" timeout --kill-after=10 40m make -s -C "$in" PG_CONFIG="$PGBIN/pg_config" with_llvm=no "$@"
 }
 
 # The extension, built from the sources as they are, in the copy.
