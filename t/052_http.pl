@@ -55,7 +55,7 @@ for my $how (sort keys %driver)
 	is(row(finish($client, $how, "$how all", 201, $body, '{"A": "b"}', 'scope', undef)), '201', "$how: finished");
 	$client->query('COMMIT');
 	is(row(begin($other, $how, @all)), 'f|201|{"A": "b"}|' . $body . '|NULL|t|NULL', "$how: replayed");
-	like(row(begin($other, $how, @all[0], '{"a": 2}', @all[ 2 .. 5 ])), qr/^f\|422\|.*"status": 422.*\|NULL\|f\|NULL$/, "$how: another request");
+	like(row(begin($other, $how, $all[0], '{"a": 2}', @all[ 2 .. 5 ])), qr/^f\|422\|.*"status": 422.*\|NULL\|f\|NULL$/, "$how: another request");
 
 	# NULL in each place
 	for my $null (1 .. 4)
