@@ -149,6 +149,7 @@ INSERT INTO moves (name, statements) VALUES
 	('two to one free key', $$UPDATE m SET p = 2, k = 'D' WHERE id < 3$$),
 	('with a new row', $$WITH u AS (UPDATE m SET p = 2 WHERE id = 1) INSERT INTO m VALUES (5, 'D', 1)$$),
 	('with a duplicate', $$WITH u AS (UPDATE m SET p = 2 WHERE id = 1) INSERT INTO m VALUES (5, 'A', 1)$$),
+	('with a duplicate after it', $$WITH u AS (UPDATE m SET p = 2 WHERE id = 1 RETURNING id) INSERT INTO m SELECT 5, 'A', 2 FROM u$$),
 	('with a duplicate first', $$WITH i AS (INSERT INTO m VALUES (5, 'A', 1)) UPDATE m SET p = 2 WHERE id = 1$$),
 	('with a duplicate, not moved', $$WITH i AS (INSERT INTO m VALUES (5, 'A', 2)) UPDATE m SET n = 1 WHERE id = 1$$),
 	('with a duplicate elsewhere', $$WITH u AS (UPDATE m SET p = 2 WHERE id = 1) INSERT INTO m VALUES (5, 'B', 4)$$),
