@@ -23,7 +23,8 @@ for my $db ('busy', 'mass', 'idle')
 	$node->safe_psql('postgres', "ALTER DATABASE $db SET idempotency.purge_batch_size = 1");
 	$node->safe_psql($db, 'CREATE EXTENSION idempotency; ' . fill_procedure());
 }
-$node->safe_psql($_, 'CALL fill(300000)') for 'busy', 'mass';
+$node->safe_psql('busy', 'CALL fill(600000)');
+$node->safe_psql('mass', 'CALL fill(300000)');
 
 sub configure
 {
