@@ -17,7 +17,6 @@
 
 #include <unistd.h>
 
-#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_control.h"
 #include "common/controldata_utils.h"
@@ -29,10 +28,10 @@
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
-#include "utils/resowner.h"
 
 #include "base/compat.h"
 #include "base/shmem.h"
+#include "base/subtransaction.h"
 
 #define BLOCK_NAME "idempotency"
 #define MAX_AREAS 8
@@ -432,29 +431,25 @@ void *
 shmem_try(const ShmemArea *area)
 {
 	static bool failed = false;
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	Subtransaction sub;
 
 	if (block != NULL || preloaded || !idem_has_named_dsm_segments)
 		return shmem_get(area);
 	if (failed)
 		return NULL;
 
-	BeginInternalSubTransaction(NULL);
+	subtransaction_begin(&sub);
 	PG_TRY();
 	{
 		attach_block();
-		ReleaseCurrentSubTransaction();
+		subtransaction_commit(&sub);
 	}
 	PG_CATCH();
 	{
 		ErrorData *edata;
 
 		failed = true;
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
+		edata = subtransaction_catch(&sub);
 		ereport(LOG,
 				(errcode(edata->sqlerrcode),
 				 errmsg("could not attach to shared memory of \"%s\": %s", BLOCK_NAME,
@@ -462,7 +457,5 @@ shmem_try(const ShmemArea *area)
 		FreeErrorData(edata);
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	return failed ? NULL : shmem_get(area);
 }

@@ -16,17 +16,16 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/resowner.h"
 
 #include "base/args.h"
 #include "base/errors.h"
 #include "base/fingerprint.h"
 #include "base/result_row.h"
+#include "base/subtransaction.h"
 #include "call/find_function.h"
 #include "call/kept_errors.h"
 #include "call/run_function.h"
@@ -108,8 +107,7 @@ call_row(const CallAnswer *answer, int ncolumns)
 static void
 run(Function *function, Jsonb *args, const KeptErrors *kept, ClaimAnswer *answer)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	Subtransaction sub;
 	/* that it can no longer be called is no error of the function, so never an answer */
 	Callee *callee = function_callee(function, args);
 
@@ -119,25 +117,16 @@ run(Function *function, Jsonb *args, const KeptErrors *kept, ClaimAnswer *answer
 		return;
 	}
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
+	subtransaction_begin(&sub);
 	PG_TRY();
 	{
 		answer->has_result = function_run(callee, args, &answer->result);
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
+		subtransaction_commit(&sub);
 	}
 	PG_CATCH();
 	{
-		ErrorData *edata;
+		ErrorData *edata = subtransaction_catch(&sub);
 
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
 		if (!error_is_kept(kept, edata->sqlerrcode))
 			ReThrowError(edata);
 		*answer = (ClaimAnswer){.failed = true, .has_result = true, .result = error_jsonb(edata)};

@@ -52,7 +52,6 @@
 #include "utils/memutils.h"
 #include "utils/partcache.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/rls.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
@@ -62,6 +61,7 @@
 #include "base/interval.h"
 #include "base/qualified_name.h"
 #include "base/sha256.h"
+#include "base/subtransaction.h"
 #include "claim/claim.h"
 #include "once/errors.h"
 #include "once/partition_move.h"
@@ -592,33 +592,21 @@ claim_in_order(ListRequest *requests, int n)
 static int
 claim_in_subtransaction(ListRequest *requests, int n)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	Subtransaction sub;
 	volatile int claimed = 0;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
+	subtransaction_begin(&sub);
 	PG_TRY();
 	{
 		claimed = claim_in_order(requests, n);
 		if (claimed == n)
-			ReleaseCurrentSubTransaction();
+			subtransaction_commit(&sub);
 		else
-			RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
+			subtransaction_rollback(&sub);
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		ReThrowError(error);
+		ReThrowError(subtransaction_catch(&sub));
 	}
 	PG_END_TRY();
 	return claimed;

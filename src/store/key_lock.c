@@ -14,6 +14,7 @@
 #include "utils/timestamp.h"
 
 #include "base/errors.h"
+#include "base/subtransaction.h"
 #include "store/key_lock.h"
 #include "store/lock_notes.h"
 
@@ -168,8 +169,7 @@ lock_wait_until(const IdemKey *key, TimestampTz deadline)
 bool
 lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	Subtransaction sub;
 	int session_timeout = LockTimeout;
 	volatile bool ours = false;
 	volatile bool done = false;
@@ -178,8 +178,7 @@ lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
 	if (left <= 0)
 		return false;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
+	subtransaction_begin(&sub);
 	PG_TRY();
 	{
 		if (session_timeout == 0 || left < session_timeout)
@@ -192,7 +191,7 @@ lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
 		/* our timer may have fired after the lock was granted, before it was disabled */
 		CHECK_FOR_INTERRUPTS();
 		LockTimeout = session_timeout;
-		ReleaseCurrentSubTransaction();
+		subtransaction_commit(&sub);
 		done = true;
 	}
 	PG_CATCH();
@@ -200,19 +199,11 @@ lock_bounded(void (*wait)(void *arg), void *arg, TimestampTz deadline)
 		ErrorData *edata;
 
 		LockTimeout = session_timeout;
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
+		edata = subtransaction_catch(&sub);
 		if (!ours || edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
 			ReThrowError(edata);
 		FreeErrorData(edata);
 	}
 	PG_END_TRY();
-
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	return done;
 }
