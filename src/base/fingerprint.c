@@ -184,12 +184,12 @@ fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES])
 }
 
 static void
-fingerprint_bytes(text *t, uint8 out[FINGERPRINT_BYTES])
+fingerprint_bytes(text *t, bool is_utf8, uint8 out[FINGERPRINT_BYTES])
 {
 	Sha256 *sha = sha256_start();
 	char *raw = VARDATA_ANY(t);
 	int len = VARSIZE_ANY_EXHDR(t);
-	char *utf8 = key_is_utf8(t) ? pg_server_to_any(raw, len, PG_UTF8) : raw;
+	char *utf8 = is_utf8 ? pg_server_to_any(raw, len, PG_UTF8) : raw;
 
 	sha256_bytes(sha, "=", 1);
 	sha256_framed(sha, utf8, utf8 == raw ? len : (int) strlen(utf8));
@@ -199,12 +199,13 @@ fingerprint_bytes(text *t, uint8 out[FINGERPRINT_BYTES])
 void
 fingerprint_text(text *t, uint8 out[FINGERPRINT_BYTES])
 {
-	Jsonb *jb = key_is_utf8(t) ? json_text_parse(t) : NULL;
+	bool is_utf8 = key_is_utf8(t);
+	Jsonb *jb = is_utf8 ? json_text_parse(t) : NULL;
 
 	if (jb != NULL)
 		fingerprint_jsonb(jb, out);
 	else
-		fingerprint_bytes(t, out);
+		fingerprint_bytes(t, is_utf8, out);
 }
 
 void

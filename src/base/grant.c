@@ -76,7 +76,8 @@ is_function_of(const FormData_pg_proc *proc, Oid schema, Oid extension)
 
 /*
  * The function with that name in the same schema and extension as the function being
- * called, or InvalidOid.  Membership is checked because other users may create functions with that name.
+ * called, or InvalidOid.  Membership is checked because other users may create functions with
+ * that name.
  */
 static Oid
 find_function(const char *name, Oid schema, Oid extension)

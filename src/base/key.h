@@ -40,8 +40,9 @@ extern text *key_scope(text *given);
 
 /*
  * Check a key and compute its digest.  22004 if the key is NULL; 22023 if it is empty or
- * too long.  scope NULL means idempotency.default_scope.  scope_required: idempotency.require_scope applies
- * (22023).  The result points to the arguments, which must be detoasted.
+ * too long.  scope NULL means idempotency.default_scope.  scope_required:
+ * idempotency.require_scope applies (22023).  The result points to the arguments, which must
+ * be detoasted.
  */
 extern void key_make(IdemKey *out, text *key, text *scope, bool scope_required);
 

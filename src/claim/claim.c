@@ -126,7 +126,7 @@ typedef struct Attempt
 	bool (*write)(struct Attempt *attempt);
 
 	StoreRow *row;		 /* the last look */
-	MemoryContext looks; /* of the looks at a lease; NULL before the first wait for it */
+	MemoryContext looks; /* of the looks after a wait for a lease; NULL before the first */
 	bool locked;
 	int64 fence;			/* of a leased claim that was started */
 	TimestampTz expires_at; /* of a finished row that was written */
@@ -215,17 +215,19 @@ wait_for_lease(Attempt *attempt)
 
 	if (!attempt->wait_for_lease || row->own)
 		return false;
+	if (!store_wait_lease(&attempt->request->key, row->lease_until, attempt->wait_until))
+		return false;
 	if (attempt->looks == NULL)
 		attempt->looks = AllocSetContextCreate(CurrentMemoryContext, "looks at a leased claim",
 											   ALLOCSET_SMALL_SIZES);
-	return store_wait_lease(&attempt->request->key, row->lease_until, attempt->wait_until);
+	return true;
 }
 
 /*
  * Claim the key, or return why it cannot be claimed.  Returns DECIDE_WAIT_ROW,
- * DECIDE_WAIT_LOCK and DECIDE_LEASED only when the wait has timed out.  After DECIDE_CLAIM a lock that was
- * taken is still held; after any other result it is not.  Without "write" nothing is
- * claimed: DECIDE_CLAIM then means that the key is free.
+ * DECIDE_WAIT_LOCK and DECIDE_LEASED only when the wait has timed out.  After DECIDE_CLAIM a
+ * lock that was taken is still held; after any other result it is not.  Without "write"
+ * nothing is claimed: DECIDE_CLAIM then means that the key is free.
  */
 static ClaimDecision
 attempt_claim(Attempt *attempt)

@@ -89,7 +89,7 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 	static TupleDesc old_desc = NULL;
 	Datum values[BEGIN_NCOLS] = {0};
 	bool isnull[BEGIN_NCOLS];
-	bool taken_over = row->state == STORE_ABANDONED;
+	bool abandoned = row->state == STORE_ABANDONED;
 
 #define SET(col, datum) (values[col] = (datum), isnull[col] = false)
 	memset(isnull, true, sizeof(isnull));
@@ -99,13 +99,9 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 		case BEGIN_STARTED:
 			if (fence != NO_FENCE)
 				SET(BEGIN_COL_FENCE, Int64GetDatum(fence));
-			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(taken_over ? row->attempt + 1 : 1));
-			if (taken_over && row->phase != NULL)
-				SET(BEGIN_COL_PHASE, PointerGetDatum(row->phase));
-			if (taken_over && row->has_progress)
-				SET(BEGIN_COL_PROGRESS, row->progress);
+			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(abandoned ? row->attempt + 1 : 1));
 			SET(BEGIN_COL_CREATED_AT,
-				TimestampTzGetDatum(taken_over ? row->created_at : request->now));
+				TimestampTzGetDatum(abandoned ? row->created_at : request->now));
 			break;
 		case BEGIN_IN_PROGRESS:
 			SET(BEGIN_COL_RETRY_AFTER, Float8GetDatum(claim_retry_after(row)));
@@ -118,13 +114,17 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 			break;
 		case BEGIN_EXHAUSTED:
 			SET(BEGIN_COL_ATTEMPT, Int32GetDatum(row->attempt));
-			if (row->phase != NULL)
-				SET(BEGIN_COL_PHASE, PointerGetDatum(row->phase));
-			if (row->has_progress)
-				SET(BEGIN_COL_PROGRESS, row->progress);
 			break;
 		case BEGIN_MISMATCH:
 			break;
+	}
+	if (abandoned && (state == BEGIN_STARTED || state == BEGIN_EXHAUSTED))
+	{
+		/* its recovery point */
+		if (row->phase != NULL)
+			SET(BEGIN_COL_PHASE, PointerGetDatum(row->phase));
+		if (row->has_progress)
+			SET(BEGIN_COL_PROGRESS, row->progress);
 	}
 	if (state == BEGIN_REPLAYED || state == BEGIN_MISMATCH || state == BEGIN_EXHAUSTED)
 	{

@@ -97,6 +97,26 @@ has_break(const char *value)
 	return strpbrk(value, "\r\n") != NULL;
 }
 
+/*
+ * Is there a field, all of them strings, that no header can have?  Sets *name to the first, and
+ * *bad_name to whether that is its fault or its value's.
+ */
+static bool
+has_wrong_field(JsonbContainer *headers, char **name, bool *bad_name)
+{
+	JsonbIterator *it;
+	char *value;
+
+	(void) is_object(&it, headers);
+	while (next_field(&it, name, &value))
+	{
+		*bad_name = !is_token(*name);
+		if (*bad_name || has_break(value))
+			return true;
+	}
+	return false;
+}
+
 /* The names in the value of Connection, separated by commas and blanks. */
 static List *
 add_named(List *names, char *value)
@@ -155,18 +175,16 @@ char *
 http_headers_kept(text *headers)
 {
 	Jsonb *jb = json_text_parse(headers);
-	JsonbIterator *it;
-	char *name, *value;
+	char *name;
+	bool bad_name;
 
 	if (jb == NULL || !are_strings(&jb->root))
 		error_http_headers();
-	(void) is_object(&it, &jb->root);
-	while (next_field(&it, &name, &value))
+	if (has_wrong_field(&jb->root, &name, &bad_name))
 	{
-		if (!is_token(name))
+		if (bad_name)
 			error_http_field_name(name);
-		if (has_break(value))
-			error_http_field_value(name);
+		error_http_field_value(name);
 	}
 	return kept_fields(&jb->root);
 }
@@ -174,14 +192,10 @@ http_headers_kept(text *headers)
 char *
 http_headers_of_row(JsonbContainer *headers)
 {
-	JsonbIterator *it;
-	char *name, *value;
+	char *name;
+	bool bad_name;
 
-	if (!are_strings(headers))
+	if (!are_strings(headers) || has_wrong_field(headers, &name, &bad_name))
 		return NULL;
-	(void) is_object(&it, headers);
-	while (next_field(&it, &name, &value))
-		if (!is_token(name) || has_break(value))
-			return NULL;
 	return kept_fields(headers);
 }
