@@ -131,15 +131,7 @@ $node->safe_psql('postgres', 'CREATE SCHEMA evil AUTHORIZATION mallory; GRANT US
 
 my @types = ('text', 'uuid', 'timestamptz', 'jsonb', 'bytea', 'interval', 'name', 'oid', 'int4', 'int8', 'bool', 'regclass');
 my @operators = ('=', '<>', '<', '>', '<=', '>=', '+', '||');
-my $evil = <<'SQL';
--- a warning survives a rollback, a row survives a swallowed warning
-CREATE TABLE evil.ran (who name, what text);
-GRANT INSERT ON evil.ran TO PUBLIC;
-CREATE FUNCTION evil.ran(what pg_catalog.text) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-	RAISE WARNING 'evil % as %', what, current_user;
-	INSERT INTO evil.ran VALUES (current_user, what);
-END $$;
+my $evil = $evil_ran . <<'SQL';
 CREATE FUNCTION evil.check_text(t pg_catalog.text) RETURNS pg_catalog.bool LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM evil.ran('domain');
@@ -147,10 +139,6 @@ BEGIN
 END $$;
 
 -- functions that may be used inside
-CREATE FUNCTION evil.now() RETURNS pg_catalog.timestamptz LANGUAGE plpgsql AS $$
-BEGIN PERFORM evil.ran('now'); RETURN 'infinity'; END $$;
-CREATE FUNCTION evil.clock_timestamp() RETURNS pg_catalog.timestamptz LANGUAGE plpgsql AS $$
-BEGIN PERFORM evil.ran('clock_timestamp'); RETURN 'infinity'; END $$;
 CREATE FUNCTION evil.sha256(pg_catalog.bytea) RETURNS pg_catalog.bytea LANGUAGE plpgsql AS $$
 BEGIN PERFORM evil.ran('sha256'); RETURN '\x00'; END $$;
 CREATE FUNCTION evil.digest(pg_catalog.text, pg_catalog.text) RETURNS pg_catalog.bytea LANGUAGE plpgsql AS $$

@@ -46,18 +46,7 @@ $node->safe_psql('roles', "SELECT idem.idem_revoke('app', '{tokens}')");
 sql_fails($node, 'roles', $_, '42501', "revoked: $_", '-U', 'app') for @functions;
 $node->safe_psql('roles', "SELECT idem.idem_grant('app', '{tokens}')");
 
-my $evil = <<'SQL';
-CREATE TABLE evil.ran (who name, what text);
-GRANT INSERT ON evil.ran TO PUBLIC;
-CREATE FUNCTION evil.ran(what pg_catalog.text) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-	RAISE WARNING 'evil % as %', what, current_user;
-	INSERT INTO evil.ran VALUES (current_user, what);
-END $$;
-CREATE FUNCTION evil.clock_timestamp() RETURNS pg_catalog.timestamptz LANGUAGE plpgsql AS $$
-BEGIN PERFORM evil.ran('clock_timestamp'); RETURN 'infinity'; END $$;
-CREATE FUNCTION evil.now() RETURNS pg_catalog.timestamptz LANGUAGE plpgsql AS $$
-BEGIN PERFORM evil.ran('now'); RETURN 'infinity'; END $$;
+my $evil = $evil_ran . <<'SQL';
 CREATE TABLE evil.idem_tokens (digest pg_catalog.uuid);
 CREATE TABLE evil.idem_codes (digest pg_catalog.uuid);
 CREATE TABLE evil.idem_secrets (id pg_catalog.uuid, secret pg_catalog.bytea, created_at pg_catalog.timestamptz);

@@ -18,7 +18,24 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(new_node new_standby sql_is sql_fails says failure eventually waiting wait_for_waiters
-  crash crash_by kill_backend pgbench pgbench_command fill_procedure wait_until_procedure seal build_module);
+  crash crash_by kill_backend pgbench pgbench_command fill_procedure wait_until_procedure seal build_module $evil_ran);
+
+# What a hostile schema "evil" has: a record of what in it has run, and as whom, and two functions
+# that are easily called by mistake.  A warning survives a rollback, a row survives a swallowed
+# warning.
+our $evil_ran = <<'SQL';
+CREATE TABLE evil.ran (who name, what text);
+GRANT INSERT ON evil.ran TO PUBLIC;
+CREATE FUNCTION evil.ran(what pg_catalog.text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE WARNING 'evil % as %', what, current_user;
+	INSERT INTO evil.ran VALUES (current_user, what);
+END $$;
+CREATE FUNCTION evil.now() RETURNS pg_catalog.timestamptz LANGUAGE plpgsql AS $$
+BEGIN PERFORM evil.ran('now'); RETURN 'infinity'; END $$;
+CREATE FUNCTION evil.clock_timestamp() RETURNS pg_catalog.timestamptz LANGUAGE plpgsql AS $$
+BEGIN PERFORM evil.ran('clock_timestamp'); RETURN 'infinity'; END $$;
+SQL
 
 # Keys and requests in the tests are UTF-8.
 $ENV{PGCLIENTENCODING} = 'UTF8';
