@@ -84,6 +84,8 @@ sub clean
 	lease_history();
 	code_history();
 	throttle_history();
+	http_history();
+	failure_history();
 	%probed = ('tx-0' => 'replayed', 'lease-1' => 'started');
 	return;
 }
@@ -122,6 +124,71 @@ sub throttled
 sub throttle_history
 {
 	throttled(@$_) for [ 1, 1 ], [ 2, 1 ], [ 3, 0 ], [ 51, 1 ], [ 52, 0 ], [ 102, 1 ], [ 103, 0 ];
+	return;
+}
+
+# One answer in a transaction, one under a lease that was taken over, and one of a failure.
+sub http_history
+{
+	attempt('7.1', 'http', 'http-1', outcome => 'failed', sqlstate => 'UNDONE', state => 'started', answer => '7.1', told => '200 h7.1 b');
+	attempt('7.2', 'http', 'http-1', state => 'started', answer => '7.2', told => '201 h7.2 b');
+	attempt('8.1', 'http', 'http-1', state => 'replayed', answer => '7.2', told => '201 h7.2 b');
+	finished('7.2', 'http', 'http-1', answer => '7.2', told => '201 h7.2 b', failed => 0);
+
+	attempt('7.3', 'http', 'http-0', form => 'begin', state => 'holding');
+	$history[-1]{fence} = 30;
+	attempt('8.2', 'http', 'http-0', form => 'begin', state => 'holding');
+	$history[-1]{fence} = 31;
+	attempt('8.3', 'http', 'http-0', form => 'finish', fence => 31, phase => 'finish', outcome => 'unknown', sqlstate => '08006',
+		state => 'finished', answer => '8.3', told => '200 h8.3 -');
+	attempt('7.4', 'http', 'http-0', form => 'finish', fence => 30, phase => 'finish', zombie => 1, outcome => 'failed', sqlstate => 'ID004');
+	attempt('8.4', 'http', 'http-0', form => 'begin', state => 'replayed', answer => '8.3', told => '200 h8.3 -');
+	finished('8.3', 'http', 'http-0', fence => 31, phase => 'finish', answer => '8.3', told => '200 h8.3 -', failed => 0);
+	$keys[-1]{phase} = undef;
+
+	attempt('7.5', 'http', 'http-2', state => 'failed', answer => '7.5', told => '404 h7.5 b', failed => 1);
+	attempt('8.5', 'http', 'http-2', state => 'replayed', answer => '7.5', told => '404 h7.5 b', failed => 1);
+	failure('7.5', 'http-2', told => '404 h7.5 b');
+	return;
+}
+
+# A key that was finished as failed: there is no effect.
+sub failure
+{
+	my ($attempt, $key, %more) = @_;
+
+	push @keys, { key => $key, finished => 1, answer => $attempt, fence => undef, phase => undef, looked_up => 'finished',
+		told => "error $attempt", failed => 1, %more };
+	return;
+}
+
+# What an attempt at a request that fails gets: its own failure, or another's again.
+sub failed { my ($by, %end) = @_; return (answer => $by, told => "error $by", failed => 1, %end) }
+
+# Failed by idem_fail, in a transaction and under a lease that was taken over; and by an error that idem_call has kept.
+sub failure_history
+{
+	attempt('7.10', 'fail', 'fail-1', failed('7.10', state => 'failed'));
+	attempt('8.10', 'fail', 'fail-1', failed('7.10', state => 'replayed'));
+	failure('7.10', 'fail-1');
+
+	attempt('7.11', 'fail', 'fail-0', form => 'begin', state => 'holding');
+	$history[-1]{fence} = 40;
+	attempt('8.11', 'fail', 'fail-0', form => 'begin', state => 'holding');
+	$history[-1]{fence} = 41;
+	attempt('8.12', 'fail', 'fail-0', form => 'finish', fence => 41, phase => 'finish', failed('8.12', state => 'failed'));
+	attempt('7.12', 'fail', 'fail-0', form => 'finish', fence => 40, phase => 'finish', zombie => 1, outcome => 'failed', sqlstate => 'ID004');
+	attempt('7.13', 'fail', 'fail-0', form => 'begin', failed('8.12', state => 'replayed'));
+	failure('8.12', 'fail-0', fence => 41);
+
+	attempt('7.14', 'keep', 'keep-0', failed('7.14', state => 'failed', outcome => 'unknown', sqlstate => 'HANG'));
+	attempt('7.15', 'keep', 'keep-0', failed('7.14', state => 'replayed'));
+	failure('7.14', 'keep-0');
+
+	# and one that has not failed
+	attempt('7.16', 'keep', 'keep-1', state => 'finished', answer => '7.16', told => 'r', failed => 0);
+	attempt('8.16', 'keep', 'keep-1', state => 'replayed', answer => '7.16', told => 'r', failed => 0);
+	finished('7.16', 'keep', 'keep-1', answer => '7.16', told => 'r', failed => 0);
 	return;
 }
 
@@ -193,8 +260,10 @@ sub found
 my $n = found('', 'the clean history has none', sub { });
 is_deeply(
 	[ @$n{qw(attempts requests keys effects acknowledged repeats unknown take-overs lost)} ],
-	[ 40, 40, 12, 14, 12, 8, 3, 1, 0 ], 'and its figures are right');
+	[ 61, 61, 19, 17, 14, 11, 5, 3, 0 ], 'and its figures are right');
 is_deeply([ @$n{'guesses', 'locked out', 'throttle allowed', 'throttle refused'} ], [ 7, 1, 4, 3 ], 'those of guesses and calls as well');
+is_deeply([ @$n{'failures acknowledged', 'failures repeated', 'failures of http', 'failures of fail', 'failures of keep', 'answers compared'} ],
+	[ 3, 4, 1, 2, 1, 15 ], 'and those of failures');
 found('', 'nor with a lost tail that lost nothing', sub { }, lost_tail => 1);
 
 found('double effect', 'an effect twice by one attempt', sub { effect('1.1', 'tx', 'tx-0') });
@@ -323,6 +392,71 @@ found('', 'unless an attempt with an unknown outcome may have', sub {
 });
 found('refused for nothing', 'never done', sub { attempt('2.90', 'lease', 'lease-1', form => 'phase', fence => 10, phase => 2, outcome => 'failed', sqlstate => 'ID006') });
 
+# ---------------------------------------------------------------- answers to HTTP, and failures
+
+found('different words', 'a replay with another status', sub { end_of('8.1')->{told} = '200 h7.2 b' });
+found('different words', 'the stored answer is not that which was sent', sub { key_of('http-1')->{told} = '201 h7.2 B' });
+found('different words', 'the replay of an answer that nobody is known to have got',
+	sub { end_of('8.4')->{told} = '200 h8.3 b'; key_of('http-0')->{told} = '200 h8.3 b' });
+found('different words', 'a failure in other words', sub { end_of('8.10')->{told} = 'error' });
+found('different words', 'an error that was kept in other words', sub { key_of('keep-0')->{told} = 'error' });
+found('malformed', 'an answer that none should be', sub { attempt('7.90', 'http', 'http-1', state => 'malformed') });
+
+found('effect of a failure', "a failure that has an effect: $_->[1]", sub { effect($_->[0], $_->[1] =~ s/-.*//r, $_->[1]) })
+  for [ '7.5', 'http-2' ], [ '7.10', 'fail-1' ], [ '7.14', 'keep-0' ];
+found('effect of a failure', 'or that of another attempt', sub {
+	attempt('8.90', 'fail', 'fail-1', outcome => 'unknown', state => 'started', answer => '8.90', told => 'r');
+	attempt('8.91', 'fail', 'fail-1', failed('7.10', state => 'replayed'));
+	effect('8.90', 'fail', 'fail-1');
+});
+found('effect of a failure, failure became success', 'a failure that is kept as a success', sub {
+	effect('7.10', 'fail', 'fail-1');
+	key_of('fail-1')->{failed} = 0;
+});
+# Done again, by one that does not fail.
+sub became_success
+{
+	no_key('fail-1');
+	attempt('8.90', 'fail', 'fail-1', state => 'started', answer => '8.90', told => 'r');
+	finished('8.90', 'fail', 'fail-1', answer => '8.90', told => 'r', failed => 0);
+	return;
+}
+found('different answers, failure became success', 'a failure that became a success', \&became_success);
+found('failure became success', 'even if nobody knows', sub { became_success(); end_of('8.90')->{outcome} = 'unknown';
+	attempt('8.91', 'fail', 'fail-1', failed('7.10', state => 'replayed')) });
+found('different answers', 'the stored failure is that of another attempt', sub { @{ key_of('fail-1') }{qw(answer told)} = ('8.90', 'error 8.90') });
+found('different answers', 'a failure that failed anew', sub {
+	key_of('fail-1')->{$_} = { answer => '8.90', told => 'error 8.90' }->{$_} for qw(answer told);
+	attempt('8.90', 'fail', 'fail-1', failed('8.90', state => 'failed', outcome => 'unknown'));
+	attempt('8.91', 'fail', 'fail-1', failed('8.90', state => 'replayed'));
+});
+found('lost failure', 'a failure is gone', sub { no_key('keep-0') });
+found('lost failure', 'a failure is no more than a claim', sub { key_of('fail-0')->{finished} = 0 });
+found('', 'unless it was rolled back', sub {
+	attempt('7.90', 'keep', 'keep-9', failed('7.90', state => 'failed', outcome => 'failed', sqlstate => '57P01'));
+});
+found('answer without effect, lost effect', 'a success is kept as a failure', sub { key_of('keep-1')->{failed} = 1; no_effect('keep-1') });
+found('superseded effect', 'a failure under a fence that was taken over', sub {
+	@{ end_of('7.12') }{qw(outcome sqlstate)} = ('answered', undef);
+	my $end = end_of('7.12');
+	%$end = (%$end, failed('7.12', state => 'failed'));
+	@{ end_of('8.12') }{qw(outcome sqlstate failed)} = ('failed', 'ID006', undef);
+	@{ end_of('7.13') }{qw(answer told)} = ('7.12', 'error 7.12');
+	@{ key_of('fail-0') }{qw(answer told)} = ('7.12', 'error 7.12');
+	start_of('7.12')->{t} = end_of('8.11')->{t} + 0.1;
+	start_of('8.12')->{t} = end_of('7.12')->{t} - 0.1;
+});
+found('superseded effect', 'an answer under one', sub {
+	my ($effect) = grep { $_->{attempt} eq '8.3' } @effects;
+
+	@$effect{qw(attempt fence)} = ('7.4', 30);
+	my $end = end_of('7.4');
+	%$end = (%$end, outcome => 'answered', sqlstate => undef, state => 'finished', answer => '7.4', told => 't');
+	@{ end_of('8.4') }{qw(answer told)} = ('7.4', 't');
+	@{ key_of('http-0') }{qw(answer told)} = ('7.4', 't');
+	end_of('8.3')->{outcome} = 'failed';
+});
+
 # ---------------------------------------------------------------- codes, calls, and what is held for ever
 
 sub wrong { my ($attempt, %more) = @_; attempt($attempt, 'code', 'code-6.11', form => 'wrong', state => 'wrong', %more); return }
@@ -373,6 +507,12 @@ sub off { $_->{sync} = 'off' for grep { $_->{client} } @history; return }
 $n = found('', 'under off, effect and key may be lost together', sub { off(); lose($_) for qw(tx-0 claim-2 raise-0) }, lost_tail => 1);
 is($n->{lost}, 5, 'and are counted');
 found('answer without effect, lost effect', 'but only if there was a crash', sub { off(); lose('tx-0') });
+found('', 'and failures may be lost as well', sub { off(); no_key($_) for qw(fail-1 keep-0 http-2) }, lost_tail => 1);
+found('', 'so that they succeed then', sub { off(); became_success() }, lost_tail => 1);
+found('lost failure', 'but not one under on', sub { off(); start_of('8.10')->{sync} = 'on'; no_key('fail-1') }, lost_tail => 1);
+found('different answers, failure became success', 'whatever became of it',
+	sub { off(); start_of('8.10')->{sync} = 'on'; became_success(); $_->{sync} = 'on' for start_of('8.90') }, lost_tail => 1);
+found('different words', 'nor may its words change', sub { off(); end_of('8.10')->{told} = 'error' }, lost_tail => 1);
 found('', 'then another may do it again',
 	sub { off(); lose('tx-0'); attempt('3.1', 'tx', 'tx-0', state => 'started', answer => '3.1'); finished('3.1', 'tx', 'tx-0', answer => '3.1') }, lost_tail => 1);
 found('', 'before a crash that came soon', sub { off(); lose('claim-2'); push @history, { event => 'crash', t => 50e9 } }, lost_tail => 1);

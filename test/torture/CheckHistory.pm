@@ -8,7 +8,7 @@
 # Before violations(): $check->probed($key, $state), what idem_begin says of a key when all has come to an end.
 #
 # Records are as clients.pl describes them.  An effect is a hash of key, kind, attempt, fence, phase; a
-# key one of key, finished, answer (the attempt that its result names), fence, phase, looked_up.
+# key one of key, finished, answer (the attempt that its result names), fence, phase, looked_up, told, failed.
 #
 # lost_tail: the server has lost its newest commits, as it may with synchronous_commit off.  Then what an
 # attempt under off got as an answer may be gone, but never just one of effect and key; and the answer
@@ -59,7 +59,7 @@ sub add
 		return;
 	}
 	if (!$attempt) { $self->violation('broken history', "attempt $record->{attempt} ends and never began"); return }
-	defined $record->{$_} and $attempt->{$_} = $record->{$_} for qw(outcome state answer claimed sqlstate error fence);
+	defined $record->{$_} and $attempt->{$_} = $record->{$_} for qw(outcome state answer claimed sqlstate error fence told failed);
 	$attempt->{end} = $record->{t};
 	return;
 }
@@ -131,6 +131,8 @@ sub violations
 		$self->check_effects($key, $of);
 		$self->check_key($key, $of);
 		$self->check_answers($key, $of);
+		$self->check_failure($key, $of);
+		$self->check_told($key, $of);
 		$self->check_unknown($key, $of);
 		$self->check_fences($key, $of);
 		$self->check_superseded($key, $of);
@@ -192,13 +194,17 @@ sub check_key
 	{
 		$self->violation('effect without key', "$key: effect of $final->{attempt}, " . ($row ? 'not finished' : 'no row'));
 	}
-	if ($finished && !$final) { $self->violation('key without effect', "$key is finished") }
+	if ($finished && !$final && !$row->{failed}) { $self->violation('key without effect', "$key is finished") }
 	if ($finished && defined $row->{looked_up} && $row->{looked_up} ne 'finished'
 		|| $finished && !defined $row->{looked_up} && exists $row->{looked_up} && $key !~ /^(?:token|code)-/)
 	{
 		$self->violation('effect without key', "$key: idem_lookup says " . ($row->{looked_up} // 'nothing'));
 	}
-	if ($finished && $final && defined $row->{answer} && $row->{answer} ne $final->{attempt})
+	if ($finished && $final && $row->{failed})
+	{
+		$self->violation('effect of a failure', "$key: failed by " . ($row->{answer} // '') . ", effect of $final->{attempt}");
+	}
+	elsif ($finished && $final && defined $row->{answer} && $row->{answer} ne $final->{attempt})
 	{
 		$self->violation('stored answer', "$key: result of $row->{answer}, effect of $final->{attempt}");
 	}
@@ -231,6 +237,13 @@ sub check_answers
 	{
 		my $state = $attempt->{state} // next;
 
+		# check_failure has these
+		if ($attempt->{failed})
+		{
+			$answers{ $attempt->{answer} } //= $attempt
+			  if ($repeat{$state} || answered($attempt)) && !$self->may_lose($attempt);
+			next;
+		}
 		# what is said about another's commit holds whatever becomes of the own
 		if ($repeat{$state} || $attempt->{claimed} && !grep { $_ eq $key } @{ $attempt->{claimed} })
 		{
@@ -250,6 +263,49 @@ sub check_answers
 		$self->missing($attempt, 'different answers', "$key: $attempt->{attempt} was told $attempt->{answer}, effect of $final->{attempt}");
 	}
 	if (keys %answers > 1) { $self->violation('different answers', "$key: " . join ', ', sort keys %answers) }
+	return;
+}
+
+# A failure that was told is there, and stays one; it has no effect.
+sub check_failure
+{
+	my ($self, $key, $of) = @_;
+	my $row = $of->{row};
+	my %effect = map { $_->{attempt} => 1 } grep { is_final($_) } @{ $of->{effects} };
+
+	$self->{n}{ 'failures of ' . ($of->{attempts}[0]{kind} // '') }++ if $row && $row->{finished} && $row->{failed};
+	for my $attempt (grep { $_->{failed} } @{ $of->{attempts} })
+	{
+		if ($effect{ $attempt->{attempt} } && !($row && $row->{failed}))
+		{
+			$self->violation('effect of a failure', "$key: $attempt->{attempt} has failed and has an effect");
+		}
+		next unless $repeat{ $attempt->{state} } || answered($attempt);
+		$self->{n}{ $repeat{ $attempt->{state} } ? 'failures repeated' : 'failures acknowledged' }++;
+		my $what = "$key: $attempt->{attempt} was told that $attempt->{answer} failed";
+		if (!$row || !$row->{finished}) { $self->missing($attempt, 'lost failure', $what) }
+		elsif (!$row->{failed}) { $self->missing($attempt, 'failure became success', $what) }
+		elsif ($row->{answer} ne $attempt->{answer}) { $self->missing($attempt, 'different answers', "$what, and $row->{answer} did") }
+	}
+	return;
+}
+
+# Who gets an answer gets all of it as it was first given, and as it is kept.
+sub check_told
+{
+	my ($self, $key, $of) = @_;
+	my $row = $of->{row};
+	my %told;
+
+	$told{ $row->{answer} } = [ 'the row', $row->{told} ] if $row && defined $row->{answer} && defined $row->{told};
+	for my $attempt (grep { defined $_->{told} } sort { $a->{start} <=> $b->{start} } @{ $of->{attempts} })
+	{
+		my $other = $told{ $attempt->{answer} } //= [ @$attempt{qw(attempt told)} ];
+
+		$self->{n}{'answers compared'}++;
+		next if $other->[1] eq $attempt->{told};
+		$self->violation('different words', "$key: $attempt->{attempt} was told $attempt->{told}, $other->[0] has $other->[1]");
+	}
 	return;
 }
 
@@ -310,9 +366,11 @@ sub check_superseded
 {
 	my ($self, $key, $of) = @_;
 	my @work = grep { defined $_->{fence} } @{ $of->{effects} };
+	# a failure ends the work as well, and leaves no effect
+	my @ends = (@work, grep { $_->{failed} && $_->{state} eq 'failed' && defined $_->{fence} && answered($_) } @{ $of->{attempts} });
 	my @phases = sort { ($a->{phase} eq 'finish') <=> ($b->{phase} eq 'finish') || $a->{phase} cmp $b->{phase} } @work;
 
-	for my $effect (@work)
+	for my $effect (@ends)
 	{
 		my $attempt = $self->{attempts}{ $effect->{attempt} } // next;
 		my ($later) = grep { $_->{end} < $attempt->{start} && !$self->may_lose($_) }
@@ -491,6 +549,7 @@ sub check_errors
 			if ($sqlstate eq 'ID003' && $begin && $self->may_lose($begin)) { $self->{n}{lost}++ }
 			else { $self->violation('error', "$what: $sqlstate " . ($attempt->{error} // '')) }
 		}
+		if ($state eq 'malformed') { $self->violation('malformed', $what) }
 		if ($state eq 'mismatch') { $self->violation('mismatch', $what) }
 		if ($state =~ /^(unknown|expired)$/)
 		{
@@ -516,7 +575,8 @@ sub figures
 	$n{effects} += $n{$_} for grep { /^effects of / } keys %n;
 	$n{"attempts $_->{kind}" . (defined $_->{form} ? " $_->{form}" : '')}++ for @attempts;
 	$n{'in progress'} = grep { ($_->{state} // '') eq 'in_progress' } @attempts;
-	$n{$_} //= 0 for qw(lost repeats acknowledged unknown take-overs guesses), 'unknown and done', 'throttle allowed', 'throttle refused';
+	$n{$_} //= 0 for qw(lost repeats acknowledged unknown take-overs guesses), 'unknown and done', 'throttle allowed', 'throttle refused', 'failures acknowledged',
+	  'failures repeated', 'answers compared';
 	return \%n;
 }
 

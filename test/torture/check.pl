@@ -36,7 +36,9 @@ for my $file (sort glob "$opt{history}/client-*.jsonl")
 		die "$file: an attempt under $record->{sync}\n" if $record->{sync} && $opt{sync} !~ /^(mix|$record->{sync})$/;
 		$check->add($record);
 		next unless $record->{client} && $record->{kind} !~ /^(token|code|issue)$/;
-		$request{$_} //= $record->{kind} eq 'call' ? undef : $record->{request} for @{ $record->{keys} // [ $record->{key} ] };
+		# idem_call makes its own, and HTTP takes also what is no JSON
+		my $known = $record->{kind} !~ /^(call|keep)$/ && ($record->{request} // '') =~ /^\s*\{/;
+		$request{$_} //= $known ? $record->{request} : undef for @{ $record->{keys} // [ $record->{key} ] };
 	}
 }
 
@@ -84,7 +86,8 @@ my $n = $check->figures;
 printf "%10d %s\n", $n->{$_}, $_ for sort keys %$n;
 print "violation: $_->[0]: $_->[1]\n" for @violations;
 
-my @idle = grep { !$n->{"effects of $_"} } qw(tx claim call raise skip token lease code);
+my @idle = grep { !$n->{"effects of $_"} } qw(tx claim call raise skip token lease code http fail keep);
+push @idle, map { "failures of $_" } grep { !$n->{"failures of $_"} } qw(http fail keep);
 my $enough = $n->{acknowledged} >= 100 && !@idle;
 print "not enough work to tell: $n->{acknowledged} effects acknowledged", (map { ", no $_" } @idle), "\n" unless $enough;
 printf "%d requests, %d keys, %d effects, %d violations\n", @$n{qw(requests keys effects)}, scalar @violations;

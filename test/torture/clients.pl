@@ -22,7 +22,8 @@
 # History: two records for each attempt; only the first has "client":
 #   client, attempt (CLIENT.NUMBER), kind, form, key or keys, request, sync, try (1 for the first
 #     of a request), route (line number), t; for work under a lease fence, phase and zombie (comes late)
-#   attempt, t, outcome, state, answer (the attempt whose effect it is), fence, phase, claimed (keys), sqlstate, error
+#   attempt, t, outcome, state, answer (the attempt whose effect it is), fence, phase, claimed (keys), sqlstate, error;
+#     told (the answer in short: see torture.told), failed (true if it says that the request has failed)
 # t is CLOCK_MONOTONIC in nanoseconds, which the processes of a machine share.  outcome:
 #   answered   the server has acknowledged the commit
 #   failed     nothing was committed, for certain
@@ -34,11 +35,16 @@
 #   code    verified, wrong, locked, used, unknown, expired; whatever becomes of the transaction
 #   raise, skip   inserted, duplicate                     issue   issued
 #   lease   begin: holding, replayed, in_progress, mismatch; then checkpointed, finished, released
+#   http, fail   started, or under a lease holding and then finished; else as tx     keep   as call
+#   Each attempt of the last three decides whether the request fails; "failed" instead of started or finished
+#     says that it did, and that its work is undone.  malformed: no such answer should there be.
 # A batch, which has "keys", is claimed if some of them are: those in "claimed".
 use strict;
 use warnings;
 use DBD::Pg qw(:async);
 use DBI;
+use Digest::MD5 qw(md5_hex);
+use Encode qw(encode);
 use Fcntl qw(O_APPEND O_CREAT O_WRONLY SEEK_CUR);
 use FindBin;
 use Getopt::Long;
@@ -62,9 +68,10 @@ my $json = JSON::PP->new->canonical;
 # I/O, and those that ask for the transaction to be repeated.
 my $by_fault = qr/^(08|53|57|40001|40P01|55P03|25006|58030|HANG)/;
 
-# Those that are asked for: by a holder of a lease who has lost it, or has done it before, and
-# by one who forgets to finish.
-my %by_design = (ID004 => 'lease', ID005 => 'forgotten', ID006 => 'lease', UNDONE => 'code');
+# Those that are asked for, by kind and form: by a holder of a lease who has lost it, or has done it
+# before, by one who forgets to finish, and by one who takes everything back.
+my $leased = qr/^(lease|http|fail) /;
+my %by_design = (ID004 => $leased, ID005 => qr/ forgotten$/, ID006 => $leased, UNDONE => qr/^code | undone$/);
 
 my $lease_phases = 3;
 
@@ -260,7 +267,7 @@ sub failed
 
 	return (outcome => 'answered', state => 'duplicate')
 	  if $sqlstate eq '23505' && $request->{kind} eq 'raise' && $failure->{certain};
-	my $explained = $sqlstate =~ $by_fault || ($by_design{$sqlstate} // '') =~ /^(?:$request->{kind}|$form)\z/;
+	my $explained = $sqlstate =~ $by_fault || $by_design{$sqlstate} && "$request->{kind} $form" =~ $by_design{$sqlstate};
 	return (
 		outcome => $point eq 'prepared' || $point eq 'committing' && !$failure->{certain} ? 'unknown'
 		: $explained || !$failure->{certain} ? 'failed'
@@ -684,7 +691,14 @@ sub lease_left
 			},
 			form => 'release', fence => $holding->{fence});
 	}
-	push @queue, { %$request, kind => 'zombie', unknown => 0, holding => $holding, due => clock() + rand($released ? 0.3 : 3) };
+	return resume_later($request, $holding, $released ? 0.3 : 3);
+}
+
+sub resume_later
+{
+	my ($request, $holding, $within) = @_;
+
+	push @queue, { %$request, kind => 'zombie', of => $request->{kind}, unknown => 0, holding => $holding, due => clock() + rand $within };
 	return;
 }
 
@@ -693,18 +707,272 @@ sub zombie
 {
 	my ($request) = @_;
 
-	$request->{kind} = 'lease';
-	my $end = lease_step($request, $request->{holding}, zombie => 1);
+	$request->{kind} = $request->{of};
+	my $step = { lease => \&lease_step, http => \&http_finish, fail => \&fail_finish }->{ $request->{kind} };
+	my $end = $step->($request, $request->{holding}, zombie => 1);
 	# what it does not know is for a request to find out
 	push @queue, { %$request, due => 0, holding => undef } if $end->{outcome} eq 'unknown';
 	return 1;
 }
 
+# ---------------------------------------------------------------- requests that may fail
+#
+# Whoever comes first decides whether a request fails: all others get that answer, and a failure
+# leaves nothing but its key.  Every third key of a kind is worked on under leases, by all clients.
+
+sub failing { return rand() < 0.4 }
+
+sub under_lease { return $_[0]{key} =~ /(\d+)$/ && $1 % 3 == 0 }
+
+# Begin in one transaction, do all of it in another; on the way its client may die or be late.
+sub in_two_steps
+{
+	my ($request, $begin, $finish) = @_;
+	my $holding = delete $request->{holding};
+
+	if (!$holding)
+	{
+		my $end = $begin->($request);
+		return 1 if known($end);
+		$request->{holding} = { fence => $end->{fence} } if $end->{outcome} eq 'answered' && $end->{state} eq 'holding';
+		return;
+	}
+	return resume_later($request, $holding, 3) if rand() < 0.15;
+	my $end = $finish->($request, $holding);
+	return 1 if known($end);
+	# with the same fence again, or by a begin, which has the answer
+	$request->{holding} = $holding if $end->{sqlstate} !~ /^ID00[46]$/ && rand() < 0.5;
+	return;
+}
+
+my $lease_end = sub { sprintf '%d', 200 + rand 1800 };
+
+# idem_fail when all work was taken back, or idem_finish.
+sub fail
+{
+	my ($request) = @_;
+
+	return in_two_steps($request, \&fail_begin, \&fail_finish) if under_lease($request);
+	return known(fail_begin($request));
+}
+
+sub fail_begin
+{
+	my ($request) = @_;
+	my $lease = under_lease($request);
+
+	return attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin(1);
+			(@$end{qw(state answer failed)}, my $result, $end->{fence}) = row(
+				q{SELECT state, torture.answer(result), failed::int, result::text, fence
+				  FROM idem_begin($1, ttl => '30 days', scope => 'torture', request => $2, lease => $3, wait => $4)},
+				@$request{qw(key request)}, $lease ? $lease_end->() . ' ms' : undef, rand() < 0.2 ? '200 ms' : undef);
+			$end->{told} = md5_hex(encode('UTF-8', $result)) if $end->{state} eq 'replayed';
+			if ($end->{state} eq 'started')
+			{
+				if ($lease) { $end->{state} = 'holding' }
+				else { fail_work($request->{key}, $end) }
+			}
+			commit();
+		},
+		form => $lease ? 'begin' : 'transaction');
+}
+
+sub fail_finish
+{
+	my ($request, $holding, %more) = @_;
+	my %fence = (fence => $holding->{fence}, phase => 'finish');
+
+	return attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin(1);
+			fail_work($request->{key}, $end, %fence);
+			$end->{state} = 'finished' if $end->{state} ne 'failed';
+			commit();
+		},
+		form => 'finish', %fence, %more);
+}
+
+sub fail_work
+{
+	my ($key, $end, %fence) = @_;
+	my $fails = failing();
+	my $ends = $fails ? 'idem_fail' : 'idem_finish';
+	# its own ttl, or that of the claim
+	my $more = $fails && rand() < 0.5 ? q{, ttl => '40 days'} : '';
+
+	run('SAVEPOINT work') if $fails;
+	effect($key, 'fail', %fence);
+	run('ROLLBACK TO work') if $fails;
+	my ($told) = row("SELECT $ends(\$1, jsonb_build_object('error', 'sold out', 'attempt', \$2::text), scope => 'torture', fence => \$3$more)::text",
+		$key, $id, $fence{fence});
+	@$end{qw(state answer told)} = ($fails ? 'failed' : 'started', $id, md5_hex(encode('UTF-8', $told)));
+	$end->{failed} = 1 if $fails;
+	return;
+}
+
+# idem_call of a function that does its work and then may raise an error, which is kept.
+sub keep
+{
+	my ($request) = @_;
+
+	return known(attempt($request,
+		sub {
+			my ($end) = @_;
+
+			(@$end{qw(state answer failed)}, my $result) = @{ statement(<<'SQL', $request->{key}, $id, failing() ? 'on' : 'off', [ pick('TO001' => 1, 'TO' => 1) ])->[0] };
+SELECT c.state, torture.answer(c.result), c.failed::int, c.result::text
+FROM left(set_config('torture.attempt', $2, true) || set_config('torture.fails', $3, true), 0) s,
+	LATERAL idem_call($1::text || s, 'torture.try_effect', jsonb_build_object('key', $1), ttl => '30 days', scope => 'torture',
+		keep_errors => $4) c
+SQL
+			$end->{told} = md5_hex(encode('UTF-8', $result)) if defined $result;
+			$end->{state} = 'failed' if $end->{failed} && $end->{state} eq 'finished';
+		}));
+}
+
+# ---------------------------------------------------------------- HTTP
+#
+# What a program in front of an API does: a key, quoted or bare, and a request as it came; then it sends what
+# idem_http_begin says, or what it has stored.  A status of 400 or more is a request that has failed.
+
+sub http
+{
+	my ($request) = @_;
+
+	return in_two_steps($request, \&http_begin, \&http_finish) if under_lease($request);
+	return known(http_begin($request));
+}
+
+# Status, fields, body: in short, and the same for the answer as it was stored.
+sub told
+{
+	my ($status, $fields, $body) = @_;
+	my $text = join '', map { "$_: $fields->{$_}\n" } sort keys %$fields;
+
+	return join ' ', $status, md5_hex(encode('UTF-8', $text)), defined $body ? md5_hex(encode('UTF-8', $body)) : '-';
+}
+
+# The same request in another hand, if it is JSON.
+sub rewritten
+{
+	my ($text) = @_;
+
+	return $text if $text !~ /^\{/ || rand() < 0.5;
+	my $request = $json->decode($text);
+	return sprintf ' { "n" : %d.0, "n":%de0 , "key":"%s"}', $request->{n}, $request->{n}, $request->{key};
+}
+
+sub http_begin
+{
+	my ($request) = @_;
+	my $lease = under_lease($request);
+	my $form = $lease ? 'begin' : pick(transaction => 9, undone => 1);
+	my $key = $request->{key};
+
+	return attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin(1);
+			my ($run, @answer) = row(
+				q{SELECT run::int, status, headers, body, retry_after, replayed::int, fence
+				  FROM idem_http_begin($1, $2, 'torture', 2592000, $3, $4)},
+				pick($key => 1, qq{"$key"} => 1), rewritten($request->{request}), rand() < 0.2 ? 200 : undef,
+				$lease ? $lease_end->() : undef);
+			if (!$run) { http_answer($end, @answer) }
+			elsif ($lease) { @$end{qw(state fence)} = ('holding', $answer[-1]) }
+			else { http_work($key, $end) }
+			# the work has failed as it should not: 500, and the client comes again
+			die { sqlstate => 'UNDONE', certain => 1 } if $form eq 'undone' && $run;
+			commit();
+		},
+		form => $form);
+}
+
+# What was replayed, or why it was not.
+sub http_answer
+{
+	my ($end, $status, $headers, $body, $retry_after, $replayed) = @_;
+	my $fields = eval { $json->decode($headers) } // {};
+	my $problem = eval { $json->decode($body) } // {};
+
+	if ($replayed)
+	{
+		@$end{qw(state answer told)} = ('replayed', $fields->{'X-Attempt'}, told($status, $fields, $body));
+		$end->{failed} = 1 if $status >= 400;
+		return;
+	}
+	# a problem, and when to come again
+	my $well = ref $problem eq 'HASH' && ($problem->{status} // '') eq $status && $fields->{'Content-Type'} eq 'application/problem+json';
+	$end->{state} = $well && $status == 409 && $retry_after > 0 && $fields->{'Retry-After'} eq $retry_after ? 'in_progress'
+	  : $well && $status == 422 ? 'mismatch' : 'malformed';
+	return;
+}
+
+sub http_finish
+{
+	my ($request, $holding, %more) = @_;
+	my %fence = (fence => $holding->{fence}, phase => 'finish');
+
+	return attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin(1);
+			http_work($request->{key}, $end, %fence);
+			$end->{state} = 'finished' if $end->{state} ne 'failed';
+			commit();
+		},
+		form => 'finish', %fence, %more);
+}
+
+# Bodies that jsonb would write in another way, or not take at all; now and then a large one, or none.
+sub http_body
+{
+	my $euro = "\x{20ac} caf\x{e9} \x{1f4b6}";
+
+	return pick(
+		qq{{"order":"$id", "amount":1.50e2,  "b":1,"a":2,"a":3, "t":"\\u00e9\\/$euro"}\r\n} => 4,
+		qq{[1.0,1e2,"\\u0000", "\\ud83d"]} => 2,
+		"<order id='$id'>$euro</order>\n" => 2,
+		' ' => 1,
+		'' => 1,
+		qq{{"order":"$id", "large":"} . 'x y' x (rand 50000) . qq{"}} => 0.2,
+		undef, 1);
+}
+
+# The order, and the answer to it.  Fields that are not to be stored are only of the first answer.
+sub http_work
+{
+	my ($key, $end, %fence) = @_;
+	my $fails = failing();
+	my $status = $fails ? pick(402 => 1, 404 => 1, 422 => 1) : pick(200 => 1, 201 => 2, 204 => 1, 303 => 1);
+	my $body = http_body();
+	my %fields = ('X-Attempt' => $id, Location => "/orders/$id", 'Content-Type' => 'application/json', 'x-note' => "a  \x{e9}\"\\ b");
+	my %first = rand() < 0.5 ? (Date => 'Sat, 28 Nov 2026 23:20:48 GMT', 'SET-COOKIE' => 'session=1', 'content-length' => '1') : ();
+
+	run('SAVEPOINT work') if $fails;
+	effect($key, 'http', %fence);
+	run('ROLLBACK TO work') if $fails;
+	my ($sent) = row(q{SELECT idem_http_finish($1, $2, $3, $4, 'torture', $5)}, pick($key => 1, qq{"$key"} => 1), $status, $body,
+		$json->encode({ %fields, %first }), $fence{fence});
+	@$end{qw(state answer told)} = ($fails ? 'failed' : 'started', $id, told($sent, \%fields, $body));
+	$end->{failed} = 1 if $fails;
+	return;
+}
+
 # ---------------------------------------------------------------- requests
 
 my %kinds = (tx => \&tx, claim => \&claim, call => \&call, raise => \&once, skip => \&once, token => \&token,
-	lease => \&lease, zombie => \&zombie, code => \&code);
-my @weights = (tx => 4, claim => 3, call => 3, raise => 2, skip => 1, token => 2, lease => 2, code => 3);
+	lease => \&lease, zombie => \&zombie, code => \&code, http => \&http, fail => \&fail, keep => \&keep);
+my @weights = (tx => 4, claim => 3, call => 3, raise => 2, skip => 1, token => 2, lease => 2, code => 3, http => 4, fail => 3,
+	keep => 2);
 
 # A number that no other client gets, counted from 0: where a byte ends that is appended.
 sub next_number
@@ -737,6 +1005,8 @@ sub new_request
 	my %request = (kind => $kind, late => $late, key => "$kind-$n", request => $json->encode({ key => "$kind-$n", n => $n }));
 
 	return token_request($n, $late) if $kind eq 'token';
+	# HTTP takes also what is no JSON
+	$request{request} = "key=$kind-$n&n=$n" if $kind eq 'http' && $n % 4 == 1;
 	if ($kind eq 'claim' && rand() < 0.3)
 	{
 		# in any order, and with the keys that others are at
