@@ -62,6 +62,33 @@ make_debian()    # PostgreSQL's version, suite, folder
 	mv "$dir.partial" "$dir"
 }
 
+# pg_upgrade needs an older PostgreSQL beside the new one.  This machine's own goes along, with the
+# extension and the libraries it was made with, and each of its programs is started with those.  It runs
+# there if the folder's libc is no older than this machine's, else the test skips.
+lend_pg()
+{
+	local n to=$T/debian/older there=/var/tmp/older program
+
+	n=$(default_pg)
+	pg_installed "$n" || return 0
+	say "building the extension for PostgreSQL $n, to upgrade from"
+	private_pg "$n"
+	private_extension
+	mkdir -p "$to/lib"
+	mv "$T/usr" "$to/"
+	# not libc, which goes with the dynamic linker
+	find "$to/usr/lib/postgresql/$n" -type f \( -name '*.so' -o -path '*/bin/*' \) -exec ldd {} + 2>/dev/null |
+		sed -nE 's,.* => (/[^ ]+) .*,\1,p' | sort -u | grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' |
+		xargs -r cp -Lt "$to/lib"
+	for program in "$to/usr/lib/postgresql/$n/bin"/*; do
+		[[ $program != *.pl && -f $program && $(head -c 2 "$program") != '#!' ]] || continue
+		mv "$program" "$program.plain"
+		printf '#!/bin/bash\nexport LD_LIBRARY_PATH=%s\nexec -a "$0" "$0.plain" "$@"\n' "$there/lib" >"$program"
+		chmod 755 "$program"
+	done
+	export IDEM_OLD_BINDIR=$there/usr/lib/postgresql/$n/bin
+}
+
 run_in_debian()    # PostgreSQL's version, further arguments of scripts/test
 {
 	local n=$1 suite=${SUITE[$1]-} dir lock
