@@ -77,12 +77,13 @@ lend_pg()
 	mkdir -p "$to/lib"
 	mv "$T/usr" "$to/"
 	# not libc, which goes with the dynamic linker
-	find "$to/usr/lib/postgresql/$n" -type f \( -name '*.so' -o -path '*/bin/*' \) -exec ldd {} + 2>/dev/null |
+	{ find "$to/usr/lib/postgresql/$n" -type f \( -name '*.so' -o -path '*/bin/*' \) -exec ldd {} + 2>/dev/null || true; } |
 		sed -nE 's,.* => (/[^ ]+) .*,\1,p' | sort -u | grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' |
 		xargs -r cp -Lt "$to/lib"
 	for program in "$to/usr/lib/postgresql/$n/bin"/*; do
 		[[ $program != *.pl && -f $program && $(head -c 2 "$program") != '#!' ]] || continue
 		mv "$program" "$program.plain"
+		# shellcheck disable=SC2016
 		printf '#!/bin/bash\nexport LD_LIBRARY_PATH=%s\nexec -a "$0" "$0.plain" "$@"\n' "$there/lib" >"$program"
 		chmod 755 "$program"
 	done
