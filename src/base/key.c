@@ -10,6 +10,7 @@
 #include "catalog/namespace.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
+#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 
 #include "base/compat.h"
@@ -164,6 +165,30 @@ key_require_scope(const char *what, text *key, text *scope)
 		error_no_scope(what, key);
 }
 
+static uint8 *
+add_framed(uint8 *to, const char *bytes, uint32 len)
+{
+	uint32 frame = pg_hton32(len);
+
+	memcpy(to, &frame, sizeof(frame));
+	memcpy(to + sizeof(frame), bytes, len);
+	return to + sizeof(frame) + len;
+}
+
+/* In one piece: each piece costs a fourth of what hashing a short key does. */
+static void
+hash_key(IdemKey *out, const char *scope, int scope_len, const char *key, int key_len)
+{
+	uint8 framed[2 * (sizeof(uint32) + KEY_MAX_BYTES)];
+	uint8 *end = add_framed(add_framed(framed, scope, scope_len), key, key_len);
+	uint8 hash[PG_SHA256_DIGEST_LENGTH];
+	Sha256 *sha = sha256_start();
+
+	sha256_bytes(sha, framed, end - framed);
+	sha256_finish(sha, hash);
+	memcpy(out->digest.data, hash, UUID_LEN);
+}
+
 void
 key_make(IdemKey *out, text *key, text *scope, bool scope_required)
 {
@@ -183,13 +208,8 @@ key_make(IdemKey *out, text *key, text *scope, bool scope_required)
 		int scope_len, key_len;
 		const char *scope_bytes = key_utf8("idempotency scope", scope, 0, &scope_len);
 		const char *key_bytes = key_utf8("idempotency key", key, 1, &key_len);
-		Sha256 *sha = sha256_start();
-		uint8 hash[PG_SHA256_DIGEST_LENGTH];
 
-		sha256_framed(sha, scope_bytes, scope_len);
-		sha256_framed(sha, key_bytes, key_len);
-		sha256_finish(sha, hash);
-		memcpy(out->digest.data, hash, UUID_LEN);
+		hash_key(out, scope_bytes, scope_len, key_bytes, key_len);
 		memo_remember(out);
 	}
 }
