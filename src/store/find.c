@@ -24,8 +24,15 @@
 #include "base/errors.h"
 #include "store/durable.h"
 #include "store/find.h"
+#include "store/peek.h"
 #include "store/store.h"
 #include "store/table.h"
+
+/*
+ * Did the last look meet no entry in the primary key?  Then the next one peeks first, which
+ * is half as expensive as a scan that finds nothing; otherwise it would cost half a scan more.
+ */
+static bool likely_new = true;
 
 static IndexScanDesc
 begin_scan(Store *store, const IdemKey *key, Snapshot snapshot)
@@ -207,6 +214,13 @@ find_and_make_slot(Store *store, const IdemKey *key, TupleTableSlot **slot, Vers
 	Entries before;
 	Entries entries = {0};
 
+	if (likely_new && !peek_may_exist(store, key))
+	{
+		memset(found, 0, sizeof(*found));
+		found->state = STORE_ABSENT;
+		return;
+	}
+
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -215,6 +229,13 @@ find_and_make_slot(Store *store, const IdemKey *key, TupleTableSlot **slot, Vers
 	} while ((found->state == STORE_ABSENT && entries.count > 0 &&
 			  (entries.count != before.count || entries.hash != before.hash)) ||
 			 (found->state == STORE_HELD && !TransactionIdIsInProgress(found->holder.xid)));
+	likely_new = entries.count == 0;
+}
+
+bool
+store_likely_new(void)
+{
+	return likely_new;
 }
 
 void
