@@ -152,10 +152,18 @@ memo_remember(const IdemKey *k)
 	memo.digest = k->digest;
 }
 
+/* Most calls have none, so the empty one is not made anew each time.  Nobody writes to it. */
 text *
 key_scope(text *given)
 {
-	return given != NULL ? given : cstring_to_text(idem_default_scope);
+	static varattrib_4b empty;
+
+	if (given != NULL)
+		return given;
+	if (idem_default_scope[0] != '\0')
+		return cstring_to_text(idem_default_scope);
+	SET_VARSIZE(&empty, VARHDRSZ);
+	return (text *) &empty;
 }
 
 void
@@ -220,12 +228,20 @@ key_cmp(const IdemKey *a, const IdemKey *b)
 	return memcmp(a->digest.data, b->digest.data, UUID_LEN);
 }
 
+Size
+key_copy_size(const IdemKey *key)
+{
+	return INTALIGN(VARSIZE_ANY(key->key)) + VARSIZE_ANY(key->scope);
+}
+
 void
-key_copy(IdemKey *out, const IdemKey *in)
+key_copy(IdemKey *out, const IdemKey *in, void *space)
 {
 	out->digest = in->digest;
-	out->key = (text *) pg_detoast_datum_copy((struct varlena *) in->key);
-	out->scope = (text *) pg_detoast_datum_copy((struct varlena *) in->scope);
+	out->key = space;
+	out->scope = (text *) ((char *) space + INTALIGN(VARSIZE_ANY(in->key)));
+	memcpy(out->key, in->key, VARSIZE_ANY(in->key));
+	memcpy(out->scope, in->scope, VARSIZE_ANY(in->scope));
 }
 
 char *
