@@ -33,8 +33,8 @@ row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values
  * that is not NULL is a timestamptz, and keeps it for the session; row_with_time() copies it
  * with another time.  Costs a tenth of row_datum().
  */
-extern HeapTupleHeader row_time_template(const RowColumn *columns, int ncolumns, Datum *values,
-										 bool *isnull);
+extern HeapTupleHeader
+row_time_template(const RowColumn *columns, int ncolumns, Datum *values, bool *isnull);
 extern Datum row_with_time(HeapTupleHeader template, TimestampTz time);
 
 /*

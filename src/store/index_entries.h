@@ -25,7 +25,7 @@ extern bool index_entries_if_free(Store *store, const IdemKey *key, HeapTuple tu
  * The same for a key that must have no other row: a duplicate means that another writer
  * was faster, so the transaction must be retried.  Waits for uncommitted writers.
  */
-extern void index_entries_or_40001(Store *store, const IdemKey *key, HeapTuple tuple,
-								   bool only_summarizing);
+extern void
+index_entries_or_40001(Store *store, const IdemKey *key, HeapTuple tuple, bool only_summarizing);
 
 #endif /* IDEM_INDEX_ENTRIES_H */

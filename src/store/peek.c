@@ -29,11 +29,10 @@ make_key(Relation index, const IdemKey *key, BTScanInsert search)
 	memset(search, 0, offsetof(BTScanInsertData, scankeys));
 	_bt_metaversion(index, &search->heapkeyspace, &search->allequalimage);
 	search->keysz = 1;
-	ScanKeyEntryInitializeWithInfo(&search->scankeys[0],
-								   index->rd_indoption[0] << SK_BT_INDOPTION_SHIFT, 1,
-								   InvalidStrategy, InvalidOid, index->rd_indcollation[0],
-								   index_getprocinfo(index, 1, BTORDER_PROC),
-								   UUIDPGetDatum(&key->digest));
+	ScanKeyEntryInitializeWithInfo(
+		&search->scankeys[0], index->rd_indoption[0] << SK_BT_INDOPTION_SHIFT, 1, InvalidStrategy,
+		InvalidOid, index->rd_indcollation[0], index_getprocinfo(index, 1, BTORDER_PROC),
+		UUIDPGetDatum(&key->digest));
 }
 
 /* The leaf page is locked, and the first that can have the key. */
