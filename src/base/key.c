@@ -57,8 +57,10 @@ static const char *
 to_utf8(text *t, int *len)
 {
 	char *raw = VARDATA_ANY(t);
-	char *utf8 = pg_server_to_any(raw, VARSIZE_ANY_EXHDR(t), PG_UTF8);
+	char *utf8 = raw;
 
+	if (GetDatabaseEncoding() != PG_UTF8)
+		utf8 = pg_server_to_any(raw, VARSIZE_ANY_EXHDR(t), PG_UTF8);
 	*len = utf8 == raw ? (int) VARSIZE_ANY_EXHDR(t) : (int) strlen(utf8);
 	return utf8;
 }

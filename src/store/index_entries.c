@@ -84,14 +84,16 @@ remember_key_index(KeyIndexes *keys, Relation index)
 static bool
 has_only_primary_key(Store *store)
 {
-	Form_pg_index form = store->index->rd_index;
-	List *indexes = RelationGetIndexList(store->heap);
-	bool only =
-		list_length(indexes) == 1 && linitial_oid(indexes) == RelationGetRelid(store->index);
+	Relation index = store->index;
+	Form_pg_index form = index->rd_index;
 
-	list_free(indexes);
-	return only && form->indnatts == 1 && form->indisready && form->indimmediate &&
-		store->index->rd_rel->relam == BTREE_AM_OID && is_key_index(store->index);
+	/* not RelationGetIndexList(), whose copy costs more than the rest of this */
+	if (!store->heap->rd_indexvalid)
+		list_free(RelationGetIndexList(store->heap));
+	return list_length(store->heap->rd_indexlist) == 1 &&
+		linitial_oid(store->heap->rd_indexlist) == RelationGetRelid(index) && form->indnatts == 1 &&
+		form->indisready && form->indimmediate && index->rd_rel->relam == BTREE_AM_OID &&
+		is_key_index(index);
 }
 
 /* False if "check" does not raise an error for a duplicate, and there may be one. */

@@ -36,6 +36,9 @@
 #include "store/table.h"
 #include "store/write.h"
 
+/* columns of a row that is formed on the stack */
+#define FORM_COLUMNS (NCOLUMNS + 6)
+
 void
 change_init(Change *change, Store *store)
 {
@@ -143,14 +146,22 @@ change_whole(Change *change, const StoreWrite *write)
 static HeapTuple
 form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 {
-	Change change;
+	TupleDesc desc = RelationGetDescr(store->heap);
+	Datum values[FORM_COLUMNS];
+	bool isnull[FORM_COLUMNS];
+	bool replace[FORM_COLUMNS];
+	Change change = {values, isnull, replace, store->failed};
 
-	change_init(&change, store);
+	/* more columns than that only if some were added and dropped again */
+	if (desc->natts > FORM_COLUMNS)
+		change_init(&change, store);
+	else
+		memset(isnull, true, sizeof(isnull));
 	change_whole(&change, write);
 	set_datum(&change, COL_DIGEST, UUIDPGetDatum(&key->digest));
 	set_datum(&change, COL_SCOPE, PointerGetDatum(key->scope));
 	set_datum(&change, COL_KEY, PointerGetDatum(key->key));
-	return heap_form_tuple(RelationGetDescr(store->heap), change.values, change.isnull);
+	return heap_form_tuple(desc, change.values, change.isnull);
 }
 
 static void
