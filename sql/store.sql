@@ -342,6 +342,32 @@ DROP FUNCTION regress_indexed, regress_leave, regress_idem_hostile.upper;
 DROP SCHEMA regress_idem_hostile;
 DROP OWNED BY regress_idem_caller, regress_idem_owner;
 DROP ROLE regress_idem_caller, regress_idem_owner;
+-- an index that is made between begin and finish gets the row's entry as well, and that of each later row
+BEGIN;
+SELECT state FROM idem_begin('indexed open');
+CREATE INDEX regress_made ON idem_keys (key text_pattern_ops);
+SELECT idem_finish('indexed open'), idem_claim('indexed claim');
+SELECT * FROM idem_claim_many('{indexed many}');
+COMMIT;
+SET enable_seqscan = off;
+SET enable_bitmapscan = off;
+SELECT key FROM idem_keys WHERE key LIKE 'indexed %' ORDER BY 1;
+RESET enable_seqscan;
+RESET enable_bitmapscan;
+-- and one that is dropped gets none
+BEGIN;
+SELECT state FROM idem_begin('not indexed');
+DROP INDEX regress_made;
+SELECT idem_finish('not indexed'), idem_claim('not indexed');
+COMMIT;
+-- emptied: the begin has seen a row that is there no more, and the finish inserts
+BEGIN;
+SELECT state FROM idem_begin('emptied');
+TRUNCATE idem_keys;
+SELECT idem_finish('emptied', '1'), idem_claim('not indexed');
+SELECT state, result FROM idem_begin('emptied');
+COMMIT;
+
 DROP FUNCTION try_all, try, message;
 SELECT idem_claim('as ever');
 DELETE FROM idem_keys;

@@ -118,6 +118,18 @@ ends_with($reader, "ERROR:  0A000\n", 'a trigger that is made while the table is
 $node->safe_psql('postgres', 'DROP TRIGGER t ON idem_keys');
 $owner->quit;
 
+# nor is a table that was checked before, once it changes while a session waits for its lock
+my $maker = $node->background_psql('postgres');
+$maker->query_safe('BEGIN; SELECT pg_advisory_lock(2)');
+my $knows = session('knows', "SELECT idem_claim('knows')", 'DO $$ BEGIN PERFORM pg_advisory_lock(2); END $$', "SELECT idem_claim('knows not')");
+until_it('knows', "wait_event = 'advisory'");
+$maker->query_safe('CREATE TRIGGER t BEFORE INSERT ON idem_keys FOR EACH ROW EXECUTE FUNCTION nothing(); SELECT pg_advisory_unlock(2)');
+waits_for_relation('knows');
+$maker->query_safe('COMMIT');
+ends_with($knows, "t\nERROR:  0A000\n", 'a trigger that is made while a session waits for a table that it knows');
+$node->safe_psql('postgres', 'DROP TRIGGER t ON idem_keys');
+$maker->quit;
+
 #
 # A row that is there all the time, and is found all the time, though each change of it makes an index entry
 # elsewhere.  On the primary the key's lock keeps most changes away; here it is the owner's own, without a lock.

@@ -411,4 +411,14 @@ idem_insert_index_tuples(ResultRelInfo *rri, TupleTableSlot *slot, EState *estat
 #endif
 }
 
+/* the descent of a btree, for reading; not defined where nobody has looked at it yet */
+#if PG_VERSION_NUM >= 190000
+#elif PG_VERSION_NUM >= 170000
+#define idem_bt_search(index, heap, key, leaf) _bt_search(index, heap, key, leaf, BT_READ)
+#elif PG_VERSION_NUM >= 160000
+#define idem_bt_search(index, heap, key, leaf) _bt_search(index, heap, key, leaf, BT_READ, NULL)
+#else
+#define idem_bt_search(index, heap, key, leaf) _bt_search(index, key, leaf, BT_READ, NULL)
+#endif
+
 #endif /* IDEM_COMPAT_H */

@@ -10,6 +10,7 @@
 #include "catalog/namespace.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
+#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 
 #include "base/compat.h"
@@ -56,8 +57,10 @@ static const char *
 to_utf8(text *t, int *len)
 {
 	char *raw = VARDATA_ANY(t);
-	char *utf8 = pg_server_to_any(raw, VARSIZE_ANY_EXHDR(t), PG_UTF8);
+	char *utf8 = raw;
 
+	if (GetDatabaseEncoding() != PG_UTF8)
+		utf8 = pg_server_to_any(raw, VARSIZE_ANY_EXHDR(t), PG_UTF8);
 	*len = utf8 == raw ? (int) VARSIZE_ANY_EXHDR(t) : (int) strlen(utf8);
 	return utf8;
 }
@@ -151,10 +154,18 @@ memo_remember(const IdemKey *k)
 	memo.digest = k->digest;
 }
 
+/* Most calls have none, so the empty one is not made anew each time.  Nobody writes to it. */
 text *
 key_scope(text *given)
 {
-	return given != NULL ? given : cstring_to_text(idem_default_scope);
+	static varattrib_4b empty;
+
+	if (given != NULL)
+		return given;
+	if (idem_default_scope[0] != '\0')
+		return cstring_to_text(idem_default_scope);
+	SET_VARSIZE(&empty, VARHDRSZ);
+	return (text *) &empty;
 }
 
 void
@@ -162,6 +173,30 @@ key_require_scope(const char *what, text *key, text *scope)
 {
 	if (idem_require_scope && VARSIZE_ANY_EXHDR(scope) == 0)
 		error_no_scope(what, key);
+}
+
+static uint8 *
+add_framed(uint8 *to, const char *bytes, uint32 len)
+{
+	uint32 frame = pg_hton32(len);
+
+	memcpy(to, &frame, sizeof(frame));
+	memcpy(to + sizeof(frame), bytes, len);
+	return to + sizeof(frame) + len;
+}
+
+/* In one piece: each piece costs a fourth of what hashing a short key does. */
+static void
+hash_key(IdemKey *out, const char *scope, int scope_len, const char *key, int key_len)
+{
+	uint8 framed[2 * (sizeof(uint32) + KEY_MAX_BYTES)];
+	uint8 *end = add_framed(add_framed(framed, scope, scope_len), key, key_len);
+	uint8 hash[PG_SHA256_DIGEST_LENGTH];
+	Sha256 *sha = sha256_start();
+
+	sha256_bytes(sha, framed, end - framed);
+	sha256_finish(sha, hash);
+	memcpy(out->digest.data, hash, UUID_LEN);
 }
 
 void
@@ -183,13 +218,8 @@ key_make(IdemKey *out, text *key, text *scope, bool scope_required)
 		int scope_len, key_len;
 		const char *scope_bytes = key_utf8("idempotency scope", scope, 0, &scope_len);
 		const char *key_bytes = key_utf8("idempotency key", key, 1, &key_len);
-		Sha256 *sha = sha256_start();
-		uint8 hash[PG_SHA256_DIGEST_LENGTH];
 
-		sha256_framed(sha, scope_bytes, scope_len);
-		sha256_framed(sha, key_bytes, key_len);
-		sha256_finish(sha, hash);
-		memcpy(out->digest.data, hash, UUID_LEN);
+		hash_key(out, scope_bytes, scope_len, key_bytes, key_len);
 		memo_remember(out);
 	}
 }
@@ -200,12 +230,20 @@ key_cmp(const IdemKey *a, const IdemKey *b)
 	return memcmp(a->digest.data, b->digest.data, UUID_LEN);
 }
 
+Size
+key_copy_size(const IdemKey *key)
+{
+	return INTALIGN(VARSIZE_ANY(key->key)) + VARSIZE_ANY(key->scope);
+}
+
 void
-key_copy(IdemKey *out, const IdemKey *in)
+key_copy(IdemKey *out, const IdemKey *in, void *space)
 {
 	out->digest = in->digest;
-	out->key = (text *) pg_detoast_datum_copy((struct varlena *) in->key);
-	out->scope = (text *) pg_detoast_datum_copy((struct varlena *) in->scope);
+	out->key = space;
+	out->scope = (text *) ((char *) space + INTALIGN(VARSIZE_ANY(in->key)));
+	memcpy(out->key, in->key, VARSIZE_ANY(in->key));
+	memcpy(out->scope, in->scope, VARSIZE_ANY(in->scope));
 }
 
 char *

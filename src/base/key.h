@@ -73,8 +73,9 @@ extern bool key_same_text(const text *a, const text *b);
 /* Compare by digest, for qsort() and for the order in which batches claim keys. */
 extern int key_cmp(const IdemKey *a, const IdemKey *b);
 
-/* Copy into the current memory context. */
-extern void key_copy(IdemKey *out, const IdemKey *in);
+/* Copy into "space", aligned for int32, of that size. */
+extern Size key_copy_size(const IdemKey *key);
+extern void key_copy(IdemKey *out, const IdemKey *in, void *space);
 
 /* The text truncated to KEY_MESSAGE_CHARS characters, palloc'd, for messages. */
 extern char *key_text_display(text *t);

@@ -39,6 +39,30 @@ row_datum(TupleDesc *desc, const RowColumn *columns, int ncolumns, Datum *values
 	return HeapTupleGetDatum(heap_form_tuple(*desc, values, isnull));
 }
 
+HeapTupleHeader
+row_time_template(const RowColumn *columns, int ncolumns, Datum *values, bool *isnull)
+{
+	TupleDesc desc = row_type(columns, ncolumns);
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	HeapTupleHeader row =
+		DatumGetHeapTupleHeader(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
+
+	MemoryContextSwitchTo(old);
+	return row;
+}
+
+/* The time is the last thing in the row: nothing is added after the last value. */
+Datum
+row_with_time(HeapTupleHeader template, TimestampTz time)
+{
+	Size size = HeapTupleHeaderGetDatumLength(template);
+	char *row = palloc(size);
+
+	memcpy(row, template, size);
+	memcpy(row + size - sizeof(time), &time, sizeof(time));
+	return HeapTupleHeaderGetDatum((HeapTupleHeader) row);
+}
+
 /*
  * A template row for columns of fixed length that are never NULL.  All zero; never freed.
  */

@@ -224,6 +224,21 @@ wait_for_lease(Attempt *attempt)
 }
 
 /*
+ * Write without a look, as if the key were absent.  The insertion finds a row of the key, in
+ * whatever state, and then leaves nothing but a dead tuple.  So this is for callers to whom
+ * a known key is an error, and only as long as keys are new.
+ */
+static bool
+write_first(Attempt *attempt)
+{
+	if (!attempt->request->insert_first || attempt->lock_use != LOCK_AT_NEED || !store_likely_new())
+		return false;
+	memset(attempt->row, 0, sizeof(*attempt->row));
+	attempt->row->state = STORE_ABSENT;
+	return attempt->write(attempt);
+}
+
+/*
  * Claim the key, or return why it cannot be claimed.  Returns DECIDE_WAIT_ROW,
  * DECIDE_WAIT_LOCK and DECIDE_LEASED only when the wait has timed out.  After DECIDE_CLAIM a
  * lock that was taken is still held; after any other result it is not.  Without "write"
@@ -235,6 +250,8 @@ attempt_claim(Attempt *attempt)
 	const IdemKey *key = &attempt->request->key;
 
 	attempt->locked = take_lock(attempt);
+	if (attempt->write != NULL && write_first(attempt))
+		return DECIDE_CLAIM;
 	for (;;)
 	{
 		ClaimDecision decision;

@@ -81,6 +81,30 @@ static const RowColumn begin_columns[BEGIN_NCOLS] = {
 	[BEGIN_COL_FAILED] = {"failed", BOOLOID},
 };
 
+/* Nearly all answers: a transaction claim of a key that had no row to take over. */
+static Datum
+started_row(TimestampTz created_at, int ncolumns)
+{
+	static HeapTupleHeader new_row = NULL;
+	static HeapTupleHeader old_row = NULL;
+	HeapTupleHeader *row = ncolumns == BEGIN_NCOLS ? &new_row : &old_row;
+
+	if (*row == NULL)
+	{
+		Datum values[BEGIN_NCOLS] = {
+			[BEGIN_COL_STATE] = CStringGetTextDatum(claim_begin_states[BEGIN_STARTED]),
+			[BEGIN_COL_ATTEMPT] = Int32GetDatum(1),
+			[BEGIN_COL_CREATED_AT] = TimestampTzGetDatum(0),
+		};
+		bool isnull[BEGIN_NCOLS];
+
+		memset(isnull, true, sizeof(isnull));
+		isnull[BEGIN_COL_STATE] = isnull[BEGIN_COL_ATTEMPT] = isnull[BEGIN_COL_CREATED_AT] = false;
+		*row = row_time_template(begin_columns, ncolumns, values, isnull);
+	}
+	return row_with_time(*row, created_at);
+}
+
 static Datum
 begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, int64 fence,
 		  int ncolumns)
@@ -90,6 +114,9 @@ begin_row(const ClaimRequest *request, BeginState state, const StoreRow *row, in
 	Datum values[BEGIN_NCOLS] = {0};
 	bool isnull[BEGIN_NCOLS];
 	bool abandoned = row->state == STORE_ABANDONED;
+
+	if (state == BEGIN_STARTED && fence == NO_FENCE && !abandoned)
+		return started_row(request->now, ncolumns);
 
 #define SET(col, datum) (values[col] = (datum), isnull[col] = false)
 	memset(isnull, true, sizeof(isnull));

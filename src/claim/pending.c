@@ -46,12 +46,11 @@ static int nwritten = 0;
 static PendingClaim *
 add_claim(const IdemKey *key)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	PendingClaim *claim = palloc0(sizeof(PendingClaim));
+	PendingClaim *claim =
+		MemoryContextAlloc(TopTransactionContext, sizeof(PendingClaim) + key_copy_size(key));
 
-	key_copy(&claim->key, key);
-	MemoryContextSwitchTo(old);
-
+	memset(claim, 0, sizeof(PendingClaim));
+	key_copy(&claim->key, key, claim + 1);
 	claim->begun_in = GetCurrentSubTransactionId();
 	slist_push_head(&claims, &claim->node);
 	dlist_push_head(find_bucket(key), &claim->by_key);
@@ -65,8 +64,6 @@ free_claim(PendingClaim *claim)
 	if (claim->state == PENDING_WRITTEN)
 		nwritten--;
 	dlist_delete(&claim->by_key);
-	pfree(claim->key.key);
-	pfree(claim->key.scope);
 	pfree(claim);
 }
 

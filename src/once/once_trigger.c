@@ -736,6 +736,7 @@ raise_duplicate(TriggerData *trigdata, OnceInfo *info, text **keys, HeapTuple ro
 	{
 		ClaimRequest *request = &requests[i].request;
 
+		request->insert_first = true;
 		if (!claim_once(request, false) &&
 			!was_moved(trigdata, requests[i].list, &request->key, row))
 			refuse_duplicate(trigdata, info, requests[i].list, row);

@@ -86,8 +86,10 @@ lock_notes_init(void)
 static void
 copy_text(char *out, text *t)
 {
-	int len = pg_mbcliplen(VARDATA_ANY(t), VARSIZE_ANY_EXHDR(t), NOTE_BYTES - 1);
+	int len = VARSIZE_ANY_EXHDR(t);
 
+	if (len >= NOTE_BYTES)
+		len = pg_mbcliplen(VARDATA_ANY(t), len, NOTE_BYTES - 1);
 	memcpy(out, VARDATA_ANY(t), len);
 	out[len] = '\0';
 }

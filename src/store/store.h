@@ -140,6 +140,12 @@ extern void store_init(void);
 extern void store_probe(const IdemKey *key, StoreRow *row);
 
 /*
+ * Was the key of this session's last look new?  Then the next one probably is, too.  Nothing
+ * may depend on it but the order of steps.
+ */
+extern bool store_likely_new(void);
+
+/*
  * Wait until the transaction that holds the row ends, or until "deadline" (DT_NOEND: as
  * long as the session's timeouts allow).  False if the deadline passed first.  Probe again
  * afterwards.

@@ -18,6 +18,7 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -180,30 +181,47 @@ check_table(Relation heap)
 }
 
 /*
+ * The table that was checked before, unless it has changed since.  The lock brings in all
+ * changes that were committed before it was granted, and forget_known() learns of them; so
+ * the table need not be looked up in the catalog.  NULL: look it up and check it.
+ */
+static Relation
+open_known(LOCKMODE lockmode)
+{
+	Oid relid = known.heap;
+
+	if (!OidIsValid(relid))
+		return NULL;
+	LockRelationOid(relid, lockmode);
+	if (known.heap == relid)
+		return relation_open(relid, NoLock);
+	UnlockRelationOid(relid, lockmode);
+	return NULL;
+}
+
+static Relation
+open_and_check(LOCKMODE lockmode)
+{
+	Relation heap;
+
+	/* one that is dropped just now is looked up again, which fails if it is really gone */
+	do
+		heap = try_relation_open(relation_find(TABLE_NAME), lockmode);
+	while (heap == NULL);
+	check_table(heap);
+	return heap;
+}
+
+/*
  * Locks are held to the end of the transaction, so a finish works on the table that its
  * begin has opened.
  */
 void
 store_open(Store *store, LOCKMODE lockmode)
 {
-	for (;;)
-	{
-		Oid relid = OidIsValid(known.heap) ? known.heap : relation_find(TABLE_NAME);
-		bool checked = OidIsValid(known.heap);
-
-		store->heap = try_relation_open(relid, lockmode);
-		if (store->heap == NULL)
-		{
-			/* just dropped: look again, which fails if it is really gone */
-			known.heap = InvalidOid;
-			continue;
-		}
-		if (checked && known.heap == relid)
-			break;
-
-		check_table(store->heap);
-		break;
-	}
+	store->heap = open_known(lockmode);
+	if (store->heap == NULL)
+		store->heap = open_and_check(lockmode);
 	store->index = index_open(known.index, lockmode);
 	store->failed = known.failed;
 }

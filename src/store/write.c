@@ -5,8 +5,9 @@
  *
  * Nothing here checks privileges: EXECUTE on the SQL function includes the right to write
  * its row.  The only user code that could run is that of an expression index added by the
- * table's owner.  It runs as that owner, under SECURITY_RESTRICTED_OPERATION, as in
- * maintenance commands.
+ * table's owner: see index_entries.c.  relation_check_plain() has made sure that the table
+ * is a heap, so rows are inserted with heap_insert(): an executor's slot would copy them
+ * once more.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,11 +20,8 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "nodes/execnodes.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -33,9 +31,13 @@
 #include "base/errors.h"
 #include "base/relation.h"
 #include "store/find.h"
+#include "store/index_entries.h"
 #include "store/store.h"
 #include "store/table.h"
 #include "store/write.h"
+
+/* columns of a row that is formed on the stack */
+#define FORM_COLUMNS (NCOLUMNS + 6)
 
 void
 change_init(Change *change, Store *store)
@@ -141,147 +143,35 @@ change_whole(Change *change, const StoreWrite *write)
 		set_null(change, COL_FINGERPRINT);
 }
 
-static TupleTableSlot *
+static HeapTuple
 form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 {
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsVirtual);
-	int natts = slot->tts_tupleDescriptor->natts;
+	TupleDesc desc = RelationGetDescr(store->heap);
+	Datum values[FORM_COLUMNS];
+	bool isnull[FORM_COLUMNS];
+	bool replace[FORM_COLUMNS];
+	Change change = {values, isnull, replace, store->failed};
 
-	/* write straight into the slot */
-	Change change = {slot->tts_values, slot->tts_isnull, palloc(natts * sizeof(bool)),
-					 store->failed};
-
-	ExecClearTuple(slot);
-	memset(slot->tts_isnull, true, natts * sizeof(bool));
+	/* more columns than that only if some were added and dropped again */
+	if (desc->natts > FORM_COLUMNS)
+		change_init(&change, store);
+	else
+		memset(isnull, true, sizeof(isnull));
 	change_whole(&change, write);
 	set_datum(&change, COL_DIGEST, UUIDPGetDatum(&key->digest));
 	set_datum(&change, COL_SCOPE, PointerGetDatum(key->scope));
 	set_datum(&change, COL_KEY, PointerGetDatum(key->key));
-	ExecStoreVirtualTuple(slot);
-	slot->tts_tableOid = RelationGetRelid(store->heap);
-	return slot;
-}
-
-/*
- * Is this the primary key, or its copy under REINDEX CONCURRENTLY?  Both then get entries,
- * and either may see a duplicate first.
- */
-static bool
-is_key_index(Relation index)
-{
-	return index->rd_index->indisunique && index->rd_index->indnkeyatts == 1 &&
-		index->rd_index->indkey.values[0] == COL_DIGEST + 1 &&
-		RelationGetIndexPredicate(index) == NIL;
-}
-
-/* The key indexes that got an entry, and the names that they had then. */
-typedef struct KeyIndexes
-{
-	List *oids;
-	List *names; /* char * */
-} KeyIndexes;
-
-/*
- * REINDEX CONCURRENTLY may have renamed the index since and marked it dead.  It is then no
- * longer in the table's list of indexes.
- */
-static bool
-is_key_index_name(const KeyIndexes *indexes, const char *name)
-{
-	ListCell *oid;
-	ListCell *old;
-
-	forboth(oid, indexes->oids, old, indexes->names)
-	{
-		const char *now = get_rel_name(lfirst_oid(oid));
-
-		if (strcmp(lfirst(old), name) == 0 || (now != NULL && strcmp(now, name) == 0))
-			return true;
-	}
-	return false;
-}
-
-/*
- * Insert the index entries of a heap tuple just written.  A duplicate key sets "conflict";
- * without "conflict" it raises 23505.
- */
-static void
-insert_index_entries(Store *store, TupleTableSlot *slot, bool *conflict, bool only_summarizing,
-					 KeyIndexes *keys)
-{
-	EState *estate = CreateExecutorState();
-	ResultRelInfo *rri = makeNode(ResultRelInfo);
-	bool has_code = false;
-	OwnerContext saved;
-
-	InitResultRelInfo(rri, store->heap, 0, NULL, 0);
-	ExecOpenIndices(rri, false);
-	for (int i = 0; i < rri->ri_NumIndices; i++)
-	{
-		Relation index = rri->ri_IndexRelationDescs[i];
-		IndexInfo *info = rri->ri_IndexRelationInfo[i];
-
-		if (is_key_index(index))
-		{
-			keys->oids = lappend_oid(keys->oids, RelationGetRelid(index));
-			keys->names = lappend(keys->names, pstrdup(RelationGetRelationName(index)));
-		}
-		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
-			has_code = true;
-	}
-
-	owner_become(store->heap, &saved);
-	if (has_code)
-		idem_restrict_search_path();
-	idem_insert_index_tuples(rri, slot, estate, conflict != NULL ? keys->oids : NIL, conflict,
-							 only_summarizing);
-	owner_leave(&saved);
-
-	ExecCloseIndices(rri);
-	FreeExecutorState(estate);
-}
-
-/*
- * The same for a key that must have no other row: a duplicate means that another writer
- * was faster, so the transaction must be retried.
- */
-static void
-insert_index_entries_or_40001(Store *store, const IdemKey *key, TupleTableSlot *slot,
-							  bool only_summarizing)
-{
-	MemoryContext context = CurrentMemoryContext;
-	KeyIndexes *keys = palloc0(sizeof(KeyIndexes));
-
-	PG_TRY();
-	{
-		insert_index_entries(store, slot, NULL, only_summarizing, keys);
-	}
-	PG_CATCH();
-	{
-		ErrorData *edata;
-
-		if (geterrcode() != ERRCODE_UNIQUE_VIOLATION)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-
-		/* a unique index that the table's owner added keeps its own error */
-		if (edata->constraint_name == NULL || !is_key_index_name(keys, edata->constraint_name))
-			ReThrowError(edata);
-		error_serialization(key);
-	}
-	PG_END_TRY();
+	return heap_form_tuple(desc, change.values, change.isnull);
 }
 
 static void
 insert_row(Store *store, const IdemKey *key, const StoreWrite *write)
 {
-	TupleTableSlot *slot = form_row(store, key, write);
+	HeapTuple tuple = form_row(store, key, write);
 
-	table_tuple_insert(store->heap, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries_or_40001(store, key, slot, false);
-	ExecDropSingleTupleTableSlot(slot);
+	heap_insert(store->heap, tuple, GetCurrentCommandId(true), 0, NULL);
+	index_entries_or_40001(store, key, tuple, false);
+	heap_freetuple(tuple);
 }
 
 /*
@@ -289,18 +179,23 @@ insert_row(Store *store, const IdemKey *key, const StoreWrite *write)
  * CONFLICT does.
  */
 static bool
-insert_row_if_free(Store *store, TupleTableSlot *slot)
+insert_row_if_free(Store *store, const IdemKey *key, const StoreWrite *write)
 {
+	HeapTuple tuple = form_row(store, key, write);
 	TransactionId xid = GetCurrentTransactionId();
 	uint32 token = SpeculativeInsertionLockAcquire(xid);
-	KeyIndexes keys = {0};
-	bool conflict = false;
+	bool inserted;
 
-	table_tuple_insert_speculative(store->heap, slot, GetCurrentCommandId(true), 0, NULL, token);
-	insert_index_entries(store, slot, &conflict, false, &keys);
-	table_tuple_complete_speculative(store->heap, slot, token, !conflict);
+	HeapTupleHeaderSetSpeculativeToken(tuple->t_data, token);
+	heap_insert(store->heap, tuple, GetCurrentCommandId(true), HEAP_INSERT_SPECULATIVE, NULL);
+	inserted = index_entries_if_free(store, key, tuple);
+	if (inserted)
+		heap_finish_speculative(store->heap, &tuple->t_self);
+	else
+		heap_abort_speculative(store->heap, &tuple->t_self);
 	SpeculativeInsertionLockRelease(xid);
-	return !conflict;
+	heap_freetuple(tuple);
+	return inserted;
 }
 
 /*
@@ -331,8 +226,8 @@ update_version(Store *store, const IdemKey *key, TupleTableSlot *old, const Vers
 	result = idem_tuple_update(store->heap, &tid, slot, GetCurrentCommandId(true),
 							   GetActiveSnapshot(), &update_indexes);
 	if (result == TM_Ok && idem_update_needs_indexes(update_indexes))
-		insert_index_entries_or_40001(store, key, slot,
-									  idem_update_only_summarizing(update_indexes));
+		index_entries_or_40001(store, key, ExecFetchSlotHeapTuple(slot, false, NULL),
+							   idem_update_only_summarizing(update_indexes));
 	else if (result != TM_Ok && result != TM_Updated && result != TM_Deleted)
 		elog(ERROR, "unexpected table_tuple_update status: %d", (int) result);
 
@@ -410,7 +305,6 @@ bool
 store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
 {
 	Store store;
-	TupleTableSlot *slot;
 	bool written = false;
 
 	store_open(&store, RowExclusiveLock);
@@ -418,21 +312,18 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
 	if (write->finished_at == 0)
 		relation_check_published(store.heap, CMD_UPDATE);
 	if (row->state == STORE_ABSENT)
-	{
-		slot = form_row(&store, key, write);
-		written = insert_row_if_free(&store, slot);
-	}
+		written = insert_row_if_free(&store, key, write);
 	else
 	{
+		TupleTableSlot *slot = table_slot_create(store.heap, NULL);
 		Version found;
 
-		slot = table_slot_create(store.heap, NULL);
 		find_version(&store, key, slot, &found);
 		if (found.state == row->state &&
 			(found.state == STORE_EXPIRED || found.fence == row->fence))
 			written = take_over(&store, key, slot, &found, write);
+		ExecDropSingleTupleTableSlot(slot);
 	}
-	ExecDropSingleTupleTableSlot(slot);
 	store_close(&store);
 	return written;
 }

@@ -1,0 +1,216 @@
+/*-------------------------------------------------------------------------
+ *
+ * index_entries.c
+ *	  The index entries of a tuple of idem_keys that was just written.
+ *
+ * Nearly always the primary key is the only index.  Its entry is the digest, so it is
+ * inserted directly, and no code of a user can run.  For a table with other indexes the
+ * executor does it, which knows expressions and predicates.  The list of indexes is looked
+ * at for each tuple: the transaction itself may have made an index since its last one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "catalog/pg_am.h"
+#include "executor/executor.h"
+#include "nodes/execnodes.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+
+#include "base/compat.h"
+#include "base/errors.h"
+#include "base/relation.h"
+#include "store/index_entries.h"
+
+/*
+ * Is this the primary key, or its copy under REINDEX CONCURRENTLY?  Both then get entries,
+ * and either may see a duplicate first.
+ */
+static bool
+is_key_index(Relation index)
+{
+	return index->rd_index->indisunique && index->rd_index->indnkeyatts == 1 &&
+		index->rd_index->indkey.values[0] == COL_DIGEST + 1 &&
+		RelationGetIndexPredicate(index) == NIL;
+}
+
+/* The key indexes that got an entry, and the names that they had then. */
+typedef struct KeyIndexes
+{
+	List *oids;
+	List *names; /* char * */
+} KeyIndexes;
+
+/*
+ * REINDEX CONCURRENTLY may have renamed the index since and marked it dead.  It is then no
+ * longer in the table's list of indexes.
+ */
+static bool
+is_key_index_name(const KeyIndexes *indexes, const char *name)
+{
+	ListCell *oid;
+	ListCell *old;
+
+	forboth(oid, indexes->oids, old, indexes->names)
+	{
+		const char *now = get_rel_name(lfirst_oid(oid));
+
+		if (strcmp(lfirst(old), name) == 0 || (now != NULL && strcmp(now, name) == 0))
+			return true;
+	}
+	return false;
+}
+
+static void
+remember_key_index(KeyIndexes *keys, Relation index)
+{
+	keys->oids = lappend_oid(keys->oids, RelationGetRelid(index));
+	keys->names = lappend(keys->names, pstrdup(RelationGetRelationName(index)));
+}
+
+/* ------------------------------------------------------------------------
+ * The primary key alone
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Is the index that the store has opened the only one, on the digest and nothing else?
+ * The table's lock keeps it so until the entry is inserted: whoever adds an index waits for
+ * that lock, with REINDEX CONCURRENTLY as well.
+ */
+static bool
+has_only_primary_key(Store *store)
+{
+	Relation index = store->index;
+	Form_pg_index form = index->rd_index;
+
+	/* not RelationGetIndexList(), whose copy costs more than the rest of this */
+	if (!store->heap->rd_indexvalid)
+		list_free(RelationGetIndexList(store->heap));
+	return list_length(store->heap->rd_indexlist) == 1 &&
+		linitial_oid(store->heap->rd_indexlist) == RelationGetRelid(index) && form->indnatts == 1 &&
+		form->indisready && form->indimmediate && index->rd_rel->relam == BTREE_AM_OID &&
+		is_key_index(index);
+}
+
+/* False if "check" does not raise an error for a duplicate, and there may be one. */
+static bool
+insert_primary_key(Store *store, const IdemKey *key, HeapTuple tuple, IndexUniqueCheck check)
+{
+	Datum value = UUIDPGetDatum(&key->digest);
+	bool isnull = false;
+	IndexInfo info = {
+		.type = T_IndexInfo,
+		.ii_NumIndexAttrs = 1,
+		.ii_NumIndexKeyAttrs = 1,
+		.ii_IndexAttrNumbers = {COL_DIGEST + 1},
+		.ii_Unique = true,
+		.ii_ReadyForInserts = true,
+		.ii_Am = BTREE_AM_OID,
+		.ii_Context = CurrentMemoryContext,
+	};
+
+	return index_insert(store->index, &value, &isnull, &tuple->t_self, store->heap, check, false,
+						&info);
+}
+
+/* ------------------------------------------------------------------------
+ * Any indexes
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * A duplicate key sets "conflict"; without "conflict" it raises 23505.  Code of expression
+ * indexes runs as the table's owner, under SECURITY_RESTRICTED_OPERATION, as in
+ * maintenance commands.
+ */
+static void
+insert_all(Store *store, HeapTuple tuple, bool *conflict, bool only_summarizing, KeyIndexes *keys)
+{
+	TupleTableSlot *slot =
+		MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsHeapTuple);
+	EState *estate = CreateExecutorState();
+	ResultRelInfo *rri = makeNode(ResultRelInfo);
+	bool has_code = false;
+	OwnerContext saved;
+
+	ExecStoreHeapTuple(tuple, slot, false);
+	slot->tts_tableOid = RelationGetRelid(store->heap);
+	InitResultRelInfo(rri, store->heap, 0, NULL, 0);
+	ExecOpenIndices(rri, false);
+	for (int i = 0; i < rri->ri_NumIndices; i++)
+	{
+		Relation index = rri->ri_IndexRelationDescs[i];
+		IndexInfo *info = rri->ri_IndexRelationInfo[i];
+
+		if (is_key_index(index))
+			remember_key_index(keys, index);
+		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
+			has_code = true;
+	}
+
+	owner_become(store->heap, &saved);
+	if (has_code)
+		idem_restrict_search_path();
+	idem_insert_index_tuples(rri, slot, estate, conflict != NULL ? keys->oids : NIL, conflict,
+							 only_summarizing);
+	owner_leave(&saved);
+
+	ExecCloseIndices(rri);
+	FreeExecutorState(estate);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/* ------------------------------------------------------------------------
+ * What the store calls
+ * ------------------------------------------------------------------------
+ */
+
+bool
+index_entries_if_free(Store *store, const IdemKey *key, HeapTuple tuple)
+{
+	KeyIndexes keys = {0};
+	bool conflict = false;
+
+	if (has_only_primary_key(store))
+		return insert_primary_key(store, key, tuple, UNIQUE_CHECK_PARTIAL);
+	insert_all(store, tuple, &conflict, false, &keys);
+	return !conflict;
+}
+
+void
+index_entries_or_40001(Store *store, const IdemKey *key, HeapTuple tuple, bool only_summarizing)
+{
+	MemoryContext context = CurrentMemoryContext;
+	KeyIndexes *keys = palloc0(sizeof(KeyIndexes));
+	bool direct = !only_summarizing && has_only_primary_key(store);
+
+	PG_TRY();
+	{
+		if (direct)
+			(void) insert_primary_key(store, key, tuple, UNIQUE_CHECK_YES);
+		else
+			insert_all(store, tuple, NULL, only_summarizing, keys);
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		if (geterrcode() != ERRCODE_UNIQUE_VIOLATION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+
+		if (direct)
+			remember_key_index(keys, store->index);
+		/* a unique index that the table's owner added keeps its own error */
+		if (edata->constraint_name == NULL || !is_key_index_name(keys, edata->constraint_name))
+			ReThrowError(edata);
+		error_serialization(key);
+	}
+	PG_END_TRY();
+}

@@ -1,0 +1,78 @@
+/*-------------------------------------------------------------------------
+ *
+ * peek.c
+ *	  Is a key certainly absent from the primary key?
+ *
+ * An index scan sets up a good deal to return tuples, and a new key has none.  So this
+ * descends as a unique insertion does when it looks for duplicates, with the functions that
+ * amcheck uses for the same purpose (bt_rootdescend).  It reads one leaf page and says
+ * "absent" only if that page alone shows it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/nbtree.h"
+#include "pgstat.h"
+#include "utils/rel.h"
+
+#include "base/compat.h"
+#include "store/peek.h"
+
+#ifdef idem_bt_search
+
+/* An insertion's search key: the digest, without a TID, so that any row of the key is equal. */
+static void
+make_key(Relation index, const IdemKey *key, BTScanInsert search)
+{
+	memset(search, 0, offsetof(BTScanInsertData, scankeys));
+	_bt_metaversion(index, &search->heapkeyspace, &search->allequalimage);
+	search->keysz = 1;
+	ScanKeyEntryInitializeWithInfo(
+		&search->scankeys[0], index->rd_indoption[0] << SK_BT_INDOPTION_SHIFT, 1, InvalidStrategy,
+		InvalidOid, index->rd_indcollation[0], index_getprocinfo(index, 1, BTORDER_PROC),
+		UUIDPGetDatum(&key->digest));
+}
+
+/* The leaf page is locked, and the first that can have the key. */
+static bool
+page_may_have(Relation index, BTScanInsert search, Buffer leaf)
+{
+	BTInsertStateData position = {.itup_key = search, .buf = leaf};
+	OffsetNumber offset = _bt_binsrch_insert(index, &position);
+	Page page = BufferGetPage(leaf);
+
+	if (offset > PageGetMaxOffsetNumber(page))
+		return !P_RIGHTMOST(BTPageGetOpaque(page));
+	return _bt_compare(index, search, page, offset) == 0;
+}
+
+bool
+peek_may_exist(Store *store, const IdemKey *key)
+{
+	BTScanInsertData search;
+	BTStack stack;
+	Buffer leaf;
+	bool may;
+
+	make_key(store->index, key, &search);
+	pgstat_count_index_scan(store->index);
+	stack = idem_bt_search(store->index, store->heap, &search, &leaf);
+	if (!BufferIsValid(leaf))
+		return false;
+	may = page_may_have(store->index, &search, leaf);
+	_bt_relbuf(store->index, leaf);
+	_bt_freestack(stack);
+	return may;
+}
+
+#else
+
+bool
+peek_may_exist(Store *store, const IdemKey *key)
+{
+	return true;
+}
+
+#endif
