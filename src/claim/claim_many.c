@@ -22,28 +22,10 @@
 #include "base/errors.h"
 #include "base/interval.h"
 #include "base/key.h"
+#include "claim/batch.h"
 #include "claim/claim.h"
 
 PG_FUNCTION_INFO_V1(idem_claim_many);
-
-typedef struct BatchKey
-{
-	IdemKey key;
-	int position; /* in the caller's array */
-	bool claimed;
-} BatchKey;
-
-static int
-by_digest(const void *a, const void *b)
-{
-	const BatchKey *x = a;
-	const BatchKey *y = b;
-	int c = key_cmp(&x->key, &y->key);
-
-	if (c != 0)
-		return c;
-	return x->position < y->position ? -1 : 1;
-}
 
 static int
 by_position(const void *a, const void *b)
@@ -109,7 +91,6 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	text *scope = key_scope(arg_text(fcinfo, 2));
 	BatchKey *batch;
 	int nkeys;
-	MemoryContext per_key;
 
 	refuse_in_parallel("idem_claim_many");
 	/* with one OUT column the server's result type is the column's, not a row type */
@@ -120,23 +101,8 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope, &nkeys);
 	(void) ttl_after(request.now, &request.ttl, "ttl", nkeys > 0 ? &batch[0].key : NULL);
 
-	/* each probe and insertion leaves a few kilobytes allocated */
-	per_key =
-		AllocSetContextCreate(CurrentMemoryContext, "idem_claim_many", ALLOCSET_DEFAULT_SIZES);
-
-	qsort(batch, nkeys, sizeof(BatchKey), by_digest);
-	for (int i = 0; i < nkeys; i++)
-	{
-		MemoryContext old;
-
-		if (i > 0 && key_cmp(&batch[i].key, &batch[i - 1].key) == 0)
-			continue;
-		old = MemoryContextSwitchTo(per_key);
-		request.key = batch[i].key;
-		batch[i].claimed = claim_once(&request, false);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(per_key);
-	}
+	batch_sort(batch, nkeys);
+	(void) batch_claim(&request, batch, nkeys, false);
 
 	qsort(batch, nkeys, sizeof(BatchKey), by_position);
 	for (int i = 0; i < nkeys; i++)

@@ -38,6 +38,26 @@ begin_scan(Store *store, const IdemKey *key, Snapshot snapshot)
 	return scan;
 }
 
+void
+version_scan_begin(VersionScan *scan, Store *store)
+{
+	InitDirtySnapshot(scan->dirty);
+	ScanKeyInit(&scan->key, 1, BTEqualStrategyNumber, F_UUID_EQ, (Datum) 0);
+	scan->scan = idem_index_beginscan(store->heap, store->index, &scan->dirty, 1);
+}
+
+void
+version_scan_rest(VersionScan *scan)
+{
+	index_rescan(scan->scan, &scan->key, 1, NULL, 0);
+}
+
+void
+version_scan_end(VersionScan *scan)
+{
+	index_endscan(scan->scan);
+}
+
 static HeapTupleHeader
 slot_header(TupleTableSlot *slot)
 {
@@ -133,35 +153,32 @@ next_version(IndexScanDesc scan, TupleTableSlot *slot, Entries *entries)
  * replacing it holds the key.
  */
 static void
-scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found,
-			  Entries *entries)
+scan_versions(VersionScan *scan, TupleTableSlot *slot, Version *found, Entries *entries)
 {
-	SnapshotData dirty;
-	IndexScanDesc scan;
+	SnapshotData *dirty = &scan->dirty;
 	StoreHolder held = {.xid = InvalidTransactionId};
 
 	memset(found, 0, sizeof(*found));
 	found->state = STORE_ABSENT;
 	memset(entries, 0, sizeof(*entries));
 
-	InitDirtySnapshot(dirty);
-	scan = begin_scan(store, key, &dirty);
-	while (next_version(scan, slot, entries))
+	version_scan_rest(scan);
+	while (next_version(scan->scan, slot, entries))
 	{
 		StoreState state;
 
-		if (TransactionIdIsValid(dirty.xmin))
+		if (TransactionIdIsValid(dirty->xmin))
 		{
-			held = (StoreHolder){.xid = dirty.xmin, .token = dirty.speculativeToken};
+			held = (StoreHolder){.xid = dirty->xmin, .token = dirty->speculativeToken};
 			continue;
 		}
 
 		state = slot_state(slot);
 
 		/* another transaction is taking it over, and may have released the key's lock */
-		if (state == STORE_ABANDONED && TransactionIdIsValid(dirty.xmax))
+		if (state == STORE_ABANDONED && TransactionIdIsValid(dirty->xmax))
 		{
-			held = (StoreHolder){.xid = dirty.xmax};
+			held = (StoreHolder){.xid = dirty->xmax};
 			continue;
 		}
 
@@ -174,7 +191,6 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *f
 		if (found->state != STORE_EXPIRED)
 			break;
 	}
-	index_endscan(scan);
 
 	if (TransactionIdIsValid(held.xid) &&
 		(found->state == STORE_ABSENT || found->state == STORE_EXPIRED))
@@ -196,19 +212,43 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *f
  * version that it replaces.
  */
 void
-find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
+version_scan_find(VersionScan *scan, const IdemKey *key, TupleTableSlot *slot, Version *found)
 {
 	Entries before;
 	Entries entries = {0};
 
+	scan->key.sk_argument = UUIDPGetDatum(&key->digest);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		before = entries;
-		scan_versions(store, key, slot, found, &entries);
+		scan_versions(scan, slot, found, &entries);
 	} while ((found->state == STORE_ABSENT && entries.count > 0 &&
 			  (entries.count != before.count || entries.hash != before.hash)) ||
 			 (found->state == STORE_HELD && !TransactionIdIsInProgress(found->holder.xid)));
+}
+
+void
+find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
+{
+	VersionScan scan;
+
+	version_scan_begin(&scan, store);
+	version_scan_find(&scan, key, slot, found);
+	version_scan_end(&scan);
+}
+
+bool
+version_is_unseen(Store *store, TupleTableSlot *slot)
+{
+	return IsolationUsesXactSnapshot() &&
+		!table_tuple_satisfies_snapshot(store->heap, slot, GetTransactionSnapshot());
+}
+
+XLogRecPtr
+version_position(const Version *found, TupleTableSlot *slot)
+{
+	return durable_position(found->xmin, slot_buffer(slot));
 }
 
 /* Copy what callers need; the slot's page may be unpinned afterwards. */
@@ -287,9 +327,8 @@ store_probe(const IdemKey *key, StoreRow *row)
 	{
 		if (!found.own)
 		{
-			row->unseen = IsolationUsesXactSnapshot() &&
-				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
-			position = durable_position(found.xmin, slot_buffer(slot));
+			row->unseen = version_is_unseen(&store, slot);
+			position = version_position(&found, slot);
 		}
 		/* progress can be megabytes, and only a take-over needs it */
 		read_row(&store, slot, row, found.state == STORE_ABANDONED);
