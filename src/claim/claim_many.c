@@ -27,15 +27,6 @@
 
 PG_FUNCTION_INFO_V1(idem_claim_many);
 
-static int
-by_position(const void *a, const void *b)
-{
-	const BatchKey *x = a;
-	const BatchKey *y = b;
-
-	return x->position < y->position ? -1 : 1;
-}
-
 /*
  * Name the bad element of a batch in the error.  The conversion to UTF-8 is needed only if
  * it could make the key too long; key_make() checks every key anyway.
@@ -77,6 +68,24 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	return batch;
 }
 
+/* In the order of the caller's array. */
+static void
+put_claimed(ReturnSetInfo *rsinfo, BatchKey *batch, int nkeys)
+{
+	text **claimed = MemoryContextAllocHuge(CurrentMemoryContext, Max(nkeys, 1) * sizeof(text *));
+
+	for (int i = 0; i < nkeys; i++)
+		claimed[batch[i].position] = batch[i].claimed ? batch[i].key.key : NULL;
+	for (int i = 0; i < nkeys; i++)
+	{
+		Datum value = PointerGetDatum(claimed[i]);
+		bool isnull = false;
+
+		if (claimed[i] != NULL)
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
+	}
+}
+
 /*
  * idem_claim_many(keys text[], ttl interval, scope text) RETURNS TABLE (key text)
  *
@@ -104,14 +113,6 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	batch_sort(batch, nkeys);
 	(void) batch_claim(&request, batch, nkeys, false);
 
-	qsort(batch, nkeys, sizeof(BatchKey), by_position);
-	for (int i = 0; i < nkeys; i++)
-	{
-		Datum value = PointerGetDatum(batch[i].key.key);
-		bool isnull = false;
-
-		if (batch[i].claimed)
-			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
-	}
+	put_claimed(rsinfo, batch, nkeys);
 	return (Datum) 0;
 }

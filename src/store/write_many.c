@@ -43,7 +43,7 @@
 #include "store/write.h"
 
 /* rows in memory, and in one call of the table's insertion */
-#define ROWS_AT_ONCE 500
+#define ROWS_AT_ONCE 200
 
 /* leave the application some of its own */
 #define MAX_SUBTRANSACTIONS (PGPROC_MAX_CACHED_SUBXIDS * 3 / 4)
