@@ -225,3 +225,34 @@ SELECT * FROM idem_claim_many(ARRAY(SELECT id FROM unnest(ARRAY['good', '', NULL
 	WHERE octet_length(id) BETWEEN 1 AND 1024), scope => 'batch');
 
 DELETE FROM idem_keys;
+\set VERBOSITY default
+-- a large batch uses few subtransactions, and so does a transaction of many batches
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'large ' || i FROM generate_series(1, 10000) i));
+SELECT count(*), count(DISTINCT xmin::text) FROM idem_keys;
+DELETE FROM idem_keys;
+BEGIN;
+SELECT sum(n) FROM generate_series(1, 100) i, LATERAL (SELECT count(*) AS n FROM idem_claim_many(ARRAY(SELECT i || ' ' || j FROM generate_series(1, 20) j))) b;
+COMMIT;
+SELECT count(*), count(DISTINCT xmin::text) FROM idem_keys;
+-- of known keys, expired ones, an own one, leased ones and new ones among each other
+BEGIN;
+DELETE FROM idem_keys;
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'mix ' || i FROM generate_series(1, 100, 3) i));
+UPDATE idem_keys SET expires_at = now() WHERE right(key, 1) < '5';
+SELECT count(*), sum(substr(key, 5)::int) FROM idem_claim_many(ARRAY(SELECT 'mix ' || i FROM generate_series(1, 100) i));
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'mix ' || i FROM generate_series(1, 100) i));
+SELECT count(*), count(DISTINCT digest) FROM idem_keys WHERE digest = idem_digest(key);
+SELECT state FROM idem_begin('mix lease', lease => '1 hour');
+SAVEPOINT a;
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'more ' || i FROM generate_series(1, 100) i) || 'mix lease'::text);
+ROLLBACK TO a;
+SELECT state FROM idem_begin('mix open');
+SAVEPOINT a;
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'more ' || i FROM generate_series(1, 100) i) || 'mix open'::text);
+ROLLBACK TO a;
+SET LOCAL transaction_read_only = on;
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'mix ' || i FROM generate_series(1, 100) i));
+SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'mix ' || i FROM generate_series(1, 101) i));
+ROLLBACK;
+
+DELETE FROM idem_keys;

@@ -469,8 +469,8 @@ claim_finish_any(const IdemKey *key, int64 fence, const ClaimAnswer *answer)
  * ------------------------------------------------------------------------
  */
 
-static StoreWrite
-finished_row(const ClaimRequest *request)
+StoreWrite
+claim_finished_row(const ClaimRequest *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -508,7 +508,7 @@ static bool
 write_finished(Attempt *attempt)
 {
 	const IdemKey *key = &attempt->request->key;
-	StoreWrite write = finished_row(attempt->request);
+	StoreWrite write = claim_finished_row(attempt->request);
 
 	attempt->expires_at = write.expires_at;
 	return store_claim(key, &write, attempt->row);

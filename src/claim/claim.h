@@ -94,6 +94,9 @@ extern bool claim_once(const ClaimRequest *request, bool lock);
 extern bool claim_write(const ClaimRequest *request, bool lock, TimestampTz *expires_at);
 extern void claim_stays(const ClaimRequest *request, TimestampTz expires_at);
 
+/* The row that claim_once() writes. */
+extern StoreWrite claim_finished_row(const ClaimRequest *request);
+
 /*
  * Would claim_once() find the key taken?  Waits for concurrent holders as claim_once()
  * does, but writes nothing.  "abandoned": a claim would take over an abandoned lease.

@@ -22,37 +22,10 @@
 #include "base/errors.h"
 #include "base/interval.h"
 #include "base/key.h"
+#include "claim/batch.h"
 #include "claim/claim.h"
 
 PG_FUNCTION_INFO_V1(idem_claim_many);
-
-typedef struct BatchKey
-{
-	IdemKey key;
-	int position; /* in the caller's array */
-	bool claimed;
-} BatchKey;
-
-static int
-by_digest(const void *a, const void *b)
-{
-	const BatchKey *x = a;
-	const BatchKey *y = b;
-	int c = key_cmp(&x->key, &y->key);
-
-	if (c != 0)
-		return c;
-	return x->position < y->position ? -1 : 1;
-}
-
-static int
-by_position(const void *a, const void *b)
-{
-	const BatchKey *x = a;
-	const BatchKey *y = b;
-
-	return x->position < y->position ? -1 : 1;
-}
 
 /*
  * Name the bad element of a batch in the error.  The conversion to UTF-8 is needed only if
@@ -95,6 +68,24 @@ get_batch(ArrayType *array, text *scope, int *nkeys)
 	return batch;
 }
 
+/* In the order of the caller's array. */
+static void
+put_claimed(ReturnSetInfo *rsinfo, BatchKey *batch, int nkeys)
+{
+	text **claimed = MemoryContextAllocHuge(CurrentMemoryContext, Max(nkeys, 1) * sizeof(text *));
+
+	for (int i = 0; i < nkeys; i++)
+		claimed[batch[i].position] = batch[i].claimed ? batch[i].key.key : NULL;
+	for (int i = 0; i < nkeys; i++)
+	{
+		Datum value = PointerGetDatum(claimed[i]);
+		bool isnull = false;
+
+		if (claimed[i] != NULL)
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
+	}
+}
+
 /*
  * idem_claim_many(keys text[], ttl interval, scope text) RETURNS TABLE (key text)
  *
@@ -109,7 +100,6 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	text *scope = key_scope(arg_text(fcinfo, 2));
 	BatchKey *batch;
 	int nkeys;
-	MemoryContext per_key;
 
 	refuse_in_parallel("idem_claim_many");
 	/* with one OUT column the server's result type is the column's, not a row type */
@@ -120,32 +110,9 @@ idem_claim_many(PG_FUNCTION_ARGS)
 	batch = get_batch(PG_GETARG_ARRAYTYPE_P(0), scope, &nkeys);
 	(void) ttl_after(request.now, &request.ttl, "ttl", nkeys > 0 ? &batch[0].key : NULL);
 
-	/* each probe and insertion leaves a few kilobytes allocated */
-	per_key =
-		AllocSetContextCreate(CurrentMemoryContext, "idem_claim_many", ALLOCSET_DEFAULT_SIZES);
+	batch_sort(batch, nkeys);
+	(void) batch_claim(&request, batch, nkeys, false);
 
-	qsort(batch, nkeys, sizeof(BatchKey), by_digest);
-	for (int i = 0; i < nkeys; i++)
-	{
-		MemoryContext old;
-
-		if (i > 0 && key_cmp(&batch[i].key, &batch[i - 1].key) == 0)
-			continue;
-		old = MemoryContextSwitchTo(per_key);
-		request.key = batch[i].key;
-		batch[i].claimed = claim_once(&request, false);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(per_key);
-	}
-
-	qsort(batch, nkeys, sizeof(BatchKey), by_position);
-	for (int i = 0; i < nkeys; i++)
-	{
-		Datum value = PointerGetDatum(batch[i].key.key);
-		bool isnull = false;
-
-		if (batch[i].claimed)
-			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
-	}
+	put_claimed(rsinfo, batch, nkeys);
 	return (Datum) 0;
 }

@@ -45,6 +45,27 @@ begin_scan(Store *store, const IdemKey *key, Snapshot snapshot)
 	return scan;
 }
 
+void
+version_scan_begin(VersionScan *scan, Store *store)
+{
+	scan->store = store;
+	InitDirtySnapshot(scan->dirty);
+	ScanKeyInit(&scan->key, 1, BTEqualStrategyNumber, F_UUID_EQ, (Datum) 0);
+	scan->scan = idem_index_beginscan(store->heap, store->index, &scan->dirty, 1);
+}
+
+void
+version_scan_rest(VersionScan *scan)
+{
+	index_rescan(scan->scan, &scan->key, 1, NULL, 0);
+}
+
+void
+version_scan_end(VersionScan *scan)
+{
+	index_endscan(scan->scan);
+}
+
 static HeapTupleHeader
 slot_header(TupleTableSlot *slot)
 {
@@ -110,7 +131,7 @@ typedef struct Entries
  * entry needs one: most look-ups meet none.
  */
 static bool
-next_version(Store *store, IndexScanDesc scan, TupleTableSlot **slot, Entries *entries)
+next_version(IndexScanDesc scan, TupleTableSlot **slot, Entries *entries)
 {
 	for (;;)
 	{
@@ -125,7 +146,7 @@ next_version(Store *store, IndexScanDesc scan, TupleTableSlot **slot, Entries *e
 				entries->hash, hash_bytes_extended((unsigned char *) tid, sizeof(*tid), 0));
 		}
 		if (*slot == NULL)
-			*slot = table_slot_create(store->heap, NULL);
+			*slot = table_slot_create(scan->heapRelation, NULL);
 		if (index_fetch_heap(scan, *slot))
 			return true;
 	}
@@ -145,36 +166,33 @@ next_version(Store *store, IndexScanDesc scan, TupleTableSlot **slot, Entries *e
  * replacing it holds the key.
  */
 static void
-scan_versions(Store *store, const IdemKey *key, TupleTableSlot **made, Version *found,
-			  Entries *entries)
+scan_versions(VersionScan *scan, TupleTableSlot **made, Version *found, Entries *entries)
 {
-	SnapshotData dirty;
-	IndexScanDesc scan;
+	SnapshotData *dirty = &scan->dirty;
 	StoreHolder held = {.xid = InvalidTransactionId};
 
 	memset(found, 0, sizeof(*found));
 	found->state = STORE_ABSENT;
 	memset(entries, 0, sizeof(*entries));
 
-	InitDirtySnapshot(dirty);
-	scan = begin_scan(store, key, &dirty);
-	while (next_version(store, scan, made, entries))
+	version_scan_rest(scan);
+	while (next_version(scan->scan, made, entries))
 	{
 		TupleTableSlot *slot = *made;
 		StoreState state;
 
-		if (TransactionIdIsValid(dirty.xmin))
+		if (TransactionIdIsValid(dirty->xmin))
 		{
-			held = (StoreHolder){.xid = dirty.xmin, .token = dirty.speculativeToken};
+			held = (StoreHolder){.xid = dirty->xmin, .token = dirty->speculativeToken};
 			continue;
 		}
 
 		state = slot_state(slot);
 
 		/* another transaction is taking it over, and may have released the key's lock */
-		if (state == STORE_ABANDONED && TransactionIdIsValid(dirty.xmax))
+		if (state == STORE_ABANDONED && TransactionIdIsValid(dirty->xmax))
 		{
-			held = (StoreHolder){.xid = dirty.xmax};
+			held = (StoreHolder){.xid = dirty->xmax};
 			continue;
 		}
 
@@ -187,7 +205,6 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot **made, Version *
 		if (found->state != STORE_EXPIRED)
 			break;
 	}
-	index_endscan(scan);
 
 	if (TransactionIdIsValid(held.xid) &&
 		(found->state == STORE_ABSENT || found->state == STORE_EXPIRED))
@@ -209,23 +226,17 @@ scan_versions(Store *store, const IdemKey *key, TupleTableSlot **made, Version *
  * version that it replaces.
  */
 static void
-find_and_make_slot(Store *store, const IdemKey *key, TupleTableSlot **slot, Version *found)
+find_and_make_slot(VersionScan *scan, const IdemKey *key, TupleTableSlot **slot, Version *found)
 {
 	Entries before;
 	Entries entries = {0};
 
-	if (likely_new && !peek_may_exist(store, key))
-	{
-		memset(found, 0, sizeof(*found));
-		found->state = STORE_ABSENT;
-		return;
-	}
-
+	scan->key.sk_argument = UUIDPGetDatum(&key->digest);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		before = entries;
-		scan_versions(store, key, slot, found, &entries);
+		scan_versions(scan, slot, found, &entries);
 	} while ((found->state == STORE_ABSENT && entries.count > 0 &&
 			  (entries.count != before.count || entries.hash != before.hash)) ||
 			 (found->state == STORE_HELD && !TransactionIdIsInProgress(found->holder.xid)));
@@ -238,10 +249,54 @@ store_likely_new(void)
 	return likely_new;
 }
 
+/* Does the last look make it likely that the key is new, and is it? */
+static bool
+is_new(Store *store, const IdemKey *key, Version *found)
+{
+	if (!likely_new || peek_may_exist(store, key))
+		return false;
+	memset(found, 0, sizeof(*found));
+	found->state = STORE_ABSENT;
+	return true;
+}
+
+/* Makes the slot if an entry needs one: most look-ups meet none. */
+static void
+probe_version(Store *store, const IdemKey *key, TupleTableSlot **slot, Version *found)
+{
+	VersionScan scan;
+
+	if (is_new(store, key, found))
+		return;
+	version_scan_begin(&scan, store);
+	find_and_make_slot(&scan, key, slot, found);
+	version_scan_end(&scan);
+}
+
 void
 find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *found)
 {
-	find_and_make_slot(store, key, &slot, found);
+	probe_version(store, key, &slot, found);
+}
+
+void
+version_scan_find(VersionScan *scan, const IdemKey *key, TupleTableSlot *slot, Version *found)
+{
+	if (!is_new(scan->store, key, found))
+		find_and_make_slot(scan, key, &slot, found);
+}
+
+bool
+version_is_unseen(Store *store, TupleTableSlot *slot)
+{
+	return IsolationUsesXactSnapshot() &&
+		!table_tuple_satisfies_snapshot(store->heap, slot, GetTransactionSnapshot());
+}
+
+XLogRecPtr
+version_position(const Version *found, TupleTableSlot *slot)
+{
+	return durable_position(found->xmin, slot_buffer(slot));
 }
 
 /* Copy what callers need; the slot's page may be unpinned afterwards. */
@@ -308,7 +363,7 @@ store_probe(const IdemKey *key, StoreRow *row)
 	memset(row, 0, sizeof(*row));
 	store_open(&store, RowExclusiveLock);
 
-	find_and_make_slot(&store, key, &slot, &found);
+	probe_version(&store, key, &slot, &found);
 	row->state = found.state;
 	row->holder = found.holder;
 	row->fence = found.fence;
@@ -319,9 +374,8 @@ store_probe(const IdemKey *key, StoreRow *row)
 	{
 		if (!found.own)
 		{
-			row->unseen = IsolationUsesXactSnapshot() &&
-				!table_tuple_satisfies_snapshot(store.heap, slot, GetTransactionSnapshot());
-			position = durable_position(found.xmin, slot_buffer(slot));
+			row->unseen = version_is_unseen(&store, slot);
+			position = version_position(&found, slot);
 		}
 		/* progress can be megabytes, and only a take-over needs it */
 		read_row(&store, slot, row, found.state == STORE_ABANDONED);

@@ -174,6 +174,28 @@ store_finish(const IdemKey *key, const StoreWrite *write, StoreState seen, int64
 extern bool store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row);
 
 /*
+ * Look up and write the rows of many keys, with the table opened once.  Look-ups may be
+ * reported only after store_batch_end(), which makes them durable.
+ */
+typedef struct StoreBatch StoreBatch;
+
+extern StoreBatch *store_batch_begin(void);
+extern StoreState store_batch_probe(StoreBatch *batch, const IdemKey *key, bool *unseen);
+
+/* Unpin the pages of the last look-up; needed before a wait outside the batch. */
+extern void store_batch_rest(StoreBatch *batch);
+
+/*
+ * Write finished rows for keys whose rows were absent, in the order of digests and without
+ * repeats.  Waits for transactions that have written one of them since.  False if nothing
+ * was written, because one of those has committed, or because the transaction has used this
+ * often enough.  "write" has no fingerprint and no result.
+ */
+extern bool
+store_batch_write(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrite *write);
+extern void store_batch_end(StoreBatch *batch);
+
+/*
  * Change the leased or abandoned row with that fence.  False if there is no such row, or no
  * longer: probe again to find out why.
  */

@@ -131,8 +131,7 @@ change_claim(Change *change, const StoreWrite *write, int32 attempt)
 	}
 }
 
-/* Set the whole row except digest, scope and key, for a key that counts as absent. */
-static void
+void
 change_whole(Change *change, const StoreWrite *write)
 {
 	change_claim(change, write, 1);
@@ -141,6 +140,14 @@ change_whole(Change *change, const StoreWrite *write)
 	set_null(change, COL_PROGRESS);
 	if (write->fingerprint == NULL)
 		set_null(change, COL_FINGERPRINT);
+}
+
+void
+set_key(Change *change, const IdemKey *key)
+{
+	set_datum(change, COL_DIGEST, UUIDPGetDatum(&key->digest));
+	set_datum(change, COL_SCOPE, PointerGetDatum(key->scope));
+	set_datum(change, COL_KEY, PointerGetDatum(key->key));
 }
 
 static HeapTuple
@@ -158,9 +165,7 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 	else
 		memset(isnull, true, sizeof(isnull));
 	change_whole(&change, write);
-	set_datum(&change, COL_DIGEST, UUIDPGetDatum(&key->digest));
-	set_datum(&change, COL_SCOPE, PointerGetDatum(key->scope));
-	set_datum(&change, COL_KEY, PointerGetDatum(key->key));
+	set_key(&change, key);
 	return heap_form_tuple(desc, change.values, change.isnull);
 }
 

@@ -32,6 +32,10 @@ extern void set_jsonb(Change *change, int column, bool given, Datum value);
 /* the columns that hold a finished claim's answer */
 extern void set_answer(Change *change, const StoreWrite *write);
 
+/* A new row: all but the key, which counts as absent, and the key. */
+extern void change_whole(Change *change, const StoreWrite *write);
+extern void set_key(Change *change, const IdemKey *key);
+
 /*
  * Update the version in the slot.  Unchanged columns keep their stored form, so that no
  * toasted value is written again.  Waits for a purge that is deleting the version.  False

@@ -1,0 +1,235 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.c
+ *	  Claim many keys at once: look at many of them, then write those that are free.
+ *
+ * The order in which a session gets keys is always that of their digests, so that batches
+ * cannot deadlock.  A key whose row has to be waited for or updated is claimed on its own,
+ * after the free ones before it have been written.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "port/pg_bswap.h"
+#include "utils/memutils.h"
+
+#include "claim/batch.h"
+#include "claim/decide.h"
+#include "claim/pending.h"
+#include "stat/stats.h"
+#include "store/store.h"
+
+/*
+ * How many keys are written at once: more each time, so that even a very large batch uses few
+ * subtransactions.
+ */
+#define FIRST_PART 1000
+#define MAX_PART (1 << 24)
+
+/* a subtransaction costs more than it saves for fewer keys */
+#define FEW_KEYS 8
+
+typedef struct Batch
+{
+	ClaimRequest request;
+	StoreBatch *store; /* NULL: each key is claimed alone */
+	BatchKey **free;   /* found free, and not yet written */
+	int nfree;
+	int part; /* write when there are so many */
+	bool stop;
+	MemoryContext per_key; /* reset after each key, and each part */
+} Batch;
+
+/* As key_cmp(), which decides, but faster. */
+static uint64
+digest_start(const BatchKey *key)
+{
+	uint64 start;
+
+	memcpy(&start, key->key.digest.data, sizeof(start));
+	return pg_ntoh64(start);
+}
+
+static int
+by_digest(const void *a, const void *b)
+{
+	const BatchKey *x = a;
+	const BatchKey *y = b;
+	uint64 x_start = digest_start(x);
+	uint64 y_start = digest_start(y);
+	int c;
+
+	if (x_start != y_start)
+		return x_start < y_start ? -1 : 1;
+	c = key_cmp(&x->key, &y->key);
+	if (c != 0)
+		return c;
+	return x->position < y->position ? -1 : 1;
+}
+
+void
+batch_sort(BatchKey *keys, int64 n)
+{
+	qsort(keys, n, sizeof(BatchKey), by_digest);
+}
+
+/* Claim a key by itself.  Each probe and insertion leaves a few kilobytes allocated. */
+static void
+claim_alone(Batch *batch, BatchKey *key)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->per_key);
+
+	if (batch->store != NULL)
+		store_batch_rest(batch->store);
+	batch->request.key = key->key;
+	key->claimed = claim_once(&batch->request, false);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(batch->per_key);
+}
+
+static bool
+write_together(Batch *batch)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->per_key);
+	const IdemKey **keys = palloc_array(const IdemKey *, batch->nfree);
+	StoreWrite write;
+	bool written;
+
+	for (int i = 0; i < batch->nfree; i++)
+		keys[i] = &batch->free[i]->key;
+	batch->request.key = *keys[0];
+	write = claim_finished_row(&batch->request);
+	MemoryContextSwitchTo(old);
+
+	written = store_batch_write(batch->store, keys, batch->nfree, &write);
+	for (int i = 0; written && i < batch->nfree; i++)
+	{
+		batch->free[i]->claimed = true;
+		pending_written(keys[i], write.expires_at);
+	}
+	if (written)
+		stats_count(STAT_CLAIMED, batch->nfree);
+	MemoryContextReset(batch->per_key);
+	return written;
+}
+
+/* Write what was found free.  Returns a key at which to stop, or NULL. */
+static BatchKey *
+write_free(Batch *batch)
+{
+	int nfree = batch->nfree;
+
+	if (nfree == 0)
+		return NULL;
+	if (nfree >= FEW_KEYS && write_together(batch))
+		batch->part = Min(batch->part * 2, MAX_PART);
+	else
+	{
+		batch->part = FIRST_PART;
+		for (int i = 0; i < nfree; i++)
+		{
+			claim_alone(batch, batch->free[i]);
+			if (batch->stop && !batch->free[i]->claimed)
+				return batch->free[i];
+		}
+	}
+	batch->nfree = 0;
+	return NULL;
+}
+
+/* What a look at a key's row is enough for. */
+typedef enum Look
+{
+	LOOK_FREE,	/* to write the key's row together with others */
+	LOOK_TAKEN, /* to know that the key is taken */
+	LOOK_AGAIN	/* nothing: claim the key alone */
+} Look;
+
+static Look
+look(Batch *batch, const IdemKey *key)
+{
+	PendingClaim *mine = pending_find(key);
+	ClaimView view = {0};
+
+	/* an open claim of our own is an error */
+	if (batch->store == NULL || (mine != NULL && mine->state == PENDING_OPEN))
+		return LOOK_AGAIN;
+	view.state = store_batch_probe(batch->store, key, &view.unseen);
+	/* an expired row is updated, which may wait for a purge */
+	view.may_claim = view.state == STORE_ABSENT;
+	switch (decide_claim(&view))
+	{
+		case DECIDE_CLAIM:
+			return LOOK_FREE;
+		case DECIDE_FINISHED:
+			return LOOK_TAKEN;
+		default:
+			return LOOK_AGAIN;
+	}
+}
+
+/* Returns a key at which to stop, or NULL. */
+static BatchKey *
+claim_key(Batch *batch, BatchKey *key)
+{
+	BatchKey *stop = NULL;
+
+	switch (look(batch, &key->key))
+	{
+		case LOOK_FREE:
+			batch->free[batch->nfree++] = key;
+			return batch->nfree < batch->part ? NULL : write_free(batch);
+		case LOOK_TAKEN:
+			stats_count(STAT_DUPLICATES, 1);
+			break;
+		case LOOK_AGAIN:
+			/* it may have to wait, and must not while later keys are held or earlier ones free */
+			stop = write_free(batch);
+			if (stop != NULL)
+				return stop;
+			claim_alone(batch, key);
+			break;
+	}
+	return batch->stop && !key->claimed ? key : NULL;
+}
+
+static BatchKey *
+claim_keys(Batch *batch, BatchKey *keys, int64 n)
+{
+	for (int64 i = 0; i < n; i++)
+	{
+		BatchKey *stop = NULL;
+
+		if (i == 0 || key_cmp(&keys[i].key, &keys[i - 1].key) != 0)
+			stop = claim_key(batch, &keys[i]);
+		else if (batch->stop)
+			stop = &keys[i];
+		if (stop != NULL)
+			return stop;
+	}
+	return write_free(batch);
+}
+
+BatchKey *
+batch_claim(const ClaimRequest *request, BatchKey *keys, int64 n, bool stop)
+{
+	MemoryContext context =
+		AllocSetContextCreate(CurrentMemoryContext, "batch of claims", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Batch batch = {.request = *request, .part = FIRST_PART, .stop = stop};
+	BatchKey *stopped;
+
+	batch.free = MemoryContextAllocHuge(context, Max(Min(n, MAX_PART), 1) * sizeof(*batch.free));
+	batch.per_key = AllocSetContextCreate(context, "key of a batch", ALLOCSET_DEFAULT_SIZES);
+	/* a read-only transaction can only learn that keys are taken */
+	if (n >= FEW_KEYS && !XactReadOnly)
+		batch.store = store_batch_begin();
+	stopped = claim_keys(&batch, keys, n);
+	if (batch.store != NULL)
+		store_batch_end(batch.store);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	return stopped;
+}

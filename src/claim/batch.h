@@ -1,0 +1,31 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.h
+ *	  Claim many keys at once.  Used by idem_claim_many() and by the statement trigger.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_BATCH_H
+#define IDEM_BATCH_H
+
+#include "base/key.h"
+#include "claim/claim.h"
+
+typedef struct BatchKey
+{
+	IdemKey key;
+	int64 position; /* the caller's */
+	bool claimed;	/* false at first */
+} BatchKey;
+
+/* Sort by digest; a repeated key by position. */
+extern void batch_sort(BatchKey *keys, int64 n);
+
+/*
+ * Claim each of the sorted keys as claim_once() does without a lock, but a repeated key only
+ * where it comes first.  "request" has no fingerprint; its key does not matter.  With "stop",
+ * stop at the first key that is taken or repeated, and return it; else NULL.
+ */
+extern BatchKey *batch_claim(const ClaimRequest *request, BatchKey *keys, int64 n, bool stop);
+
+#endif /* IDEM_BATCH_H */

@@ -1,0 +1,270 @@
+/*-------------------------------------------------------------------------
+ *
+ * write_many.c
+ *	  Look up and write the rows of many keys, with the table opened once.
+ *
+ * Rows are written in a subtransaction: some of them with one WAL record for each page, then
+ * their index entries in the order of digests, then the next ones.  A row without an index
+ * entry is nobody's yet: no other session finds it, and a crash or a rollback leaves a dead
+ * row.  A row with an entry holds its key.  If another session holds a key, the insertion
+ * of our entry waits for it, as that of any unique index does.  So a session only ever waits
+ * for a key that comes after those it holds, and batches cannot deadlock.
+ *
+ * If the other session then commits, the index reports a duplicate.  The subtransaction is
+ * rolled back, which frees all of its keys at once, and the caller claims them one by one.
+ * To delete the one row instead would not free its key: other sessions take a row that a
+ * running transaction has inserted and deleted for a row that may yet come back.
+ *
+ * The server remembers some subtransactions of each transaction in shared memory.  With
+ * more than that, all sessions take longer to find out which rows they can see.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/execnodes.h"
+#include "storage/proc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "base/compat.h"
+#include "base/relation.h"
+#include "base/subtransaction.h"
+#include "store/durable.h"
+#include "store/find.h"
+#include "store/key_lock.h"
+#include "store/store.h"
+#include "store/table.h"
+#include "store/write.h"
+
+/* rows in memory, and in one call of the table's insertion */
+#define ROWS_AT_ONCE 200
+
+/* leave the application some of its own */
+#define MAX_SUBTRANSACTIONS (PGPROC_MAX_CACHED_SUBXIDS * 3 / 4)
+
+struct StoreBatch
+{
+	Store store;
+	VersionScan scan;
+	TupleTableSlot *found;
+
+	bool answers;		 /* a look-up has reported another transaction's row */
+	XLogRecPtr position; /* the last of them in WAL */
+
+	TupleDesc desc; /* a copy, so that no resource owner keeps track of the slots */
+	TupleTableSlot **rows;
+	MemoryContext context;	 /* reset after each write */
+	MemoryContext in_memory; /* of the rows, below that */
+};
+
+/* The subtransactions that this transaction has used. */
+static struct
+{
+	LocalTransactionId transaction;
+	int count;
+} used;
+
+StoreBatch *
+store_batch_begin(void)
+{
+	StoreBatch *batch = palloc0(sizeof(StoreBatch));
+
+	store_open(&batch->store, RowExclusiveLock);
+	version_scan_begin(&batch->scan, &batch->store);
+	batch->found = table_slot_create(batch->store.heap, NULL);
+	batch->position = InvalidXLogRecPtr;
+	batch->context =
+		AllocSetContextCreate(CurrentMemoryContext, "rows of a batch", ALLOCSET_DEFAULT_SIZES);
+	return batch;
+}
+
+void
+store_batch_end(StoreBatch *batch)
+{
+	version_scan_end(&batch->scan);
+	ExecDropSingleTupleTableSlot(batch->found);
+	for (int i = 0; batch->rows != NULL && i < ROWS_AT_ONCE; i++)
+		ExecDropSingleTupleTableSlot(batch->rows[i]);
+	MemoryContextDelete(batch->context);
+	/* the wait for a standby may be long, so it comes last */
+	if (batch->answers)
+		durable_row(batch->position);
+	store_close(&batch->store);
+	pfree(batch);
+}
+
+StoreState
+store_batch_probe(StoreBatch *batch, const IdemKey *key, bool *unseen)
+{
+	Version version;
+
+	version_scan_find(&batch->scan, key, batch->found, &version);
+	*unseen = false;
+	if (!version.own &&
+		(version.state == STORE_LEASED || version.state == STORE_ABANDONED ||
+		 version.state == STORE_FINISHED))
+	{
+		*unseen = version_is_unseen(&batch->store, batch->found);
+		batch->position = Max(batch->position, version_position(&version, batch->found));
+		batch->answers = true;
+	}
+	return version.state;
+}
+
+void
+store_batch_rest(StoreBatch *batch)
+{
+	version_scan_rest(&batch->scan);
+	ExecClearTuple(batch->found);
+}
+
+/* ------------------------------------------------------------------------
+ * Writing
+ * ------------------------------------------------------------------------
+ */
+
+static void
+make_slots(StoreBatch *batch)
+{
+	if (batch->rows != NULL)
+		return;
+	batch->desc = CreateTupleDescCopy(RelationGetDescr(batch->store.heap));
+	batch->rows = palloc_array(TupleTableSlot *, ROWS_AT_ONCE);
+	for (int i = 0; i < ROWS_AT_ONCE; i++)
+		batch->rows[i] = MakeSingleTupleTableSlot(batch->desc, &TTSOpsHeapTuple);
+}
+
+static void
+clear_slots(StoreBatch *batch)
+{
+	for (int i = 0; i < ROWS_AT_ONCE; i++)
+		ExecClearTuple(batch->rows[i]);
+}
+
+static void
+insert_rows(StoreBatch *batch, const IdemKey *const *keys, int n, Change *change)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->in_memory);
+
+	for (int i = 0; i < n; i++)
+	{
+		set_key(change, keys[i]);
+		ExecStoreHeapTuple(heap_form_tuple(batch->desc, change->values, change->isnull),
+						   batch->rows[i], true);
+	}
+	/* without a bulk-insert state, since that passes over the space that a purge has freed */
+	table_multi_insert(batch->store.heap, batch->rows, n, GetCurrentCommandId(true), 0, NULL);
+	MemoryContextSwitchTo(old);
+}
+
+/* May raise 23505, also from a unique index that the table's owner has added. */
+static void
+insert_entries(StoreBatch *batch, ResultRelInfo *rri, EState *estate, const IdemKey *const *keys,
+			   int n)
+{
+	LockContext context;
+
+	lock_context_push(&context, keys[0]);
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		context.key = keys[i];
+		idem_insert_index_tuples(rri, batch->rows[i], estate, NIL, NULL, false);
+		ResetPerTupleExprContext(estate);
+	}
+	lock_context_pop(&context);
+}
+
+static bool
+has_code(ResultRelInfo *rri)
+{
+	for (int i = 0; i < rri->ri_NumIndices; i++)
+		if (rri->ri_IndexRelationInfo[i]->ii_Expressions != NIL ||
+			rri->ri_IndexRelationInfo[i]->ii_Predicate != NIL)
+			return true;
+	return false;
+}
+
+static void
+write_rows(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrite *write)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->context);
+	EState *estate = CreateExecutorState();
+	ResultRelInfo *rri = makeNode(ResultRelInfo);
+	OwnerContext owner;
+	Change change;
+
+	batch->in_memory = AllocSetContextCreate(batch->context, "rows", ALLOCSET_DEFAULT_SIZES);
+	InitResultRelInfo(rri, batch->store.heap, 0, NULL, 0);
+	ExecOpenIndices(rri, false);
+	change_init(&change, &batch->store);
+	change_whole(&change, write);
+
+	owner_become(batch->store.heap, &owner);
+	if (has_code(rri))
+		idem_restrict_search_path();
+	for (int done = 0; done < n; done += ROWS_AT_ONCE)
+	{
+		int count = Min(n - done, ROWS_AT_ONCE);
+
+		insert_rows(batch, keys + done, count, &change);
+		insert_entries(batch, rri, estate, keys + done, count);
+		clear_slots(batch);
+		MemoryContextReset(batch->in_memory);
+	}
+	owner_leave(&owner);
+
+	ExecCloseIndices(rri);
+	FreeExecutorState(estate);
+	MemoryContextSwitchTo(old);
+}
+
+static bool
+may_use_subtransaction(void)
+{
+	if (used.transaction != idem_local_transaction())
+	{
+		used.transaction = idem_local_transaction();
+		used.count = 0;
+	}
+	return used.count++ < MAX_SUBTRANSACTIONS;
+}
+
+bool
+store_batch_write(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrite *write)
+{
+	Subtransaction sub;
+	volatile bool written = false;
+
+	if (!may_use_subtransaction())
+		return false;
+	/* locks that are taken in a subtransaction go with it, so the table is open already */
+	store_batch_rest(batch);
+	make_slots(batch);
+	subtransaction_begin(&sub);
+	PG_TRY();
+	{
+		write_rows(batch, keys, n, write);
+		subtransaction_commit(&sub);
+		written = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error = subtransaction_catch(&sub);
+
+		/* who claims the keys one by one gets an error of another unique index again */
+		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
+			ReThrowError(error);
+		FreeErrorData(error);
+		clear_slots(batch);
+	}
+	PG_END_TRY();
+	MemoryContextReset(batch->context);
+	return written;
+}
