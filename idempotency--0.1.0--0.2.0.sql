@@ -241,11 +241,39 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_http_finish(text, integer, text, text, text, bigint) IS
 'store the answer to an HTTP request, to commit with the work; returns the status';
 
+CREATE FUNCTION idem_import(
+	key text,
+	result jsonb DEFAULT NULL,
+	scope text DEFAULT NULL,
+	created_at timestamptz DEFAULT NULL,
+	expires_at timestamptz DEFAULT NULL,
+	request jsonb DEFAULT NULL,
+	failed boolean DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_import(text, jsonb, text, timestamptz, timestamptz, jsonb, boolean) IS
+'store the answer of a request that was handled elsewhere, unless the key has a row: true if stored';
+
+CREATE FUNCTION idem_import_many(
+	keys text[],
+	results jsonb[] DEFAULT NULL,
+	scopes text[] DEFAULT NULL,
+	created_at timestamptz[] DEFAULT NULL,
+	expires_at timestamptz[] DEFAULT NULL,
+	requests jsonb[] DEFAULT NULL,
+	failed boolean[] DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_import_many(text[], jsonb[], text[], timestamptz[], timestamptz[], jsonb[], boolean[]) IS
+'store the answers of a batch of requests that were handled elsewhere; returns how many were stored';
+
 REVOKE ALL ON FUNCTION
 	idem_fail(text, jsonb, text, bigint, interval),
 	idem_check(),
 	idem_http_begin(text, text, text, integer, integer, integer),
-	idem_http_finish(text, integer, text, text, text, bigint)
+	idem_http_finish(text, integer, text, text, text, bigint),
+	idem_import(text, jsonb, text, timestamptz, timestamptz, jsonb, boolean),
+	idem_import_many(text[], jsonb[], text[], timestamptz[], timestamptz[], jsonb[], boolean[])
 FROM PUBLIC;
 
 /*
@@ -255,8 +283,9 @@ FROM PUBLIC;
 DO LANGUAGE plpgsql $$
 DECLARE
 	acl record;
-	-- all are in the job of idem_finish
-	new_functions text[] := ARRAY['idem_fail', 'idem_check', 'idem_http_begin', 'idem_http_finish'];
+	-- in the job of idem_finish, but for imports, which are in that of idem_forget
+	new_functions text[] := ARRAY['idem_fail', 'idem_check', 'idem_http_begin', 'idem_http_finish',
+		'idem_import', 'idem_import_many'];
 	script_path text := pg_catalog.current_setting('search_path');
 BEGIN
 	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -289,7 +318,7 @@ BEGIN
 			WHERE e.extname = 'idempotency' AND d.deptype = 'e')
 		SELECT n.oid::regprocedure AS object, a.grantee, a.is_grantable
 		FROM functions n
-		JOIN functions o ON o.proname = 'idem_finish',
+		JOIN functions o ON o.proname = CASE WHEN n.proname LIKE 'idem\_import%' THEN 'idem_forget' ELSE 'idem_finish' END,
 			aclexplode(o.proacl) a
 		WHERE n.proname = ANY (new_functions) AND a.grantee <> o.proowner
 	LOOP
@@ -341,6 +370,7 @@ ALTER FUNCTION idem_forget(text, text) COST 1000;
 ALTER FUNCTION idem_forget_scope(text) COST 1000;
 
 /* Comments that say it better. */
+COMMENT ON COLUMN idem_keys.fingerprint IS 'SHA-256 over the canonical form of the request, if one was given; zeros match every request';
 COMMENT ON COLUMN idem_tokens.payload IS 'what a caller that redeems the token gets';
 COMMENT ON TABLE idem_secrets IS 'keys of the HMACs in idem_codes; with them and a dump, live codes can be found out';
 COMMENT ON COLUMN idem_stat.in_progress IS 'idem_begin and idem_call: another transaction or a lease held the key';

@@ -42,7 +42,7 @@ COMMENT ON COLUMN idem_keys.lease_until IS 'end of the lease of a leased claim';
 COMMENT ON COLUMN idem_keys.fence IS 'fence of a leased claim';
 COMMENT ON COLUMN idem_keys.ttl IS 'how long a leased claim is to be kept once it is finished';
 COMMENT ON COLUMN idem_keys.attempt IS 'how many times the work was begun, rolled back transactions not counted';
-COMMENT ON COLUMN idem_keys.fingerprint IS 'SHA-256 over the canonical form of the request, if one was given';
+COMMENT ON COLUMN idem_keys.fingerprint IS 'SHA-256 over the canonical form of the request, if one was given; zeros match every request';
 COMMENT ON COLUMN idem_keys.scope IS 'tenant or endpoint that the key belongs to; empty if none was given';
 COMMENT ON COLUMN idem_keys.key IS 'key chosen by the client';
 COMMENT ON COLUMN idem_keys.phase IS 'last recovery point of a leased claim';
@@ -290,6 +290,32 @@ RETURNS TABLE (key text)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION idem_claim_many(text[], interval, text) IS
 'claim and finish a batch of keys; returns those that were new';
+
+CREATE FUNCTION idem_import(
+	key text,
+	result jsonb DEFAULT NULL,
+	scope text DEFAULT NULL,
+	created_at timestamptz DEFAULT NULL,
+	expires_at timestamptz DEFAULT NULL,
+	request jsonb DEFAULT NULL,
+	failed boolean DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_import(text, jsonb, text, timestamptz, timestamptz, jsonb, boolean) IS
+'store the answer of a request that was handled elsewhere, unless the key has a row: true if stored';
+
+CREATE FUNCTION idem_import_many(
+	keys text[],
+	results jsonb[] DEFAULT NULL,
+	scopes text[] DEFAULT NULL,
+	created_at timestamptz[] DEFAULT NULL,
+	expires_at timestamptz[] DEFAULT NULL,
+	requests jsonb[] DEFAULT NULL,
+	failed boolean[] DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+COMMENT ON FUNCTION idem_import_many(text[], jsonb[], text[], timestamptz[], timestamptz[], jsonb[], boolean[]) IS
+'store the answers of a batch of requests that were handled elsewhere; returns how many were stored';
 
 CREATE FUNCTION idem_call(
 	key text,
@@ -653,6 +679,8 @@ REVOKE ALL ON FUNCTION
 	idem_http_begin(text, text, text, integer, integer, integer),
 	idem_http_finish(text, integer, text, text, text, bigint),
 	idem_claim_many(text[], interval, text),
+	idem_import(text, jsonb, text, timestamptz, timestamptz, jsonb, boolean),
+	idem_import_many(text[], jsonb[], text[], timestamptz[], timestamptz[], jsonb[], boolean[]),
 	idem_call(text, text, jsonb, interval, text, interval, text[]),
 	idem_once(),
 	idem_token_issue(text, interval, jsonb, text),

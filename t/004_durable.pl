@@ -91,6 +91,8 @@ my @rounds = (
 	[ 'finished in a savepoint', "SAVEPOINT a; $finish; RELEASE a", q{SELECT state FROM idem_begin('%s')}, 'replayed' ],
 	[ 'frozen', $finish, q{SELECT state FROM idem_begin('%s')}, 'replayed', 'VACUUM (FREEZE) idem_keys' ],
 	[ 'claimed', q{SELECT idem_claim('%s')}, q{SELECT state FROM idem_begin('%s')}, 'replayed' ],
+	[ 'imported', $finish, q{SELECT idem_import('%s')}, 'f' ],
+	[ 'imported in a batch', q{SELECT idem_import_many(ARRAY['another', '%s'])}, q{SELECT state FROM idem_begin('%s')}, 'replayed' ],
 	[ 'claimed in a batch', q{SELECT idem_claim_many(ARRAY['other', '%s'])}, q{SELECT idem_claim('%s')}, 'f' ],
 );
 for my $round (@rounds)

@@ -38,6 +38,8 @@ my %calls = (
 		"SELECT idem.idem_digest('c1')",
 		"SELECT idem.idem_forget('c1')",
 		"SELECT idem.idem_forget_scope('nowhere')",
+		"SELECT idem.idem_import('c8')",
+		"SELECT idem.idem_import_many('{c9}')",
 		'SELECT idem.idem_stat_reset()',
 	],
 	admin => [ "SELECT idem.idem_grant('app')", "SELECT idem.idem_revoke('app')" ],
@@ -373,7 +375,7 @@ my %hints = (
 	throttle => ["SELECT idem.idem_throttle('k', '1 s')"],
 	tokens => [ "SELECT idem.idem_token_issue('p', '1 h')", "DO 'DECLARE x record; BEGIN x := idem.idem_code_verify(''p'', ''s'', ''1''); END'" ],
 	lookup => ["SELECT * FROM idem.idem_lookup('k')"],
-	operate => ['CALL idem.idem_purge()']);
+	operate => [ 'CALL idem.idem_purge()', "SELECT idem.idem_import('k')" ]);
 for my $job (sort keys %hints)
 {
 	is(hint_of($_, 'stranger'), "${allow}SELECT idem.idem_grant('stranger', ARRAY['$job']);", "$job: the hint") for @{ $hints{$job} };

@@ -75,6 +75,8 @@ refuses("SELECT idem_begin('new')", '25006', 'begins nothing');
 refuses("SELECT idem_begin('new', wait => '1 second')", '25006', 'begins nothing after a wait');
 refuses("SELECT idem_claim('new')", '25006', 'claims nothing');
 refuses("SELECT idem_claim_many('{new, newer}')", '25006', 'claims no batch');
+refuses("SELECT idem_import('k', scope => 'tenant')", '25006', 'imports nothing');
+refuses("SELECT idem_import_many('{new}')", '25006', 'imports no batch');
 refuses("SELECT idem_forget('k', 'tenant')", '25006', 'forgets nothing');
 refuses("SELECT idem_forget('new')", '25006', 'forgets nothing that is not there');
 refuses("SELECT idem_forget_scope('tenant')", '25006', 'forgets no scope');

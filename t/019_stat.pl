@@ -70,6 +70,8 @@ SQL
 	[ 'claim, leased, or open, or read-only', "SELECT idem_claim('cl'); BEGIN; SELECT idem_begin('o'); SELECT idem_claim('o'); ROLLBACK; BEGIN READ ONLY; SELECT idem_claim('none'); COMMIT", 'started 1', '55P03 55P03 25006' ],
 	[ 'batch', "SELECT idem_claim_many('{b1, b2, b1, q, b2, b1}')", 'claimed 2 duplicates 1' ],
 	[ 'batch once more', "SELECT idem_claim_many('{b1, b2, b1, q, b3}'); SELECT idem_claim_many('{}')", 'claimed 1 duplicates 3' ],
+	[ 'import', "SELECT idem_import('im1', '1'), idem_import('q'), idem_import_many('{im2, im1, im3}')", '' ],
+	[ 'import, replayed', "SELECT idem_begin('im1', request => '1'), idem_claim('im2')", 'replayed 1 duplicates 1' ],
 
 	# the trigger
 	[ 'trigger', "INSERT INTO strict VALUES ('t1'), ('t2'), ('t3')", 'claimed 3' ],

@@ -71,6 +71,8 @@ my %allowed = (
 	idem_checkpoint => [ @write, qw(54000 ID003 ID004 ID006) ],
 	idem_claim => [ @write, qw(ID002 ID005) ],
 	idem_claim_many => [ @write, 'ID005' ],
+	idem_import => [ @write, qw(54000 ID005) ],
+	idem_import_many => [ @write, qw(54000 ID005) ],
 	# its own, and those of the function and of its arguments' types
 	idem_call => [ @write, qw(54000 ID005 0A000 22P02 22003 22007 22008 23514 3F000 42501 42601 42602 42704 42725 42883 54023 P0001) ],
 	# of calls that are none of a trigger

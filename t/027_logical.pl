@@ -60,6 +60,7 @@ sub refused_all
 	refused("SELECT idem_claim('expired')", $sqlstate, "$name: claim of an expired key");
 	refused("BEGIN; SELECT idem_begin('expired'); SELECT idem_finish('expired', '1'); COMMIT", $sqlstate, "$name: finish of an expired key");
 	refused("SELECT idem_claim_many(ARRAY['expired'])", $sqlstate, "$name: batch with an expired key");
+	refused("SELECT idem_import('expired')", $sqlstate, "$name: import of an expired key");
 	refused('CALL idem_purge()', $sqlstate, "$name: purge");
 	sql_is($publisher, 'postgres', "SELECT idem_claim('new $sqlstate $name')", 't', "$name: a new key goes on");
 	sql_is($publisher, 'postgres', "SELECT state FROM idem_begin('begin')", 'replayed', "$name: a replay goes on");

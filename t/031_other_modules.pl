@@ -99,6 +99,8 @@ my %unsafe = (
 	idem_checkpoint => "idem_checkpoint('p', 'a', fence => 1)::text",
 	idem_claim => "idem_claim('p')::text",
 	idem_claim_many => "(SELECT min(key) FROM idem_claim_many('{p}'))",
+	idem_import => "idem_import('p')::text",
+	idem_import_many => "idem_import_many('{p}')::text",
 	idem_call => "(SELECT state FROM idem_call('p', 'pg_catalog.version'))",
 	idem_forget => "idem_forget('p')::text",
 	idem_forget_scope => "idem_forget_scope('p')::text",

@@ -17,7 +17,7 @@ my $host = $node->host;
 my $port = $node->port;
 my $dir = PostgreSQL::Test::Utils::tempdir();
 
-$node->safe_psql('postgres', 'CREATE ROLE shop; CREATE ROLE worker; CREATE ROLE reader; CREATE ROLE hand; CREATE DATABASE old');
+$node->safe_psql('postgres', 'CREATE ROLE shop; CREATE ROLE clerk; CREATE ROLE worker; CREATE ROLE reader; CREATE ROLE hand; CREATE DATABASE old');
 
 # Every function, once in its way.  "n" tells one run from the next.
 my $everything = <<'SQL';
@@ -169,7 +169,7 @@ END $$;
 CREATE FUNCTION idem_begin(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION idem_begin_0_2(integer) RETURNS integer LANGUAGE sql AS 'SELECT 2';
 
-SELECT idem_grant('shop');
+SELECT idem_grant('shop'), idem_grant('clerk', '{operate}');
 GRANT EXECUTE ON FUNCTION idem_begin(text, interval, text, jsonb, interval, interval) TO hand WITH GRANT OPTION;
 GRANT EXECUTE ON FUNCTION idem_finish TO hand WITH GRANT OPTION;
 GRANT pg_monitor TO reader;
@@ -386,6 +386,8 @@ for my $db (qw(old new_restored))
 	sql_is($node, $db, q{SET ROLE shop; BEGIN; SELECT state FROM idem_begin('fails'); SELECT idem_fail('fails', '"no"'); COMMIT; SELECT state, result, failed FROM idem_begin('fails')},
 		qq{started\n"no"\nreplayed|"no"|t}, "$db: who had the job has idem_fail");
 	sql_is($node, $db, q{SET ROLE hand; GRANT EXECUTE ON FUNCTION idem_fail, idem_check TO reader; RESET ROLE; SET ROLE worker; SELECT idem_check()}, '', "$db: and the right to grant it");
+	sql_is($node, $db, q{SET ROLE clerk; SELECT idem_import('imported', '1'), idem_import_many('{imported, imported too}')}, 't|1', "$db: who had that job can import");
+	sql_is($node, $db, q{SELECT has_function_privilege('shop', oid, 'EXECUTE') FROM pg_proc WHERE proname LIKE 'idem_import%'}, "f\nf", "$db: and nobody else");
 	is($node->safe_psql($db, q{SELECT state, result->>'sqlstate', failed FROM idem_call('keeps', 'work', '{"a": 2147483647}', keep_errors => '{22}')}),
 		'finished|22003|t', "$db: an error is kept");
 }

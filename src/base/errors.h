@@ -174,11 +174,29 @@
 			 errhint("%s", (hint_))))
 
 /* 22023 */
-#define error_array(ndim_) \
+#define error_array(what_, ndim_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-			 errmsg("idempotency keys must be a one-dimensional array"), \
+			 errmsg("%s must be a one-dimensional array", (what_)), \
 			 errdetail("The array has %d dimensions.", (ndim_))))
+
+/* 22023: an array of what belongs to each key */
+#define error_array_length(what_, n_, nkeys_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("array \"%s\" must have as many elements as there are keys", (what_)), \
+			 errdetail("Number of elements: %d. Number of keys: %d.", (n_), (nkeys_)), \
+			 errhint("Pass null for an element, or for the array, to give nothing.")))
+
+/* 22023: when a key that is imported was created */
+#define error_created_at(created_at_, key_) \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+		 errmsg("invalid created_at \"%s\" for idempotency key \"%s\"", (created_at_), \
+				key_display(key_)), \
+		 errhint("Give a time that has passed, such as least(created_at, now()) where another " \
+				 "machine's clock is ahead.")))
 
 /* 22023 */
 #define error_period(key_) \

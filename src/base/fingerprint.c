@@ -36,6 +36,8 @@
 #include "base/key.h"
 #include "base/sha256.h"
 
+const uint8 fingerprint_any[FINGERPRINT_BYTES] = {0};
+
 typedef struct Pair
 {
 	const char *key; /* UTF-8 */

@@ -16,6 +16,9 @@
 
 #define FINGERPRINT_BYTES 32
 
+/* In a row whose request nobody knows: it matches every request.  No request has it. */
+extern const uint8 fingerprint_any[FINGERPRINT_BYTES];
+
 extern void fingerprint_jsonb(Jsonb *jb, uint8 out[FINGERPRINT_BYTES]);
 
 /*

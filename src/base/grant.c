@@ -64,7 +64,8 @@ static const Job jobs[] = {
 	{"lookup", false, {"idem_lookup"}},
 	{"operate",
 	 false,
-	 {"idem_digest", "idem_forget", "idem_forget_scope", "idem_stat_reset", "idem_purge"}},
+	 {"idem_digest", "idem_forget", "idem_forget_scope", "idem_import", "idem_import_many",
+	  "idem_stat_reset", "idem_purge"}},
 };
 
 static bool

@@ -75,6 +75,12 @@ batch_sort(BatchKey *keys, int64 n)
 	qsort(keys, n, sizeof(BatchKey), by_digest);
 }
 
+bool
+batch_is_repeated(const BatchKey *keys, int64 i)
+{
+	return i > 0 && key_cmp(&keys[i].key, &keys[i - 1].key) == 0;
+}
+
 /* Claim a key by itself.  Each probe and insertion leaves a few kilobytes allocated. */
 static void
 claim_alone(Batch *batch, BatchKey *key)
@@ -202,7 +208,7 @@ claim_keys(Batch *batch, BatchKey *keys, int64 n)
 	{
 		BatchKey *stop = NULL;
 
-		if (i == 0 || key_cmp(&keys[i].key, &keys[i - 1].key) != 0)
+		if (!batch_is_repeated(keys, i))
 			stop = claim_key(batch, &keys[i]);
 		else if (batch->stop)
 			stop = &keys[i];

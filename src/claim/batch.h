@@ -21,6 +21,9 @@ typedef struct BatchKey
 /* Sort by digest; a repeated key by position. */
 extern void batch_sort(BatchKey *keys, int64 n);
 
+/* Is key i of the sorted ones the same as the one before? */
+extern bool batch_is_repeated(const BatchKey *keys, int64 i);
+
 /*
  * Claim each of the sorted keys as claim_once() does without a lock, but a repeated key only
  * where it comes first.  "request" has no fingerprint; its key does not matter.  With "stop",

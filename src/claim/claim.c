@@ -65,7 +65,7 @@ request_fingerprint(const ClaimRequest *request)
 
 /*
  * Fingerprints are compared only if both sides have one.  But a caller that always gives one
- * has not made a result without.
+ * has not made a result without, unless it was imported.
  */
 static bool
 is_mismatch(const ClaimRequest *request, const StoreRow *row)
@@ -74,6 +74,8 @@ is_mismatch(const ClaimRequest *request, const StoreRow *row)
 		return false;
 	if (!row->has_fingerprint)
 		return request->strict && row->state == STORE_FINISHED;
+	if (memcmp(row->fingerprint, fingerprint_any, FINGERPRINT_BYTES) == 0)
+		return false;
 	return memcmp(request->fingerprint, row->fingerprint, FINGERPRINT_BYTES) != 0;
 }
 
@@ -130,6 +132,7 @@ typedef struct Attempt
 	bool locked;
 	int64 fence;			/* of a leased claim that was started */
 	TimestampTz expires_at; /* of a finished row that was written */
+	const StoreWrite *import;
 } Attempt;
 
 static bool
@@ -612,4 +615,38 @@ claim_taken(const ClaimRequest *request, bool *abandoned)
 	check_same_request(request, &row);
 	stats_count(STAT_DUPLICATES, 1);
 	return true;
+}
+
+/* ------------------------------------------------------------------------
+ * Import
+ * ------------------------------------------------------------------------
+ */
+
+static bool
+write_import(Attempt *attempt)
+{
+	return store_claim(&attempt->request->key, attempt->import, attempt->row);
+}
+
+bool
+claim_import(const IdemKey *key, const StoreWrite *write)
+{
+	/* an abandoned claim has been begun once at least, so it is not taken over */
+	ClaimRequest request = {.key = *key, .max_attempts = 1};
+	StoreRow row;
+	Attempt attempt = {
+		.request = &request,
+		.lock_use = LOCK_AT_NEED,
+		.wait_until = DT_NOEND,
+		.write = write_import,
+		.row = &row,
+		.import = write,
+	};
+	ClaimDecision decision;
+
+	refuse_own_claim(key);
+	decision = attempt_claim(&attempt);
+	if (decision == DECIDE_UNSEEN)
+		error_serialization(key);
+	return decision == DECIDE_CLAIM;
 }

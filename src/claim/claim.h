@@ -103,4 +103,13 @@ extern StoreWrite claim_finished_row(const ClaimRequest *request);
  */
 extern bool claim_taken(const ClaimRequest *request, bool *abandoned);
 
+/*
+ * Write the finished row of work that was done elsewhere, unless a row of the key counts: a
+ * finished one, or a leased claim, even an abandoned one.  True if written.  Takes no lock, as
+ * claim_once() without "lock": waits for uncommitted rows, and a transaction claim of another
+ * session finds the row when it finishes (40001).  The commit guard does not look at the row,
+ * since no work of this transaction depends on it.  55P03 if this transaction has the key open.
+ */
+extern bool claim_import(const IdemKey *key, const StoreWrite *write);
+
 #endif /* IDEM_CLAIM_H */

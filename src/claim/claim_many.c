@@ -10,7 +10,6 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -24,47 +23,25 @@
 #include "base/key.h"
 #include "claim/batch.h"
 #include "claim/claim.h"
+#include "claim/key_array.h"
 
 PG_FUNCTION_INFO_V1(idem_claim_many);
-
-/*
- * Name the bad element of a batch in the error.  The conversion to UTF-8 is needed only if
- * it could make the key too long; key_make() checks every key anyway.
- */
-static void
-check_element(text *element, int number)
-{
-	int len = VARSIZE_ANY_EXHDR(element);
-
-	if (len == 0)
-		error_empty_element(number);
-	if (len > KEY_MAX_BYTES / MAX_CONVERSION_GROWTH)
-		(void) key_utf8(psprintf("element %d of the idempotency keys", number), element, 1, &len);
-}
 
 /* The keys of the array; all are checked before any is claimed. */
 static BatchKey *
 get_batch(ArrayType *array, text *scope, int *nkeys)
 {
+	ArrayElements keys;
 	BatchKey *batch;
-	Datum *elems;
-	bool *isnull;
 
-	if (ARR_NDIM(array) > 1)
-		error_array(ARR_NDIM(array));
-	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elems, &isnull, nkeys);
-
-	batch = MemoryContextAllocHuge(CurrentMemoryContext, Max(*nkeys, 1) * sizeof(BatchKey));
-	for (int i = 0; i < *nkeys; i++)
+	key_array_elements(&keys, array, "idempotency keys", TEXTOID);
+	batch = MemoryContextAllocHuge(CurrentMemoryContext, Max(keys.n, 1) * sizeof(BatchKey));
+	for (int i = 0; i < keys.n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (isnull[i])
-			error_null_element(i + 1);
-		check_element(DatumGetTextPP(elems[i]), i + 1);
-		key_make(&batch[i].key, DatumGetTextPP(elems[i]), scope, true);
-		batch[i].position = i;
-		batch[i].claimed = false;
+		key_array_key(&batch[i], &keys, i, scope, i);
 	}
+	*nkeys = keys.n;
 	return batch;
 }
 

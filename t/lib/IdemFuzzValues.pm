@@ -90,9 +90,13 @@ sub scope
 	return $last{$kind} = chance(0.05) ? pick(@odd_texts) : pick('NULL', 'NULL', q('s1'));
 }
 
+# how many elements a batch has, as far as they are to fit
+my $elements = 1;
+
 sub array
 {
-	my @elems = map { key('of many') } 1 .. pick(1, 2, 5);
+	$elements = pick(1, 2, 5);
+	my @elems = map { key('of many') } 1 .. $elements;
 
 	return pick('NULL', q('{}'), q('{NULL}'), q('{{k1,k2},{k3,k4}}'), q('[5:6]={k1,k2}'), q('[0:1][-1:0]={{a,b},{c,d}}'), q(ARRAY['k1', NULL]),
 		q(ARRAY['k1', '']), q(ARRAY['k1', repeat('x', 1025)]), 'ARRAY(SELECT $$many $$ || i % 400 FROM generate_series(1, 500) i)')
@@ -100,8 +104,18 @@ sub array
 	return 'ARRAY[' . join(', ', @elems) . ']::text[]';
 }
 
+# what belongs to each key of a batch
+sub beside_keys
+{
+	my ($type, $make) = @_;
+
+	return pick('NULL', 'NULL', 'NULL', q('{}'), q('{NULL}')) if chance(0.7);
+	return 'ARRAY[' . join(', ', map { $make->() } 1 .. $elements) . "]::${type}[]";
+}
+
 sub or_odd { my ($odd, @usual) = @_; return chance(0.2) ? pick(@$odd) : pick(@usual) }
 sub brief { return or_odd(\@odd_intervals, 'NULL', q('1 ms'), q('20 ms'), q('200 ms'), q('1 day')) }
+sub moment { return pick('NULL', 'NULL', q('now'), q('-infinity'), q('infinity'), q('4713-11-24 BC'), q('2000-01-01'), q('294276-12-31'), q('yesterday'), q('tomorrow')) }
 sub json { return or_odd(\@odd_jsonbs, 'NULL', 'NULL', q('{"a": 1}'), q('{"a": 1.0}'), q('{"b": [true, null]}')) }
 
 # JSON as text, and what is nearly JSON
@@ -154,6 +168,15 @@ my %argument = (
 	},
 	batch_size => sub { pick(@odd_integers, '10') },
 	max_rows => sub { pick(@odd_bigints, '10') },
+	results => sub { beside_keys('jsonb', \&json) },
+	requests => sub { beside_keys('jsonb', \&json) },
+	scopes => sub { beside_keys('text', sub { scope('scope') }) },
+	created_at => sub { chance(0.5) ? 'NULL' : moment() },
+	expires_at => \&moment,
+	failed => sub { pick('NULL', 'true', 'false') },
+	'created_at timestamp with time zone[]' => sub { beside_keys('timestamptz', \&moment) },
+	'expires_at timestamp with time zone[]' => sub { beside_keys('timestamptz', \&moment) },
+	'failed boolean[]' => sub { beside_keys('boolean', sub { pick('NULL', 'true', 'false') }) },
 	max_duration => sub { or_odd(\@odd_intervals, 'NULL', q('1 ms')) },
 	'request text' => sub { chance(0.5) ? text_json() : or_odd(\@odd_texts, q('r'), q('{"a": 1}')) },
 	body => sub { or_odd(\@odd_texts, 'NULL', q('b'), text_json()) },
