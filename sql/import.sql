@@ -184,3 +184,5 @@ COMMIT;
 SELECT count(*) FROM old_keys o JOIN idem_keys k ON k.digest = idem_digest(o.key, o.tenant) AND k.result = o.response AND k.created_at = o.created_at;
 SELECT idem_import_many(array_agg(key), array_agg(response), array_agg(tenant), array_agg(created_at)) FROM old_keys;
 DROP TABLE old_keys;
+
+TRUNCATE idem_keys;
