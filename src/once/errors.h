@@ -100,6 +100,14 @@
 			 errhint("Create it as AFTER ... FOR EACH ROW, or with 'skip' as BEFORE ... FOR EACH " \
 					 "ROW.")))
 
+/* 39P01 */
+#define error_fired_for_statement(trigdata_, how_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED), \
+			 errmsg(ON_TABLE " must be fired %s", trigger_and_table(trigdata_), (how_)), \
+			 errhint("Create it as AFTER INSERT ... REFERENCING NEW TABLE AS new_rows FOR EACH " \
+					 "STATEMENT, or else as AFTER ... FOR EACH ROW.")))
+
 /* 39P01: a BEFORE trigger of the event "event_" is fired after ours */
 #define error_not_last(trigdata_, other_, event_) \
 	ereport(ERROR, \

@@ -1,7 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * once_trigger.c
- *	  idem_once(): a row trigger that accepts each row once.
+ *	  idem_once(): a trigger that accepts each row once.
+ *
+ * As a statement trigger it claims all rows in one batch: see statement.c.  The rest is about
+ * the row trigger.
  *
  * Like the claims of a batch, these claims take no lock-table entry: a COPY may have more
  * rows than the lock table has entries.  "raise" fires AFTER, when the row has certainly
@@ -63,30 +66,14 @@
 #include "base/sha256.h"
 #include "base/subtransaction.h"
 #include "claim/claim.h"
+#include "once/arguments.h"
+#include "once/duplicate.h"
 #include "once/errors.h"
 #include "once/partition_move.h"
 #include "once/row_key.h"
+#include "once/statement.h"
 
 PG_FUNCTION_INFO_V1(idem_once);
-
-/* Arguments of the trigger */
-enum
-{
-	ARG_COLUMNS,
-	ARG_TTL,
-	ARG_MODE,
-	ARG_SCOPE,
-	MAX_ARGS
-};
-
-/* A list of columns that make one key. */
-typedef struct KeyList
-{
-	List *columns; /* char * */
-	text *scope;
-	RowKey key;
-	MovedScope moved; /* AFTER, of a partition */
-} KeyList;
 
 /* The bounds of a partition, built on first use. */
 typedef struct Bounds
@@ -99,12 +86,7 @@ typedef struct Bounds
 /* The trigger of one table, for one statement: its arguments and state. */
 typedef struct OnceInfo
 {
-	Oid relid;
-	bool skip;
-	bool has_ttl;
-	Interval ttl;
-	int nlists;
-	KeyList *lists;
+	OnceArguments args;
 	MovedScope moved; /* BEFORE, of a partition */
 	int checked;	  /* operations (bits) that check_fires_last() has checked */
 	Bounds bounds;	  /* of a partition */
@@ -122,283 +104,6 @@ typedef struct OnceInfo
 
 /* those of partitions whose rows move to others under "skip" */
 static dlist_head movers = DLIST_STATIC_INIT(movers);
-
-/* ------------------------------------------------------------------------
- * Arguments
- * ------------------------------------------------------------------------
- */
-
-/* An argument; NULL if it was not given, or is '' or NULL, which arrives as the word "null". */
-static const char *
-get_argument(TriggerData *trigdata, int n)
-{
-	const char *value;
-
-	if (n >= trigdata->tg_trigger->tgnargs)
-		return NULL;
-	value = trigdata->tg_trigger->tgargs[n];
-	return value[0] == '\0' || strcmp(value, "null") == 0 ? NULL : value;
-}
-
-static void
-get_ttl(TriggerData *trigdata, OnceInfo *info)
-{
-	const char *value = get_argument(trigdata, ARG_TTL);
-	MemoryContext context = CurrentMemoryContext;
-
-	info->has_ttl = value != NULL;
-	if (value == NULL)
-		return;
-
-	/* an invalid interval raises 22007, in an error that does not name the trigger */
-	PG_TRY();
-	{
-		info->ttl = *DatumGetIntervalP(DirectFunctionCall3(
-			interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-		(void) ttl_after(GetCurrentTimestamp(), &info->ttl, "ttl", NULL);
-	}
-	PG_CATCH();
-	{
-		ErrorData *error;
-
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		error_argument(trigdata, "ttl", value,
-					   error->hint != NULL ? error->hint
-										   : psprintf("As an interval: %s.", error->message));
-	}
-	PG_END_TRY();
-}
-
-static void
-get_mode(TriggerData *trigdata, OnceInfo *info)
-{
-	const char *value = get_argument(trigdata, ARG_MODE);
-
-	info->skip = value != NULL && strcmp(value, "skip") == 0;
-	if (value != NULL && !info->skip && strcmp(value, "raise") != 0)
-		error_argument(trigdata, "mode", value, "It is neither 'raise' nor 'skip'.");
-
-	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
-		error_fired(trigdata, "for each row");
-	if (info->skip && !TRIGGER_FIRED_BEFORE(trigdata->tg_event))
-		error_fired(trigdata, "BEFORE, as its mode is 'skip'");
-	if (!info->skip && !TRIGGER_FIRED_AFTER(trigdata->tg_event))
-		error_fired(trigdata, "AFTER, as its mode is 'raise'");
-}
-
-/* A generated column has no value before the row is stored; a virtual one never. */
-static bool
-has_value(Form_pg_attribute att, bool before)
-{
-	return att->attgenerated == '\0' ||
-		(att->attgenerated == ATTRIBUTE_GENERATED_STORED && !before);
-}
-
-/* The table, or the root if it is a partition: a key holds in all partitions. */
-static Oid
-once_table(const OnceInfo *info)
-{
-	return OidIsValid(info->moved.root) ? info->moved.root : info->relid;
-}
-
-/* Split at semicolons, and trim the parts.  "quoted": not at those within double quotes. */
-static List *
-split_parts(const char *value, bool quoted)
-{
-	char *part = pstrdup(value);
-	List *parts = NIL;
-	bool inside = false;
-
-	for (char *c = part;; c++)
-	{
-		char end = *c;
-
-		if (quoted && end == '"')
-			inside = !inside;
-		if (end != '\0' && (inside || end != ';'))
-			continue;
-		*c = '\0';
-		while (scanner_isspace(*part))
-			part++;
-		for (char *last = c; last > part && scanner_isspace(last[-1]); last--)
-			last[-1] = '\0';
-		parts = lappend(parts, part);
-		if (end == '\0')
-			return parts;
-		part = c + 1;
-	}
-}
-
-static text *
-default_scope(Oid table)
-{
-	StringInfoData s;
-
-	initStringInfo(&s);
-	name_append(&s, get_namespace_name(get_rel_namespace(table)), get_rel_name(table));
-	return cstring_to_text_with_len(s.data, s.len);
-}
-
-/* A scope that keeps the keys of several lists apart: scope(column, column) */
-static text *
-list_scope(text *scope, List *columns)
-{
-	StringInfoData s;
-	ListCell *lc;
-
-	initStringInfo(&s);
-	appendBinaryStringInfo(&s, VARDATA_ANY(scope), VARSIZE_ANY_EXHDR(scope));
-	foreach(lc, columns)
-	{
-		appendStringInfoString(&s, foreach_current_index(lc) > 0 ? ", " : "(");
-		name_append_identifier(&s, lfirst(lc));
-	}
-	appendStringInfoChar(&s, ')');
-	return cstring_to_text_with_len(s.data, s.len);
-}
-
-/* Sets *wrong and *why, and returns false, if the argument for columns or scope is invalid. */
-static bool
-parse_lists(const char *columns, const char *scope, Oid table, KeyList **lists, int *nlists,
-			const char **wrong, const char **why)
-{
-	List *parts = split_parts(columns, true);
-	List *scopes = NIL;
-	text *common = scope != NULL ? cstring_to_text(scope) : default_scope(table);
-	ListCell *lc;
-
-	*nlists = list_length(parts);
-	*lists = palloc0_array(KeyList, *nlists);
-	foreach(lc, parts)
-	{
-		*wrong = "list of columns";
-		*why = "Columns are written as in SQL and separated by commas.";
-		if (!SplitIdentifierString(lfirst(lc), ',', &(*lists)[foreach_current_index(lc)].columns) ||
-			(*lists)[foreach_current_index(lc)].columns == NIL)
-			return false;
-	}
-
-	/* with a single list of columns, the scope is not split */
-	if (*nlists > 1 && scope != NULL && strchr(scope, ';') != NULL)
-	{
-		*wrong = "list of scopes";
-		scopes = split_parts(scope, false);
-		*why =
-			psprintf("Of columns there are %d lists, of scopes %d.", *nlists, list_length(scopes));
-		if (list_length(scopes) != *nlists)
-			return false;
-		common = default_scope(table);
-	}
-	for (int i = 0; i < *nlists; i++)
-	{
-		KeyList *list = &(*lists)[i];
-		const char *own = scopes != NIL ? list_nth(scopes, i) : "";
-
-		if (own[0] != '\0')
-			list->scope = cstring_to_text(own);
-		else
-			list->scope = *nlists > 1 ? list_scope(common, list->columns) : common;
-		*why =
-			"Two lists of columns would have the same scope, and their keys be taken for each other.";
-		*wrong = scopes != NIL ? "list of scopes" : "list of columns";
-		for (int j = 0; j < i; j++)
-			if (key_same_text((*lists)[j].scope, list->scope))
-				return false;
-	}
-	return true;
-}
-
-static void
-get_columns(TriggerData *trigdata, KeyList *list, bool before)
-{
-	Relation rel = trigdata->tg_relation;
-	const char *missing;
-
-	if (!rowkey_make(&list->key, rel, list->columns, &missing))
-		error_no_column(trigdata, missing);
-
-	for (int i = 0; i < list->key.ncolumns; i++)
-	{
-		Form_pg_attribute att =
-			TupleDescAttr(RelationGetDescr(rel), list->key.columns[i].number - 1);
-
-		if (!has_value(att, before))
-			error_generated_column(trigdata, NameStr(att->attname));
-	}
-}
-
-static void
-get_lists(TriggerData *trigdata, OnceInfo *info)
-{
-	const char *columns = get_argument(trigdata, ARG_COLUMNS);
-	const char *scope = get_argument(trigdata, ARG_SCOPE);
-	const char *wrong;
-	const char *why;
-
-	if (!parse_lists(columns == NULL ? "" : columns, scope, once_table(info), &info->lists,
-					 &info->nlists, &wrong, &why))
-		error_argument(trigdata, wrong,
-					   strcmp(wrong, "list of scopes") == 0 ? scope
-						   : columns == NULL				? ""
-															: columns,
-					   why);
-	for (int i = 0; i < info->nlists; i++)
-		get_columns(trigdata, &info->lists[i], info->skip);
-}
-
-static bool
-same_columns(const KeyList *x, const KeyList *y)
-{
-	ListCell *a;
-	ListCell *b;
-
-	if (list_length(x->columns) != list_length(y->columns))
-		return false;
-	forboth(a, x->columns, b, y->columns) if (strcmp(lfirst(a), lfirst(b)) != 0) return false;
-	return true;
-}
-
-static void
-check_other_trigger(TriggerData *trigdata, OnceInfo *info, TriggerData *other)
-{
-	const char *wrong;
-	const char *why;
-	KeyList *lists;
-	int nlists;
-
-	if (!parse_lists(other->tg_trigger->tgargs[ARG_COLUMNS], get_argument(other, ARG_SCOPE),
-					 once_table(info), &lists, &nlists, &wrong, &why))
-		return;
-	for (int i = 0; i < nlists; i++)
-		for (int j = 0; j < info->nlists; j++)
-			if (!same_columns(&lists[i], &info->lists[j]) &&
-				key_same_text(lists[i].scope, info->lists[j].scope))
-				error_same_scope(trigdata, other);
-}
-
-/*
- * Two triggers with the same scope but different columns would take each other's keys for their
- * own.  With the same columns their keys are the same, so such triggers may share the events.
- */
-static void
-check_other_triggers(TriggerData *trigdata, OnceInfo *info)
-{
-	TriggerDesc *triggers = trigdata->tg_relation->trigdesc;
-
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-	{
-		TriggerData other = *trigdata;
-
-		other.tg_trigger = &triggers->triggers[i];
-		if (other.tg_trigger->tgfoid == trigdata->tg_trigger->tgfoid &&
-			other.tg_trigger->tgnargs > 0)
-			check_other_trigger(trigdata, info, &other);
-	}
-}
 
 /* The key of a row in another partition, whose columns may be in a different order. */
 static bool
@@ -429,17 +134,6 @@ unlist_mover(void *arg)
 }
 
 static void
-check_table(TriggerData *trigdata)
-{
-	Form_pg_class class = trigdata->tg_relation->rd_rel;
-
-	if (class->relpersistence == RELPERSISTENCE_TEMP)
-		error_table(trigdata, "temporary table");
-	if (class->relkind == RELKIND_FOREIGN_TABLE)
-		error_table(trigdata, "foreign table");
-}
-
-static void
 hash_list(uint8 hash[PG_SHA256_DIGEST_LENGTH], const KeyList *list)
 {
 	Sha256 *sha = sha256_start();
@@ -461,9 +155,9 @@ set_identities(OnceInfo *info)
 	uint8 hash[PG_SHA256_DIGEST_LENGTH];
 	Sha256 *all;
 
-	for (int i = 0; i < info->nlists; i++)
+	for (int i = 0; i < info->args.nlists; i++)
 	{
-		KeyList *list = &info->lists[i];
+		KeyList *list = &info->args.lists[i];
 
 		hash_list(hash, list);
 		list->moved.root = info->moved.root;
@@ -474,8 +168,8 @@ set_identities(OnceInfo *info)
 
 	/* sha256_start() allows only one hash at a time */
 	all = sha256_start();
-	for (int i = 0; i < info->nlists; i++)
-		sha256_bytes(all, info->lists[i].moved.identity.data, UUID_LEN);
+	for (int i = 0; i < info->args.nlists; i++)
+		sha256_bytes(all, info->args.lists[i].moved.identity.data, UUID_LEN);
 	sha256_finish(all, hash);
 	memcpy(info->moved.identity.data, hash, UUID_LEN);
 }
@@ -490,24 +184,17 @@ make_info(TriggerData *trigdata, MemoryContext context)
 	List *ancestors = NIL;
 
 	info->context = context;
-	info->relid = RelationGetRelid(rel);
+	info->args.relid = RelationGetRelid(rel);
 	/* a partition that is being detached has none */
 	if (rel->rd_rel->relispartition)
-		ancestors = get_partition_ancestors(info->relid);
+		ancestors = get_partition_ancestors(info->args.relid);
 	if (ancestors != NIL)
-		info->moved.root = llast_oid(ancestors);
+		info->args.root = info->moved.root = llast_oid(ancestors);
 	if (trigdata->tg_trigger->tgdeferrable && OidIsValid(info->moved.root) &&
 		TRIGGER_FOR_INSERT(trigdata->tg_trigger->tgtype) &&
 		!TRIGGER_FOR_DELETE(trigdata->tg_trigger->tgtype))
 		error_fired(trigdata, "by DELETE as well, as it is deferrable and on a partition");
-	if (trigdata->tg_trigger->tgnargs > MAX_ARGS)
-		error_argument(trigdata, "argument", trigdata->tg_trigger->tgargs[MAX_ARGS],
-					   psprintf("There are %d arguments at most.", MAX_ARGS));
-	get_mode(trigdata, info);
-	check_table(trigdata);
-	get_ttl(trigdata, info);
-	get_lists(trigdata, info);
-	check_other_triggers(trigdata, info);
+	once_get_arguments(trigdata, &info->args);
 	set_identities(info);
 
 	callback->func = unlist_mover;
@@ -525,20 +212,18 @@ make_info(TriggerData *trigdata, MemoryContext context)
 static void
 make_request(OnceInfo *info, KeyList *list, text *key, ClaimRequest *request)
 {
-	/* a key of several columns is never empty */
-	if (VARSIZE_ANY_EXHDR(key) == 0)
-		error_empty_column((char *) linitial(list->columns), get_rel_name(info->relid));
-	claim_request(request, key, list->scope, info->has_ttl ? &info->ttl : NULL);
+	once_check_key(&info->args, list, key);
+	claim_request(request, key, list->scope, info->args.has_ttl ? &info->args.ttl : NULL);
 }
 
 /* A row's keys, one for each list; NULL: the row has no such key. */
 static text **
 row_keys(OnceInfo *info, Relation rel, HeapTuple row)
 {
-	text **keys = palloc_array(text *, info->nlists);
+	text **keys = palloc_array(text *, info->args.nlists);
 
-	for (int i = 0; i < info->nlists; i++)
-		keys[i] = rowkey_text(&info->lists[i].key, rel, row);
+	for (int i = 0; i < info->args.nlists; i++)
+		keys[i] = rowkey_text(&info->args.lists[i].key, rel, row);
 	return keys;
 }
 
@@ -561,15 +246,15 @@ by_digest(const void *a, const void *b)
 static ListRequest *
 list_requests(OnceInfo *info, text **keys, int *n)
 {
-	ListRequest *requests = palloc_array(ListRequest, info->nlists);
+	ListRequest *requests = palloc_array(ListRequest, info->args.nlists);
 
 	*n = 0;
-	for (int i = 0; i < info->nlists; i++)
+	for (int i = 0; i < info->args.nlists; i++)
 	{
 		if (keys[i] == NULL)
 			continue;
-		requests[*n].list = &info->lists[i];
-		make_request(info, &info->lists[i], keys[i], &requests[*n].request);
+		requests[*n].list = &info->args.lists[i];
+		make_request(info, &info->args.lists[i], keys[i], &requests[*n].request);
 		(*n)++;
 	}
 	qsort(requests, *n, sizeof(ListRequest), by_digest);
@@ -668,50 +353,6 @@ same_key(const text *a, const text *b)
 	return a == NULL ? b == NULL : b != NULL && key_same_text(a, b);
 }
 
-static char *
-column_list(const KeyList *list)
-{
-	StringInfoData s;
-	ListCell *lc;
-
-	initStringInfo(&s);
-	foreach(lc, list->columns)
-		appendStringInfo(&s, "%s%s", s.len > 0 ? ", " : "", (char *) lfirst(lc));
-	return s.data;
-}
-
-/*
- * May the user see the key?  A column that the statement did not set may have its value from a
- * default.  A unique index shows the key under the same conditions.
- */
-static bool
-may_see_key(OnceInfo *info, const KeyList *list)
-{
-	Oid table = once_table(info);
-	Oid user = GetUserId();
-	ListCell *lc;
-
-	if (check_enable_rls(table, InvalidOid, true) == RLS_ENABLED)
-		return false;
-	if (pg_class_aclcheck(table, user, ACL_SELECT) == ACLCHECK_OK)
-		return true;
-	foreach(lc, list->columns)
-		if (pg_attribute_aclcheck(table, get_attnum(table, lfirst(lc)), user, ACL_SELECT) !=
-			ACLCHECK_OK)
-			return false;
-	return true;
-}
-
-pg_noreturn static void
-refuse_duplicate(TriggerData *trigdata, OnceInfo *info, KeyList *list, HeapTuple row)
-{
-	bool shown = may_see_key(info, list);
-	const char *columns = shown ? column_list(list) : NULL;
-	const char *values = shown ? rowkey_display(&list->key, trigdata->tg_relation, row) : NULL;
-
-	error_duplicate(trigdata, columns, values);
-}
-
 /* AFTER: a row that was moved here is not a duplicate. */
 static bool
 was_moved(TriggerData *trigdata, KeyList *list, const IdemKey *key, HeapTuple row)
@@ -739,7 +380,7 @@ raise_duplicate(TriggerData *trigdata, OnceInfo *info, text **keys, HeapTuple ro
 		request->insert_first = true;
 		if (!claim_once(request, false) &&
 			!was_moved(trigdata, requests[i].list, &request->key, row))
-			refuse_duplicate(trigdata, info, requests[i].list, row);
+			refuse_duplicate(trigdata, &info->args, requests[i].list, row);
 	}
 }
 
@@ -749,9 +390,9 @@ let_go(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
 {
 	if (!OidIsValid(info->moved.root) || !moved_is(row))
 		return;
-	for (int i = 0; i < info->nlists; i++)
+	for (int i = 0; i < info->args.nlists; i++)
 	{
-		KeyList *list = &info->lists[i];
+		KeyList *list = &info->args.lists[i];
 		text *t = rowkey_text(&list->key, trigdata->tg_relation, row);
 		IdemKey key;
 
@@ -876,7 +517,7 @@ comes_here(OnceInfo *mover, OnceInfo *info, Relation rel)
 static void
 settle(OnceInfo *mover)
 {
-	if (mover->in_hand && moved_from(mover->relid, &mover->old))
+	if (mover->in_hand && moved_from(mover->args.relid, &mover->old))
 		moved_let_pass(&mover->moved);
 	mover->in_hand = false;
 }
@@ -895,7 +536,7 @@ find_mover(OnceInfo *info, Relation rel)
 
 		if (mover->in_hand && mover->moved.root == info->moved.root &&
 			memcmp(&mover->moved.identity, &info->moved.identity, UUID_LEN) == 0 &&
-			moved_from(mover->relid, &mover->old))
+			moved_from(mover->args.relid, &mover->old))
 		{
 			if (comes_here(mover, info, rel))
 				return mover;
@@ -920,9 +561,9 @@ check_not_moving(TriggerData *trigdata, OnceInfo *info, const IdemKey *key)
 static text **
 new_keys(OnceInfo *info, text **keys, text **others)
 {
-	text **result = palloc0_array(text *, info->nlists);
+	text **result = palloc0_array(text *, info->args.nlists);
 
-	for (int i = 0; i < info->nlists; i++)
+	for (int i = 0; i < info->args.nlists; i++)
 		if (others == NULL || !same_key(others[i], keys[i]))
 			result[i] = keys[i];
 	return result;
@@ -948,7 +589,7 @@ keep_inserted(TriggerData *trigdata, OnceInfo *info, HeapTuple row)
 	if (taken == NULL)
 		return true;
 	if (mover != NULL)
-		refuse_duplicate(trigdata, info, taken->list, row);
+		refuse_duplicate(trigdata, &info->args, taken->list, row);
 	check_not_moving(trigdata, info, &taken->request.key);
 	return false;
 }
@@ -969,8 +610,8 @@ take_in_hand(OnceInfo *info, HeapTuple old, HeapTuple row, text **keys)
 	MemoryContextReset(info->hand);
 	caller = MemoryContextSwitchTo(info->hand);
 	info->new_row = heap_copytuple(row);
-	info->new_keys = palloc0_array(text *, info->nlists);
-	for (int i = 0; i < info->nlists; i++)
+	info->new_keys = palloc0_array(text *, info->args.nlists);
+	for (int i = 0; i < info->args.nlists; i++)
 	{
 		if (keys[i] == NULL)
 			continue;
@@ -990,7 +631,7 @@ keep_updated(TriggerData *trigdata, OnceInfo *info, HeapTuple old, HeapTuple row
 	bool moves = OidIsValid(info->moved.root) && !is_within(info, rel, row);
 
 	settle(info);
-	for (int i = 0; moves && i < info->nlists; i++)
+	for (int i = 0; moves && i < info->args.nlists; i++)
 		if (to_claim[i] != NULL)
 			check_not_kept(trigdata);
 	if (claim_keys(info, to_claim) != NULL)
@@ -1063,7 +704,9 @@ idem_once(PG_FUNCTION_ARGS)
 	error_context_stack = &context;
 	if (info == NULL)
 		fcinfo->flinfo->fn_extra = info = make_info(trigdata, fcinfo->flinfo->fn_mcxt);
-	if (info->skip)
+	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		statement_claim(trigdata, &info->args);
+	else if (info->args.skip)
 		result = fire_before(trigdata, info);
 	else
 		fire_after(trigdata, info);
