@@ -75,8 +75,8 @@ batch_sort(BatchKey *keys, int64 n)
 	qsort(keys, n, sizeof(BatchKey), by_digest);
 }
 
-bool
-batch_is_repeated(const BatchKey *keys, int64 i)
+static bool
+is_repeated(const BatchKey *keys, int64 i)
 {
 	return i > 0 && key_cmp(&keys[i].key, &keys[i - 1].key) == 0;
 }
@@ -89,10 +89,35 @@ claim_alone(Batch *batch, BatchKey *key)
 
 	if (batch->store != NULL)
 		store_batch_rest(batch->store);
-	batch->request.key = key->key;
-	key->claimed = claim_once(&batch->request, false);
+	if (key->row != NULL)
+		key->claimed = claim_import(&key->key, key->row);
+	else
+	{
+		batch->request.key = key->key;
+		key->claimed = claim_once(&batch->request, false);
+	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->per_key);
+}
+
+/* Neither the commit guard nor the statistics know of imports. */
+static void
+note_written(Batch *batch, TimestampTz expires_at)
+{
+	int claims = 0;
+
+	for (int i = 0; i < batch->nfree; i++)
+	{
+		BatchKey *key = batch->free[i];
+
+		key->claimed = true;
+		if (key->row != NULL)
+			continue;
+		pending_written(&key->key, expires_at);
+		claims++;
+	}
+	if (claims > 0)
+		stats_count(STAT_CLAIMED, claims);
 }
 
 static bool
@@ -100,23 +125,27 @@ write_together(Batch *batch)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->per_key);
 	const IdemKey **keys = palloc_array(const IdemKey *, batch->nfree);
-	StoreWrite write;
+	const StoreWrite **rows = palloc_array(const StoreWrite *, batch->nfree);
+	StoreWrite claim = {0};
 	bool written;
 
 	for (int i = 0; i < batch->nfree; i++)
-		keys[i] = &batch->free[i]->key;
-	batch->request.key = *keys[0];
-	write = claim_finished_row(&batch->request);
+	{
+		BatchKey *key = batch->free[i];
+
+		keys[i] = &key->key;
+		rows[i] = key->row != NULL ? key->row : &claim;
+		if (key->row == NULL && claim.expires_at == 0)
+		{
+			batch->request.key = key->key;
+			claim = claim_finished_row(&batch->request);
+		}
+	}
 	MemoryContextSwitchTo(old);
 
-	written = store_batch_write(batch->store, keys, batch->nfree, &write);
-	for (int i = 0; written && i < batch->nfree; i++)
-	{
-		batch->free[i]->claimed = true;
-		pending_written(keys[i], write.expires_at);
-	}
+	written = store_batch_write(batch->store, keys, rows, batch->nfree);
 	if (written)
-		stats_count(STAT_CLAIMED, batch->nfree);
+		note_written(batch, claim.expires_at);
 	MemoryContextReset(batch->per_key);
 	return written;
 }
@@ -188,7 +217,8 @@ claim_key(Batch *batch, BatchKey *key)
 			batch->free[batch->nfree++] = key;
 			return batch->nfree < batch->part ? NULL : write_free(batch);
 		case LOOK_TAKEN:
-			stats_count(STAT_DUPLICATES, 1);
+			if (key->row == NULL)
+				stats_count(STAT_DUPLICATES, 1);
 			break;
 		case LOOK_AGAIN:
 			/* it may have to wait, and must not while later keys are held or earlier ones free */
@@ -208,7 +238,7 @@ claim_keys(Batch *batch, BatchKey *keys, int64 n)
 	{
 		BatchKey *stop = NULL;
 
-		if (!batch_is_repeated(keys, i))
+		if (!is_repeated(keys, i))
 			stop = claim_key(batch, &keys[i]);
 		else if (batch->stop)
 			stop = &keys[i];
@@ -238,4 +268,12 @@ batch_claim(const ClaimRequest *request, BatchKey *keys, int64 n, bool stop)
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	return stopped;
+}
+
+void
+batch_import(BatchKey *keys, int64 n)
+{
+	ClaimRequest none = {0};
+
+	(void) batch_claim(&none, keys, n, false);
 }

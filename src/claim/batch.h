@@ -10,19 +10,18 @@
 
 #include "base/key.h"
 #include "claim/claim.h"
+#include "store/store.h"
 
 typedef struct BatchKey
 {
 	IdemKey key;
-	int64 position; /* the caller's */
-	bool claimed;	/* false at first */
+	int64 position;		   /* the caller's */
+	bool claimed;		   /* or imported; false at first */
+	const StoreWrite *row; /* to import; NULL: claim the key */
 } BatchKey;
 
 /* Sort by digest; a repeated key by position. */
 extern void batch_sort(BatchKey *keys, int64 n);
-
-/* Is key i of the sorted ones the same as the one before? */
-extern bool batch_is_repeated(const BatchKey *keys, int64 i);
 
 /*
  * Claim each of the sorted keys as claim_once() does without a lock, but a repeated key only
@@ -30,5 +29,8 @@ extern bool batch_is_repeated(const BatchKey *keys, int64 i);
  * stop at the first key that is taken or repeated, and return it; else NULL.
  */
 extern BatchKey *batch_claim(const ClaimRequest *request, BatchKey *keys, int64 n, bool stop);
+
+/* Import each of the sorted keys as claim_import() does, with the same exception. */
+extern void batch_import(BatchKey *keys, int64 n);
 
 #endif /* IDEM_BATCH_H */

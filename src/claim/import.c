@@ -209,28 +209,19 @@ get_rows(const Import *import, const ArrayElements arrays[NARGS], MemoryContext 
 	return n;
 }
 
-/*
- * Of equal keys, the first one in the caller's order is written.  Each probe and insertion leaves
- * a few kilobytes allocated.
- */
+/* Of equal keys, the first one in the caller's order is written. */
 static int64
-write_rows(BatchKey *batch, int n, const ImportRow *rows, MemoryContext per_key)
+write_rows(BatchKey *batch, int n, const ImportRow *rows)
 {
 	int64 written = 0;
 
-	batch_sort(batch, n);
 	for (int i = 0; i < n; i++)
-	{
-		MemoryContext old;
-
-		if (batch_is_repeated(batch, i))
-			continue;
-		old = MemoryContextSwitchTo(per_key);
-		if (claim_import(&batch[i].key, &rows[batch[i].position].write))
+		batch[i].row = &rows[i].write;
+	batch_sort(batch, n);
+	batch_import(batch, n);
+	for (int i = 0; i < n; i++)
+		if (batch[i].claimed)
 			written++;
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(per_key);
-	}
 	return written;
 }
 
@@ -262,5 +253,5 @@ idem_import_many(PG_FUNCTION_ARGS)
 	per_key =
 		AllocSetContextCreate(CurrentMemoryContext, "idem_import_many", ALLOCSET_DEFAULT_SIZES);
 	n = get_rows(&import, arrays, per_key, batch, rows);
-	PG_RETURN_INT64(write_rows(batch, n, rows, per_key));
+	PG_RETURN_INT64(write_rows(batch, n, rows));
 }

@@ -55,4 +55,5 @@ key_array_key(BatchKey *out, const ArrayElements *keys, int element, text *scope
 	key_make(&out->key, key, scope, true);
 	out->position = position;
 	out->claimed = false;
+	out->row = NULL;
 }

@@ -117,6 +117,7 @@ collect_key(Statement *statement, HeapTuple row, int number)
 	key = new_key(statement);
 	key->position = statement->nrows * statement->args->nlists + number;
 	key->claimed = false;
+	key->row = NULL;
 	key_make(&key->key, t, list->scope, true);
 	key->key.key = MemoryContextAlloc(statement->texts, VARSIZE_ANY(t));
 	memcpy(key->key.key, t, VARSIZE_ANY(t));

@@ -189,10 +189,10 @@ extern void store_batch_rest(StoreBatch *batch);
  * Write finished rows for keys whose rows were absent, in the order of digests and without
  * repeats.  Waits for transactions that have written one of them since.  False if nothing
  * was written, because one of those has committed, or because the transaction has used this
- * often enough.  "write" has no fingerprint and no result.
+ * often enough.  The same pointer in "writes" stands for the same row.
  */
-extern bool
-store_batch_write(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrite *write);
+extern bool store_batch_write(StoreBatch *batch, const IdemKey *const *keys,
+							  const StoreWrite *const *writes, int n);
 extern void store_batch_end(StoreBatch *batch);
 
 /*

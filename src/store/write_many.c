@@ -148,12 +148,15 @@ clear_slots(StoreBatch *batch)
 }
 
 static void
-insert_rows(StoreBatch *batch, const IdemKey *const *keys, int n, Change *change)
+insert_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *const *writes, int n,
+			Change *change)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->in_memory);
 
 	for (int i = 0; i < n; i++)
 	{
+		if (i == 0 || writes[i] != writes[i - 1])
+			change_whole(change, writes[i]);
 		set_key(change, keys[i]);
 		ExecStoreHeapTuple(heap_form_tuple(batch->desc, change->values, change->isnull),
 						   batch->rows[i], true);
@@ -192,7 +195,7 @@ has_code(ResultRelInfo *rri)
 }
 
 static void
-write_rows(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrite *write)
+write_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *const *writes, int n)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->context);
 	EState *estate = CreateExecutorState();
@@ -204,7 +207,6 @@ write_rows(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrit
 	InitResultRelInfo(rri, batch->store.heap, 0, NULL, 0);
 	ExecOpenIndices(rri, false);
 	change_init(&change, &batch->store);
-	change_whole(&change, write);
 
 	owner_become(batch->store.heap, &owner);
 	if (has_code(rri))
@@ -213,7 +215,7 @@ write_rows(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrit
 	{
 		int count = Min(n - done, ROWS_AT_ONCE);
 
-		insert_rows(batch, keys + done, count, &change);
+		insert_rows(batch, keys + done, writes + done, count, &change);
 		insert_entries(batch, rri, estate, keys + done, count);
 		clear_slots(batch);
 		MemoryContextReset(batch->in_memory);
@@ -237,7 +239,8 @@ may_use_subtransaction(void)
 }
 
 bool
-store_batch_write(StoreBatch *batch, const IdemKey *const *keys, int n, const StoreWrite *write)
+store_batch_write(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *const *writes,
+				  int n)
 {
 	Subtransaction sub;
 	volatile bool written = false;
@@ -250,7 +253,7 @@ store_batch_write(StoreBatch *batch, const IdemKey *const *keys, int n, const St
 	subtransaction_begin(&sub);
 	PG_TRY();
 	{
-		write_rows(batch, keys, n, write);
+		write_rows(batch, keys, writes, n);
 		subtransaction_commit(&sub);
 		written = true;
 	}
