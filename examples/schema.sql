@@ -67,7 +67,7 @@ CREATE TABLE shipments (
 CREATE TABLE dead_letters (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	message_id text,
-	payload jsonb,
+	payload text, -- JSON as it came: jsonb cannot hold all of it
 	error text NOT NULL
 );
 
