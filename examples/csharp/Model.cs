@@ -42,20 +42,21 @@ record Message(string? Id, string? Payload)
     public static Message From(JsonElement message)
     {
         if (message.ValueKind != JsonValueKind.Object) return new(null, null);
-        var payload = message.TryGetProperty("payload", out var p) ? p.GetRawText() : null;
-        var id = message.TryGetProperty("id", out var i) && i.ValueKind == JsonValueKind.String ? TextOf(i) : "";
-        return new(id != "" && !id.Contains('\0') && Encoding.UTF8.GetByteCount(id) <= 1024 ? id : null, payload);
+        var payload = message.TryGetProperty("payload", out var p) ? TextOf(p, raw: true) : null;
+        var id = message.TryGetProperty("id", out var i) && i.ValueKind == JsonValueKind.String ? TextOf(i, raw: false) : null;
+        return new(string.IsNullOrEmpty(id) || id.Contains('\0') || Encoding.UTF8.GetByteCount(id) > 1024 ? null : id, payload);
     }
 
-    static string TextOf(JsonElement element)
+    // Null for what is no text: bytes that are not UTF-8, and "\ud800", half of a surrogate pair.
+    static string? TextOf(JsonElement element, bool raw)
     {
         try
         {
-            return element.GetString()!;
+            return raw ? element.GetRawText() : element.GetString();
         }
         catch (InvalidOperationException)
         {
-            return "";    // half of a surrogate pair, or no UTF-8
+            return null;
         }
     }
 }
