@@ -8,24 +8,24 @@ CREATE TABLE bench.hand_keys (key text PRIMARY KEY, result jsonb, created_at tim
 	expires_at timestamptz NOT NULL);
 CREATE INDEX ON bench.hand_keys (expires_at);
 
--- the keys from "first" on, n of them, 1000 in a transaction
+-- the keys from "first" on, n of them, 100 in a transaction
 CREATE FUNCTION bench.key(i bigint, random boolean) RETURNS text LANGUAGE sql AS $$
 	SELECT CASE WHEN random THEN gen_random_uuid()::text ELSE 'order-' || lpad(i::text, 30, '0') END
 $$;
 
 CREATE PROCEDURE bench.insert_ours(first bigint, n bigint, random boolean, ttl interval) LANGUAGE plpgsql AS $$
 BEGIN
-	FOR i IN first..first + n - 1 BY 1000 LOOP
-		PERFORM public.idem_claim(bench.key(j, random), ttl) FROM generate_series(i, i + 999) j;
+	FOR i IN first..first + n - 1 BY 100 LOOP
+		PERFORM public.idem_claim(bench.key(j, random), ttl) FROM generate_series(i, i + 99) j;
 		COMMIT;
 	END LOOP;
 END $$;
 
 CREATE PROCEDURE bench.insert_hand(first bigint, n bigint, random boolean, ttl interval) LANGUAGE plpgsql AS $$
 BEGIN
-	FOR i IN first..first + n - 1 BY 1000 LOOP
+	FOR i IN first..first + n - 1 BY 100 LOOP
 		INSERT INTO bench.hand_keys (key, expires_at)
-		SELECT bench.key(j, random), clock_timestamp() + ttl FROM generate_series(i, i + 999) j
+		SELECT bench.key(j, random), clock_timestamp() + ttl FROM generate_series(i, i + 99) j
 		ON CONFLICT DO NOTHING;
 		COMMIT;
 	END LOOP;
