@@ -103,6 +103,14 @@ count_dead(Purge *purge, int table, int64 n)
 	return purge->dead[table] += n;
 }
 
+/* What another purge has deleted meanwhile is forgotten as well; the next ones will do. */
+static void
+forget_dead(Purge *purge, int table)
+{
+	set_position(POSITION_DEAD + table, 0);
+	purge->dead[table] = 0;
+}
+
 /* ------------------------------------------------------------------------
  * Going through the tables
  * ------------------------------------------------------------------------
@@ -202,13 +210,11 @@ static void
 reclaim(Purge *purge, int table)
 {
 	int64 msec = (purge->deadline - GetCurrentTimestamp()) / 1000;
-	int64 dead;
 
 	if (purge->commit == NULL || msec <= 0 || ShutdownRequestPending)
 		return;
-	dead = count_dead(purge, table, 0);
-	if (reclaim_space(tables[table], dead, (int) Min(msec, RECLAIM_MSEC)))
-		(void) count_dead(purge, table, -dead);
+	if (reclaim_space(tables[table], count_dead(purge, table, 0), (int) Min(msec, RECLAIM_MSEC)))
+		forget_dead(purge, table);
 	purge->commit();
 }
 

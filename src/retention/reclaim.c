@@ -42,7 +42,10 @@
 
 static volatile sig_atomic_t timed_out = false;
 
-/* Runs in a signal handler, which then sets the latch. */
+/*
+ * Runs in a signal handler, which then sets the latch.  A user who cancels the purge at this
+ * moment is not heard.
+ */
 static void
 cancel_vacuum(void)
 {
