@@ -17,6 +17,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "commands/vacuum.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -389,6 +390,35 @@ idem_primary_key(Relation rel)
 	return RelationGetPrimaryKeyIndex(rel, false);
 #else
 	return RelationGetPrimaryKeyIndex(rel);
+#endif
+}
+
+/* 19: the parameters are const, and passed by value. */
+static inline void
+idem_relation_vacuum(Relation rel, VacuumParams *params, BufferAccessStrategy strategy)
+{
+#if PG_VERSION_NUM >= 190000
+	table_relation_vacuum(rel, *params, strategy);
+#else
+	table_relation_vacuum(rel, params, strategy);
+#endif
+}
+
+/*
+ * Take back what this session has yet to report of the table's live and dead tuples: a vacuum
+ * has counted them.  16: the fields have other names.
+ */
+static inline void
+idem_pgstat_forget_tuples(Relation rel)
+{
+	if (!pgstat_should_count_relation(rel))
+		return;
+#if PG_VERSION_NUM >= 160000
+	rel->pgstat_info->counts.delta_live_tuples = 0;
+	rel->pgstat_info->counts.delta_dead_tuples = 0;
+#else
+	rel->pgstat_info->t_counts.t_delta_live_tuples = 0;
+	rel->pgstat_info->t_counts.t_delta_dead_tuples = 0;
 #endif
 }
 

@@ -29,11 +29,11 @@ extern List *databases_read(void);
 extern List *databases_named(List *databases, const char *names, bool tell);
 
 /*
- * Where the last purge of this session's database ended, for the next one; at first all are
- * 0.  NULL if that is not known: without shared memory, or with very many databases.  Not
- * kept over a restart.  Call in a transaction.
+ * What purges of this session's database leave to the next one: where the last one ended, and
+ * how much they have deleted; at first all are 0.  NULL if that is not known: without shared
+ * memory, or with very many databases.  Not kept over a restart.  Call in a transaction.
  */
-#define DATABASE_NPOSITIONS 4
+#define DATABASE_NPOSITIONS 7
 extern pg_atomic_uint64 *database_positions(void);
 
 #endif /* IDEM_DATABASES_H */

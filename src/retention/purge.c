@@ -27,6 +27,7 @@
 #include "base/result_row.h"
 #include "retention/databases.h"
 #include "retention/purge.h"
+#include "retention/reclaim.h"
 #include "retention/sweep.h"
 #include "stat/stats.h"
 
@@ -34,6 +35,9 @@ PG_FUNCTION_INFO_V1(idem_purge);
 
 /* a new claim of a key in the batch waits for the commit; keep that wait below 100 ms */
 #define BATCH_MSEC 50
+
+/* a vacuum at the end of a purge; claims do not wait for it, but whoever has called the purge does */
+#define RECLAIM_MSEC 500
 
 #define PROGRESS_MSEC 5000
 
@@ -46,8 +50,11 @@ static const char *const tables[PURGE_NTABLES] = {
 /* the position that names the table to begin with */
 #define POSITION_TABLE PURGE_NTABLES
 
-StaticAssertDecl(PURGE_NTABLES + 1 == DATABASE_NPOSITIONS,
-				 "a position for each table, and one of tables");
+/* the first of those that count tuples whose space was not reclaimed yet */
+#define POSITION_DEAD (PURGE_NTABLES + 1)
+
+StaticAssertDecl(POSITION_DEAD + PURGE_NTABLES == DATABASE_NPOSITIONS,
+				 "a position and a count for each table, and a position of tables");
 
 /* Progress of a purge. */
 typedef struct Progress
@@ -83,6 +90,25 @@ set_position(int which, uint64 position)
 
 	if (positions != NULL)
 		pg_atomic_write_u64(&positions[which], position);
+}
+
+/* Add to the table's dead tuples.  Returns their number. */
+static int64
+count_dead(Purge *purge, int table, int64 n)
+{
+	pg_atomic_uint64 *positions = database_positions();
+
+	if (positions != NULL)
+		return (int64) pg_atomic_add_fetch_u64(&positions[POSITION_DEAD + table], n);
+	return purge->dead[table] += n;
+}
+
+/* What another purge has deleted meanwhile is forgotten as well; the next ones will do. */
+static void
+forget_dead(Purge *purge, int table)
+{
+	set_position(POSITION_DEAD + table, 0);
+	purge->dead[table] = 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -162,6 +188,8 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 			purge->commit();
 
 		/* count only what is committed */
+		if (purge->commit != NULL)
+			(void) count_dead(purge, table, batch.tuples);
 		purge->removed[table] += batch.deleted;
 		purge->tuples += batch.tuples;
 		purge->pages_read += batch.next - from;
@@ -174,12 +202,29 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 	return true;
 }
 
+/*
+ * Even if the purge is cut short.  If nothing can be removed because of an old snapshot, the next
+ * attempt waits until as much was deleted once more.
+ */
+static void
+reclaim(Purge *purge, int table)
+{
+	int64 msec = (purge->deadline - GetCurrentTimestamp()) / 1000;
+
+	if (purge->commit == NULL || msec <= 0 || ShutdownRequestPending)
+		return;
+	if (reclaim_space(tables[table], count_dead(purge, table, 0), (int) Min(msec, RECLAIM_MSEC)))
+		forget_dead(purge, table);
+	purge->commit();
+}
+
 /* Purge all pages, from where the last purge ended, wrapping around.  False as above. */
 static bool
 purge_table(Purge *purge, Progress *progress, int table)
 {
 	BlockNumber pages;
 	BlockNumber start;
+	bool complete;
 
 	purge->locked[table] = !sweep_pages(tables[table], purge->nowait, &pages);
 	if (purge->locked[table])
@@ -187,8 +232,11 @@ purge_table(Purge *purge, Progress *progress, int table)
 	start = pages == 0 ? 0 : (BlockNumber) (get_position(purge, table) % pages);
 	progress->pages_read = 0;
 	progress->pages_left = pages;
-	return purge_pages(purge, progress, table, start, pages) &&
+	complete = purge_pages(purge, progress, table, start, pages) &&
 		purge_pages(purge, progress, table, 0, start);
+	if (!purge->locked[table])
+		reclaim(purge, table);
+	return complete;
 }
 
 void

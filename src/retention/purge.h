@@ -34,6 +34,7 @@ typedef struct Purge
 
 	int64 removed[PURGE_NTABLES]; /* rows */
 	int64 tuples;				  /* rows and TOAST chunks, of all tables */
+	int64 dead[PURGE_NTABLES];	  /* the same, of each, if positions are not known */
 	int64 pages_read;
 	bool locked[PURGE_NTABLES];
 	bool complete; /* the pass over all tables */
