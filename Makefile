@@ -36,6 +36,26 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 srcdir ?= .
 include $(PGXS)
 
+# A build in another folder, as Debian's packages are built: make -f SOURCE/Makefile VPATH=SOURCE.
+# Phony, since make would find the folders of the sources in VPATH.
+.PHONY: object-folders
+object-folders:
+	@mkdir -p $(sort $(dir $(OBJS)))
+$(OBJS) $(OBJS:.o=.bc): | object-folders
+
+# idempotency-VERSION.zip of the version's tag, or of COMMIT=...
+.PHONY: dist
+dist:
+	$(srcdir)/scripts/dist $(COMMIT)
+
+# What an image with nothing but the extension has, for extension_control_path and
+# dynamic_library_path of PostgreSQL 18: $(IMAGE)/share/extension and $(IMAGE)/lib.
+.PHONY: install-image
+install-image: all
+	$(MKDIR_P) '$(IMAGE)/share/extension' '$(IMAGE)/lib'
+	$(INSTALL_DATA) $(addprefix $(srcdir)/,$(EXTENSION).control $(DATA)) '$(IMAGE)/share/extension/'
+	$(INSTALL_SHLIB) $(MODULE_big)$(DLSUFFIX) '$(IMAGE)/lib/'
+
 # pg_regress leaves its databases on a server that is somebody's.
 ifndef TEMP_INSTANCE
 server_options = $(patsubst --user=%,--username=%,$(filter --host=% --port=% --user=%,$(1)))

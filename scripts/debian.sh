@@ -10,13 +10,20 @@
 
 CACHE=${IDEM_CACHE:-/var/cache/idempotency-test}
 
-# A namespace of its own, so that mounts and processes go when it goes.
+# A namespace of its own, so that mounts and processes go when it goes.  With a folder in
+# CHANGES, what is written goes there, and the Debian stays as it is.
 in_debian()    # folder, temporary folder for it, command
 {
 	# shellcheck disable=SC2016
-	IDEM_RUN=$T unshare --mount --pid --ipc --fork --kill-child bash -euc '
+	IDEM_RUN=$T CHANGES=${CHANGES-} unshare --mount --pid --ipc --fork --kill-child bash -euc '
 		root=$1 tmp=$2
 		shift 2
+		if [[ -n $CHANGES ]]; then
+			mkdir -p "$CHANGES/upper" "$CHANGES/work" "$CHANGES/root"
+			mount -t overlay -o "lowerdir=$root,upperdir=$CHANGES/upper,workdir=$CHANGES/work" overlay "$CHANGES/root"
+			root=$CHANGES/root
+		fi
+		unset CHANGES
 		mount -t proc proc "$root/proc"
 		mount --rbind /dev "$root/dev"
 		mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
@@ -33,9 +40,10 @@ test_in_debian()    # folder, arguments of scripts/test
 	waited in_debian "$dir" "$T/debian" bash /var/tmp/source/scripts/test "$@"
 }
 
-make_debian()    # PostgreSQL's version, suite, folder
+# Debian and nothing else, in a folder.
+bootstrap_debian()    # suite, folder
 {
-	local n=$1 suite=$2 dir=$3 mirror script extra=() rc=0
+	local suite=$1 dir=$2 mirror script extra=() rc=0
 
 	ensure_apt_lists
 	ensure_packages debootstrap
@@ -47,19 +55,36 @@ make_debian()    # PostgreSQL's version, suite, folder
 	# a debootstrap knows only releases older than itself; all are made as sid is
 	script=/usr/share/debootstrap/scripts/sid
 	say "making a folder with Debian $suite: $dir (about a minute)"
-	rm -rf "$dir.partial"
-	UNDO+=("rm -rf '$dir.partial'")
-	mkdir -p "$dir.partial"
+	rm -rf "$dir"
+	UNDO+=("rm -rf '$dir'")
+	mkdir -p "$dir"
 	IDEM_RUN=$T waited unshare --mount --pid --fork --kill-child debootstrap --variant=minbase "${extra[@]}" \
-		"$suite" "$dir.partial" "$mirror" "$script" >"$T/debootstrap.log" 2>&1 || rc=$?
+		"$suite" "$dir" "$mirror" "$script" >"$T/debootstrap.log" 2>&1 || rc=$?
 	((rc == 0)) || { tail -n 20 "$T/debootstrap.log"; die "debootstrap failed"; }
 	{
 		apt-config dump Acquire::http::Proxy
 		# a mirror that stands still is good enough for a test
 		say 'Acquire::Check-Valid-Until "false";'
-	} >"$dir.partial/etc/apt/apt.conf.d/90test"
+	} >"$dir/etc/apt/apt.conf.d/90test"
+	# nor need it survive a crash: dpkg syncs every file
+	say force-unsafe-io >"$dir/etc/dpkg/dpkg.cfg.d/90test"
+}
+
+make_debian()    # PostgreSQL's version, suite, folder
+{
+	local n=$1 suite=$2 dir=$3
+
+	bootstrap_debian "$suite" "$dir.partial"
 	test_in_debian "$dir.partial" --pg "$n" --only "$(IFS=,; say "${IN_DEBIAN[*]}")" --install || die "could not install the packages in $dir.partial"
 	mv "$dir.partial" "$dir"
+}
+
+may_mount()    # what for
+{
+	is_root || die "$1 needs a folder with another Debian, and that needs root"
+	unshare --mount --pid --ipc --fork true 2>"$T/unshare.log" ||
+		die "$1 needs a folder with another Debian, and for that the right to mount, which is not given here" \
+			"($(head -n 1 "$T/unshare.log")): run it outside of the chroot or container"
 }
 
 # pg_upgrade needs an older PostgreSQL beside the new one.  This machine's own goes along, with the
@@ -95,10 +120,7 @@ run_in_debian()    # PostgreSQL's version, further arguments of scripts/test
 	local n=$1 suite=${SUITE[$1]-} dir lock
 
 	[[ -n $suite ]] || die "PostgreSQL $n is not in this machine's apt, and no Debian release is known to have it"
-	is_root || die "PostgreSQL $n needs a folder with Debian $suite, and that needs root:  sudo $ME --pg $n"
-	unshare --mount --pid --ipc --fork true 2>"$T/unshare.log" ||
-		die "PostgreSQL $n needs a folder with Debian $suite, and for that the right to mount, which is not given here" \
-			"($(head -n 1 "$T/unshare.log")): run it outside of the chroot or container, or in one with Debian $suite"
+	may_mount "PostgreSQL $n"
 	dir=$CACHE/debian-$suite
 	mkdir -p "$CACHE" "$T/debian"
 	chmod 1777 "$T/debian"
