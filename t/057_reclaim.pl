@@ -15,7 +15,6 @@ my $node = new_node('main', conf => <<'CONF');
 shared_preload_libraries = 'idempotency'
 idempotency.purge_interval = 0
 full_page_writes = on
-wal_compression = off
 CONF
 
 $node->safe_psql('postgres', fill_procedure() . <<'SQL');
@@ -175,16 +174,6 @@ is($node->psql('postgres', 'CALL idem_purge()', extra_params => [ '-U', 'operato
 like(slurp_file($node->logfile, $log_start), qr/summarized by \Q$owner\E with path .*pg_temp/, 'the function runs as the owner');
 unlike(slurp_file($node->logfile, $log_start), qr/summarized by operator/, 'and never as the caller');
 $node->safe_psql('postgres', 'DROP INDEX summary');
-
-#
-# What it writes: pages of rows that expired long ago go to WAL as a whole, compressed
-#
-$node->safe_psql('postgres', 'TRUNCATE idem_keys; CALL fill(20000)');
-$node->safe_psql('postgres', 'CHECKPOINT');
-($table) = sizes();
-my $from = $node->lsn('insert');
-sql_is($node, 'postgres', 'CALL idem_purge(max_rows => 19999); SHOW wal_compression', "19999|0|0\noff", 'the setting stays');
-sql_is($node, 'postgres', "SELECT pg_current_wal_insert_lsn() - '$from' < 20000 * 70 + 0.75 * $table", 't', 'compressed');
 
 #
 # The background worker's purges as well

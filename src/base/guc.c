@@ -13,7 +13,6 @@
 
 #include <limits.h>
 
-#include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
 #include "utils/varlena.h"
@@ -126,16 +125,4 @@ guc_init(void)
 		NULL);
 
 	MarkGUCPrefixReserved("idempotency");
-}
-
-/*
- * By the server's own method, which any standby can read; others depend on how it was built.  A
- * method that was configured stays.
- */
-void
-guc_compress_images(void)
-{
-	if (wal_compression == WAL_COMPRESSION_NONE)
-		(void) set_config_option("wal_compression", "pglz", PGC_SUSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
 }

@@ -23,10 +23,4 @@ extern int idem_throttle_entries;  /* entries in the table of rate limits */
 
 extern void guc_init(void);
 
-/*
- * Until the end of the current GUC nest level, compress the full-page images that are written to
- * WAL.
- */
-extern void guc_compress_images(void);
-
 #endif /* IDEM_GUC_H */

@@ -24,7 +24,6 @@
 #include "utils/timeout.h"
 
 #include "base/compat.h"
-#include "base/guc.h"
 #include "base/relation.h"
 #include "base/subtransaction.h"
 #include "retention/reclaim.h"
@@ -147,7 +146,6 @@ vacuum_as_owner(Relation rel, Relation toast)
 
 	owner_become(rel, &owner);
 	idem_restrict_search_path();
-	guc_compress_images();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	vacuum_relation(rel);
 	if (toast != NULL)

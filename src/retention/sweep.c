@@ -18,7 +18,6 @@
 #include "postmaster/interrupt.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -26,7 +25,6 @@
 
 #include "base/compat.h"
 #include "base/errors.h"
-#include "base/guc.h"
 #include "base/relation.h"
 #include "retention/sweep.h"
 
@@ -165,7 +163,6 @@ sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
 	Relation rel = open_table(table, RowExclusiveLock, nowait);
 	BlockNumber pages;
 	BlockNumber stop = end;
-	int guc_level;
 
 	if (rel == NULL)
 		return false;
@@ -182,13 +179,9 @@ sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
 		/* large tables go through a ring of buffers, as in a sequential scan */
 		TableScanDesc scan = table_beginscan_strat(rel, GetActiveSnapshot(), 0, NULL, true, false);
 
-		/* most rows expire long after the last checkpoint: each page goes to WAL as a whole */
-		guc_level = NewGUCNestLevel();
-		guc_compress_images();
 		heap_setscanlimits(scan, from, stop - from);
 		delete_expired(rel, scan, limits, batch);
 		table_endscan(scan);
-		AtEOXact_GUC(true, guc_level);
 	}
 	table_close(rel, NoLock);
 	return true;
