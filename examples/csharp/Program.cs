@@ -43,14 +43,15 @@ app.Use((http, next) =>
 {
     http.Request.EnableBuffering();    // idem_http_begin compares the body as it came, not what was made of it
     if (http.Request.Path.StartsWithSegments("/magic-links")) http.Response.Headers.CacheControl = "no-store";
+    http.Request.Headers.Accept = "application/json";    // problems also for those who do not ask for them
     return next(http);
 });
 app.UseAuthentication();
 app.UseAuthorization();
 
 // The connection failed, or none was free, or another attempt may succeed.  EF Core wraps what Npgsql throws.
-static bool MayHelp(Exception? error) => error is not null && (error is NpgsqlException { IsTransient: true }
-    or PostgresException { SqlState: PostgresErrorCodes.AdminShutdown or PostgresErrorCodes.CrashShutdown } || MayHelp(error.InnerException));
+static bool MayHelp(Exception? error) => error is not null
+    && (error is NpgsqlException { IsTransient: true } || MayHelp(error.InnerException));
 
 app.MapPost("/orders", async ([FromHeader(Name = "Idempotency-Key")] string? key, CreateOrderRequest request,
     ClaimsPrincipal user, Shop shop) =>

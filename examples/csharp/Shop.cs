@@ -103,7 +103,8 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         Answer.Json(201, new { order.Id, order.Item, order.Quantity, order.OrderNumber }, ("Location", $"/orders/{order.Id}"));
 
     // a row that the trigger orders_once has seen before
-    static bool IsNumberTaken(Exception? e) => e is PostgresException { SqlState: PostgresErrorCodes.UniqueViolation, ConstraintName: "orders_once" };
+    static bool IsNumberTaken(Exception? e) =>
+        e is PostgresException { SqlState: PostgresErrorCodes.UniqueViolation, ConstraintName: "orders_once" };
 
     public async Task<IResult> CreateOrderAsync(string? idempotencyKey, CreateOrderRequest request) => await TransactionAsync(async transaction =>
     {
@@ -121,8 +122,9 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         var order = new Order { UserName = UserName, Item = request.Item, Quantity = request.Quantity, OrderNumber = request.OrderNumber };
         try
         {
-            var id = await QueryAsync(Sql(transaction, "INSERT INTO orders (user_name, item, quantity, order_number) VALUES ($1, $2, $3, $4) RETURNING id",
-                order.UserName, order.Item, order.Quantity, order.OrderNumber), row => row.GetInt64(0));
+            var id = await QueryAsync(Sql(transaction, """
+                INSERT INTO orders (user_name, item, quantity, order_number) VALUES ($1, $2, $3, $4) RETURNING id
+                """, order.UserName, order.Item, order.Quantity, order.OrderNumber), row => row.GetInt64(0));
             order.Id = id.Single();
         }
         catch (PostgresException e) when (IsNumberTaken(e))
@@ -160,9 +162,10 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // A statement of its own, which counts and decides in one; it needs no transaction.
     public async Task<bool> TryClickAsync(string userId)
     {
-        var (allowed, remaining, wait) = (await QueryAsync(With(db.CreateCommand(
-            "SELECT allowed, remaining, CASE WHEN allowed THEN reset_after ELSE retry_after END FROM idem_throttle($1, '5 min', 5, 'clicks')"), userId),
-            row => (row.GetBoolean(0), row.GetInt32(1), row.GetDouble(2)))).Single();
+        var (allowed, remaining, wait) = (await QueryAsync(With(db.CreateCommand("""
+            SELECT allowed, remaining, CASE WHEN allowed THEN reset_after ELSE retry_after END
+            FROM idem_throttle($1, '5 min', 5, 'clicks')
+            """), userId), row => (row.GetBoolean(0), row.GetInt32(1), row.GetDouble(2)))).Single();
         // whole seconds, rounded up: who comes back a moment too early is refused again
         var seconds = Math.Ceiling(wait);
         Http.Response.Headers["RateLimit-Policy"] = "\"clicks\";q=5;w=300";
@@ -183,8 +186,9 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
             var claim = await BeginAsync(transaction, key, leaseMs: 30_000);
             if (claim.Answer is not null) return claim;
             remoteKey = Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{Scope}\n{BareKey(key!)}")));
-            await ExecuteAsync(Sql(transaction, "INSERT INTO payments (remote_key, user_name, amount) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                remoteKey, UserName, amount));
+            await ExecuteAsync(Sql(transaction, """
+                INSERT INTO payments (remote_key, user_name, amount) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
+                """, remoteKey, UserName, amount));
             return claim;
         });
         if (claim.Answer is not null) return claim.Answer;
@@ -200,7 +204,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
             log.LogWarning("payment service: {Message}", e.Message);
             try
             {
-                await QueryAsync(With(db.CreateCommand("SELECT idem_release($1, $2, $3)"), BareKey(key!), Scope, claim.Fence), row => row.GetBoolean(0));
+                await ExecuteAsync(With(db.CreateCommand("SELECT idem_release($1, $2, $3)"), BareKey(key!), Scope, claim.Fence));
             }
             catch (NpgsqlException release)
             {
@@ -229,8 +233,9 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // What the payment service says, or null if it declines.
     async Task<string?> ChargeAsync(string remoteKey, int amount)
     {
-        using var request = new HttpRequestMessage(HttpMethod.Post, $"{config["PAYMENT_URL"]}/charges") { Content = JsonContent.Create(new { amount }) };
+        using var request = new HttpRequestMessage(HttpMethod.Post, $"{config["PAYMENT_URL"]}/charges");
         request.Headers.Add("Idempotency-Key", remoteKey);
+        request.Content = JsonContent.Create(new { amount });
         using var response = await clients.CreateClient("payments").SendAsync(request);
         if (response.StatusCode == HttpStatusCode.PaymentRequired) return null;
         if (response.StatusCode != HttpStatusCode.Created) throw new HttpRequestException($"it says {response.StatusCode}");
@@ -284,7 +289,8 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // A wrong attempt commits as well, or it would not count.
     public async Task<IResult> VerifyCodeAsync(string email, string code) => await TransactionAsync(async transaction =>
     {
-        var (state, attemptsLeft) = (await QueryAsync(Sql(transaction, "SELECT state, attempts_left FROM idem_code_verify('login', $1, $2)", email, code),
+        var (state, attemptsLeft) = (await QueryAsync(Sql(transaction,
+            "SELECT state, attempts_left FROM idem_code_verify('login', $1, $2)", email, code),
             row => (row.GetString(0), row["attempts_left"] as int?))).Single();
         if (state is "wrong" or "locked")
             return Answer.Problem(403, "This is not the code.", members: new() { ["attempts_left"] = attemptsLeft });
@@ -330,7 +336,8 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         Task<int> ParkAsync(string? id, string? payload, string error)
         {
             parked++;
-            return ExecuteAsync(Sql(transaction, "INSERT INTO dead_letters (message_id, payload, error) VALUES ($1, $2, $3)", id, payload, error));
+            return ExecuteAsync(Sql(transaction,
+                "INSERT INTO dead_letters (message_id, payload, error) VALUES ($1, $2, $3)", id, payload, error));
         }
     });
 }
