@@ -1,6 +1,6 @@
 
 # A batch whose rows are in the table and have no index entries yet: a crash, VACUUM, REINDEX
-# CONCURRENTLY, logical decoding, a synchronous standby's absence are no harm.  And a storm of batches.
+# CONCURRENTLY, logical decoding.  And a storm of batches.
 
 use strict;
 use warnings;
@@ -75,14 +75,14 @@ my $held = $node->background_psql('postgres');
 $batch = stopped_batch();
 $held->query_safe("BEGIN; SELECT idem_claim('" . key_number(70) . "')");
 $node->safe_psql('postgres', 'VACUUM idem_keys');
-my $errors = '';
-my $reindex = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', 'REINDEX INDEX CONCURRENTLY idem_keys_pkey' ], '>', \my $reindexed, '2>', \$errors);
-$node->poll_query_until('postgres', "SELECT phase = 'waiting for writers before build' FROM pg_stat_progress_create_index") or die 'REINDEX does not wait';
 sql_is($node, 'postgres', "SELECT state FROM idem_begin('" . key_number(10) . "')", 'in_progress', 'a key with an index entry is held');
 $lock->query_safe('SELECT pg_advisory_unlock(1)');
 $node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'batch' AND wait_event = 'transactionid')")
   or die 'the batch does not wait for the key';
 $node->safe_psql('postgres', 'VACUUM idem_keys');
+my $errors = '';
+my $reindex = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', 'REINDEX INDEX CONCURRENTLY idem_keys_pkey' ], '>', \my $reindexed, '2>', \$errors);
+$node->poll_query_until('postgres', "SELECT phase = 'waiting for writers before build' FROM pg_stat_progress_create_index") or die 'REINDEX does not wait';
 $held->query_safe('COMMIT');
 IPC::Run::finish($batch->{run});
 is("$batch->{out}$batch->{err}", "99\n", 'a batch goes on without the key that it waited for');
