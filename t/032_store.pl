@@ -121,7 +121,7 @@ $owner->quit;
 # nor is a table that was checked before, once it changes while a session waits for its lock
 my $maker = $node->background_psql('postgres');
 $maker->query_safe('BEGIN; SELECT pg_advisory_lock(2)');
-my $knows = session('knows', "SELECT idem_claim('knows')", 'DO $$ BEGIN PERFORM pg_advisory_lock(2); END $$', "SELECT idem_claim('knows not')");
+my $knows = session('knows', "SELECT idem_claim('knows')", 'DO $$ BEGIN PERFORM pg_advisory_lock(2); END $$', "SELECT state FROM idem_begin('knows not')");
 until_it('knows', "wait_event = 'advisory'");
 $maker->query_safe('CREATE TRIGGER t BEFORE INSERT ON idem_keys FOR EACH ROW EXECUTE FUNCTION nothing(); SELECT pg_advisory_unlock(2)');
 waits_for_relation('knows');
