@@ -87,6 +87,7 @@ my @rounds = (
 	[ 'mismatch', $finish, q{SELECT state FROM idem_begin('%s', request => '2')}, 'mismatch' ],
 	[ 'idem_claim', $finish, q{SELECT idem_claim('%s')}, 'f' ],
 	[ 'idem_claim_many', $finish, q{SELECT count(*) FROM idem_claim_many(ARRAY['%s'])}, '0' ],
+	[ 'idem_claim_many of many', $finish, q{BEGIN; SELECT count(*) FROM idem_claim_many(ARRAY['%s'] || ARRAY(SELECT 'new ' || i FROM generate_series(1, 9) i))}, '9' ],
 	[ 'idem_lookup', $finish, q{SELECT state FROM idem_lookup('%s')}, 'finished' ],
 	[ 'finished in a savepoint', "SAVEPOINT a; $finish; RELEASE a", q{SELECT state FROM idem_begin('%s')}, 'replayed' ],
 	[ 'frozen', $finish, q{SELECT state FROM idem_begin('%s')}, 'replayed', 'VACUUM (FREEZE) idem_keys' ],
