@@ -98,7 +98,7 @@ has_only_primary_key(Store *store)
 
 /* False if "check" does not raise an error for a duplicate, and there may be one. */
 static bool
-insert_primary_key(Store *store, const IdemKey *key, HeapTuple tuple, IndexUniqueCheck check)
+insert_primary_key(Store *store, const IdemKey *key, ItemPointer tid, IndexUniqueCheck check)
 {
 	Datum value = UUIDPGetDatum(&key->digest);
 	bool isnull = false;
@@ -113,8 +113,7 @@ insert_primary_key(Store *store, const IdemKey *key, HeapTuple tuple, IndexUniqu
 		.ii_Context = CurrentMemoryContext,
 	};
 
-	return index_insert(store->index, &value, &isnull, &tuple->t_self, store->heap, check, false,
-						&info);
+	return index_insert(store->index, &value, &isnull, tid, store->heap, check, false, &info);
 }
 
 /* ------------------------------------------------------------------------
@@ -122,45 +121,68 @@ insert_primary_key(Store *store, const IdemKey *key, HeapTuple tuple, IndexUniqu
  * ------------------------------------------------------------------------
  */
 
-/*
- * A duplicate key sets "conflict"; without "conflict" it raises 23505.  Code of expression
- * indexes runs as the table's owner, under SECURITY_RESTRICTED_OPERATION, as in
- * maintenance commands.
- */
-static void
-insert_all(Store *store, HeapTuple tuple, bool *conflict, bool only_summarizing, KeyIndexes *keys)
+/* Returns true if an index has code of a user. */
+static bool
+open_indexes(IndexWriter *writer, KeyIndexes *keys)
 {
-	TupleTableSlot *slot =
-		MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsHeapTuple);
-	EState *estate = CreateExecutorState();
 	ResultRelInfo *rri = makeNode(ResultRelInfo);
 	bool has_code = false;
-	OwnerContext saved;
 
-	ExecStoreHeapTuple(tuple, slot, false);
-	slot->tts_tableOid = RelationGetRelid(store->heap);
-	InitResultRelInfo(rri, store->heap, 0, NULL, 0);
+	InitResultRelInfo(rri, writer->store->heap, 0, NULL, 0);
 	ExecOpenIndices(rri, false);
 	for (int i = 0; i < rri->ri_NumIndices; i++)
 	{
 		Relation index = rri->ri_IndexRelationDescs[i];
 		IndexInfo *info = rri->ri_IndexRelationInfo[i];
 
-		if (is_key_index(index))
+		if (keys != NULL && is_key_index(index))
 			remember_key_index(keys, index);
 		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
 			has_code = true;
 	}
+	writer->indexes = rri;
+	return has_code;
+}
 
-	owner_become(store->heap, &saved);
+/*
+ * Code of expression indexes runs as the table's owner, under SECURITY_RESTRICTED_OPERATION, as
+ * in maintenance commands.
+ */
+static void
+begin_all(IndexWriter *writer, Store *store, KeyIndexes *keys)
+{
+	bool has_code;
+
+	writer->store = store;
+	writer->estate = CreateExecutorState();
+	has_code = open_indexes(writer, keys);
+	owner_become(store->heap, &writer->caller);
 	if (has_code)
 		idem_restrict_search_path();
-	idem_insert_index_tuples(rri, slot, estate, conflict != NULL ? keys->oids : NIL, conflict,
-							 only_summarizing);
-	owner_leave(&saved);
+}
 
-	ExecCloseIndices(rri);
-	FreeExecutorState(estate);
+static void
+end_all(IndexWriter *writer)
+{
+	owner_leave(&writer->caller);
+	ExecCloseIndices(writer->indexes);
+	FreeExecutorState(writer->estate);
+}
+
+/* A duplicate key sets "conflict"; without "conflict" it raises 23505. */
+static void
+insert_all(Store *store, HeapTuple tuple, bool *conflict, bool only_summarizing, KeyIndexes *keys)
+{
+	TupleTableSlot *slot =
+		MakeSingleTupleTableSlot(RelationGetDescr(store->heap), &TTSOpsHeapTuple);
+	IndexWriter writer;
+
+	ExecStoreHeapTuple(tuple, slot, false);
+	slot->tts_tableOid = RelationGetRelid(store->heap);
+	begin_all(&writer, store, keys);
+	idem_insert_index_tuples(writer.indexes, slot, writer.estate,
+							 conflict != NULL ? keys->oids : NIL, conflict, only_summarizing);
+	end_all(&writer);
 	ExecDropSingleTupleTableSlot(slot);
 }
 
@@ -176,7 +198,7 @@ index_entries_if_free(Store *store, const IdemKey *key, HeapTuple tuple)
 	bool conflict = false;
 
 	if (has_only_primary_key(store))
-		return insert_primary_key(store, key, tuple, UNIQUE_CHECK_PARTIAL);
+		return insert_primary_key(store, key, &tuple->t_self, UNIQUE_CHECK_PARTIAL);
 	insert_all(store, tuple, &conflict, false, &keys);
 	return !conflict;
 }
@@ -191,7 +213,7 @@ index_entries_or_40001(Store *store, const IdemKey *key, HeapTuple tuple, bool o
 	PG_TRY();
 	{
 		if (direct)
-			(void) insert_primary_key(store, key, tuple, UNIQUE_CHECK_YES);
+			(void) insert_primary_key(store, key, &tuple->t_self, UNIQUE_CHECK_YES);
 		else
 			insert_all(store, tuple, NULL, only_summarizing, keys);
 	}
@@ -213,4 +235,32 @@ index_entries_or_40001(Store *store, const IdemKey *key, HeapTuple tuple, bool o
 		error_serialization(key);
 	}
 	PG_END_TRY();
+}
+
+void
+index_writer_begin(IndexWriter *writer, Store *store)
+{
+	writer->direct = has_only_primary_key(store);
+	writer->store = store;
+	if (!writer->direct)
+		begin_all(writer, store, NULL);
+}
+
+void
+index_writer_insert(IndexWriter *writer, const IdemKey *key, TupleTableSlot *slot)
+{
+	if (writer->direct)
+	{
+		(void) insert_primary_key(writer->store, key, &slot->tts_tid, UNIQUE_CHECK_YES);
+		return;
+	}
+	idem_insert_index_tuples(writer->indexes, slot, writer->estate, NIL, NULL, false);
+	ResetPerTupleExprContext(writer->estate);
+}
+
+void
+index_writer_end(IndexWriter *writer)
+{
+	if (!writer->direct)
+		end_all(writer);
 }

@@ -11,8 +11,11 @@
 #define IDEM_INDEX_ENTRIES_H
 
 #include "access/htup.h"
+#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
 
 #include "base/key.h"
+#include "base/relation.h"
 #include "store/table.h"
 
 /*
@@ -27,5 +30,22 @@ extern bool index_entries_if_free(Store *store, const IdemKey *key, HeapTuple tu
  */
 extern void
 index_entries_or_40001(Store *store, const IdemKey *key, HeapTuple tuple, bool only_summarizing);
+
+/* The entries of many tuples, in their order. */
+typedef struct IndexWriter
+{
+	Store *store;
+	bool direct; /* the primary key is the only index */
+
+	/* else */
+	EState *estate;
+	ResultRelInfo *indexes;
+	OwnerContext caller;
+} IndexWriter;
+
+/* Between the two, code runs as the table's owner.  A duplicate of any index raises 23505. */
+extern void index_writer_begin(IndexWriter *writer, Store *store);
+extern void index_writer_insert(IndexWriter *writer, const IdemKey *key, TupleTableSlot *slot);
+extern void index_writer_end(IndexWriter *writer);
 
 #endif /* IDEM_INDEX_ENTRIES_H */

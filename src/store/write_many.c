@@ -25,18 +25,16 @@
 #include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "executor/executor.h"
 #include "miscadmin.h"
-#include "nodes/execnodes.h"
 #include "storage/proc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
 #include "base/compat.h"
-#include "base/relation.h"
 #include "base/subtransaction.h"
 #include "store/durable.h"
 #include "store/find.h"
+#include "store/index_entries.h"
 #include "store/key_lock.h"
 #include "store/store.h"
 #include "store/table.h"
@@ -168,8 +166,7 @@ insert_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *con
 
 /* May raise 23505, also from a unique index that the table's owner has added. */
 static void
-insert_entries(StoreBatch *batch, ResultRelInfo *rri, EState *estate, const IdemKey *const *keys,
-			   int n)
+insert_entries(StoreBatch *batch, IndexWriter *indexes, const IdemKey *const *keys, int n)
 {
 	LockContext context;
 
@@ -178,52 +175,31 @@ insert_entries(StoreBatch *batch, ResultRelInfo *rri, EState *estate, const Idem
 	{
 		CHECK_FOR_INTERRUPTS();
 		context.key = keys[i];
-		idem_insert_index_tuples(rri, batch->rows[i], estate, NIL, NULL, false);
-		ResetPerTupleExprContext(estate);
+		index_writer_insert(indexes, keys[i], batch->rows[i]);
 	}
 	lock_context_pop(&context);
-}
-
-static bool
-has_code(ResultRelInfo *rri)
-{
-	for (int i = 0; i < rri->ri_NumIndices; i++)
-		if (rri->ri_IndexRelationInfo[i]->ii_Expressions != NIL ||
-			rri->ri_IndexRelationInfo[i]->ii_Predicate != NIL)
-			return true;
-	return false;
 }
 
 static void
 write_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *const *writes, int n)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->context);
-	EState *estate = CreateExecutorState();
-	ResultRelInfo *rri = makeNode(ResultRelInfo);
-	OwnerContext owner;
+	IndexWriter indexes;
 	Change change;
 
 	batch->in_memory = AllocSetContextCreate(batch->context, "rows", ALLOCSET_DEFAULT_SIZES);
-	InitResultRelInfo(rri, batch->store.heap, 0, NULL, 0);
-	ExecOpenIndices(rri, false);
 	change_init(&change, &batch->store);
-
-	owner_become(batch->store.heap, &owner);
-	if (has_code(rri))
-		idem_restrict_search_path();
+	index_writer_begin(&indexes, &batch->store);
 	for (int done = 0; done < n; done += ROWS_AT_ONCE)
 	{
 		int count = Min(n - done, ROWS_AT_ONCE);
 
 		insert_rows(batch, keys + done, writes + done, count, &change);
-		insert_entries(batch, rri, estate, keys + done, count);
+		insert_entries(batch, &indexes, keys + done, count);
 		clear_slots(batch);
 		MemoryContextReset(batch->in_memory);
 	}
-	owner_leave(&owner);
-
-	ExecCloseIndices(rri);
-	FreeExecutorState(estate);
+	index_writer_end(&indexes);
 	MemoryContextSwitchTo(old);
 }
 
