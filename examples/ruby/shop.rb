@@ -130,7 +130,7 @@ end
 def with_connection
   POOL.with do |db|
     begin
-      db.consume_input    # sees, without asking the server, that it has closed the connection
+      db.consume_input while db.socket_io.wait_readable(0)    # raises if the server has closed the connection
     rescue PG::Error
       db.reset
     end
