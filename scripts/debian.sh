@@ -58,7 +58,7 @@ make_debian()    # PostgreSQL's version, suite, folder
 		# a mirror that stands still is good enough for a test
 		say 'Acquire::Check-Valid-Until "false";'
 	} >"$dir.partial/etc/apt/apt.conf.d/90test"
-	test_in_debian "$dir.partial" --pg "$n" --install || die "could not install the packages in $dir.partial"
+	test_in_debian "$dir.partial" --pg "$n" --only "$(IFS=,; say "${IN_DEBIAN[*]}")" --install || die "could not install the packages in $dir.partial"
 	mv "$dir.partial" "$dir"
 }
 

@@ -1,5 +1,6 @@
 // The shop of examples/README.md with Fastify and pg.
 import { createHash } from 'node:crypto';
+import { STATUS_CODES } from 'node:http';
 import Fastify from 'fastify';
 import pg from 'pg';
 
@@ -22,15 +23,11 @@ app.addContentTypeParser('application/json', { parseAs: 'string' }, async (reque
 
 // ---- answers
 
-const titles = { 400: 'Bad Request', 401: 'Unauthorized', 402: 'Payment Required', 403: 'Forbidden', 404: 'Not Found',
-  409: 'Conflict', 410: 'Gone', 422: 'Unprocessable Content', 429: 'Too Many Requests', 500: 'Internal Server Error',
-  503: 'Service Unavailable' };
-
 function problem(status, detail, { type = 'about:blank', headers = {}, ...members } = {}) {
   return {
     status,
     headers: { 'Content-Type': 'application/problem+json', ...headers },
-    body: JSON.stringify({ type, title: titles[status], status, detail, ...members }),
+    body: JSON.stringify({ type, title: STATUS_CODES[status], status, detail, ...members }),
   };
 }
 
