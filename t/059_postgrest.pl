@@ -230,6 +230,8 @@ SKIP:
 		copy("$example/postgraphile/$file", $folder) or die "$file: $!";
 	}
 	local $ENV{HOME} = $folder;
+	# Node.js does not know the system's certificates by itself
+	local $ENV{NODE_EXTRA_CA_CERTS} = $ENV{NODE_EXTRA_CA_CERTS} // '/etc/ssl/certs/ca-certificates.crt';
 	my $installed = eval {
 		IPC::Run::run([ 'npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1', '--loglevel=error', '--prefix', $folder ],
 			'<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(400));
