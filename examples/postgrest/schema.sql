@@ -44,6 +44,7 @@ GRANT SELECT, INSERT ON api.orders TO web_user;
 --   shop.claim   key and scope of the claim; is it a replay; which INSERT of the transaction
 --   shop.row     how many rows it has had
 --   shop.lines   a line of JSON for each row: what was asked for, and what was answered
+--   shop.tail    the newest of these lines
 --
 -- After a transaction such a setting is '', not NULL.
 
@@ -91,7 +92,8 @@ BEGIN
 	PERFORM set_config('shop.claim', jsonb_build_object('key', headers ->> 'idempotency-key',
 			'scope', scope, 'replayed', answer.replayed, 'statement', statement)::text, true),
 		set_config('shop.row', '0', true),
-		set_config('shop.lines', coalesce(answer.body, ''), true);
+		set_config('shop.lines', coalesce(answer.body, ''), true),
+		set_config('shop.tail', '', true);
 	RETURN NULL;
 END $$;
 
@@ -111,6 +113,20 @@ BEGIN
 		PERFORM shop.refuse(422, 'This Idempotency-Key was used with another request.');
 	END IF;
 	RETURN line -> 'answered';
+END $$;
+
+-- Note the answer to a row that was worked on.  To append to a setting copies it, so that all
+-- lines are copied only once in a while.
+CREATE FUNCTION shop.note_row(asked jsonb, answered jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+	tail text := current_setting('shop.tail') || jsonb_build_object('asked', asked, 'answered', answered) || E'\n';
+BEGIN
+	IF length(tail) > 20000 THEN
+		PERFORM set_config('shop.lines', current_setting('shop.lines') || tail, true);
+		tail := '';
+	END IF;
+	PERFORM set_config('shop.tail', tail, true);
 END $$;
 
 -- INSTEAD OF INSERT, for each row: replay it, or do the work.
@@ -134,8 +150,7 @@ BEGIN
 	VALUES (current_setting('request.jwt.claims')::json ->> 'sub', NEW.item, NEW.quantity)
 	RETURNING id, created_at INTO NEW.id, NEW.created_at;
 
-	PERFORM set_config('shop.lines', current_setting('shop.lines')
-		|| jsonb_build_object('asked', asked, 'answered', to_jsonb(NEW)) || E'\n', true);
+	PERFORM shop.note_row(asked, to_jsonb(NEW));
 	RETURN NEW;
 END $$;
 
@@ -144,7 +159,7 @@ CREATE FUNCTION shop.finish_request() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, idem, pg_temp AS $$
 DECLARE
 	claim jsonb := current_setting('shop.claim');
-	lines text := current_setting('shop.lines');
+	lines text := current_setting('shop.lines') || current_setting('shop.tail');
 BEGIN
 	IF NOT (claim -> 'replayed')::boolean THEN
 		PERFORM idem_http_finish(claim ->> 'key', 201, lines, NULL, claim ->> 'scope');
