@@ -45,6 +45,12 @@ SELECT run, status, headers, body, replayed FROM idem_http_begin('"h1"', '{"amou
 SELECT run, status FROM idem_http_begin('"h1"', '{"amount": 2}', 'POST /orders');
 SELECT run, status FROM idem_http_begin('h1', NULL, 'POST /orders');
 
+-- the moment that PostgreSQL counts from is one like any other, within a microsecond
+SELECT idem_import('epoch', '1', created_at => '2000-01-01 00:00:00Z', expires_at => 'infinity'),
+	idem_import_many('{epochs}', '{1}', created_at => '{2000-01-01 00:00:00Z}', expires_at => '{infinity}');
+SELECT key, created_at, finished_at FROM idem_keys WHERE key LIKE 'epoch%' ORDER BY key;
+SELECT state, result FROM idem_begin('epoch');
+
 -- what has expired counts as absent
 SELECT idem_import('e1', '1', expires_at => now() - interval '1 second');
 SELECT idem_import('e1', '1', created_at => now() - interval '25 hours');

@@ -175,3 +175,21 @@ SELECT misuse('AFTER INSERT ON wrong REFERENCING NEW TABLE AS n', $$'k', '0'$$);
 SET client_min_messages = warning;
 DROP SCHEMA once_statement CASCADE;
 DELETE FROM idem_keys;
+
+-- A row in the transition table of a partitioned table may lack what only its partition computes
+CREATE TABLE computed (id text, region text, k text GENERATED ALWAYS AS ('x' || id) STORED) PARTITION BY LIST (region);
+CREATE TABLE computed_eu (junk int, region text, id text, k text GENERATED ALWAYS AS ('x' || id) STORED);
+ALTER TABLE computed_eu DROP COLUMN junk;
+ALTER TABLE computed ATTACH PARTITION computed_eu FOR VALUES IN ('eu');
+CREATE TRIGGER computed_once AFTER INSERT ON computed REFERENCING NEW TABLE AS n
+FOR EACH STATEMENT EXECUTE FUNCTION idem_once('k');
+\set VERBOSITY default
+INSERT INTO computed (id, region) VALUES ('a', 'eu');
+DROP TABLE computed;
+-- elsewhere it has it
+CREATE TABLE computed (id text, k text GENERATED ALWAYS AS ('x' || id) STORED);
+CREATE TRIGGER computed_once AFTER INSERT ON computed REFERENCING NEW TABLE AS n
+FOR EACH STATEMENT EXECUTE FUNCTION idem_once('k');
+INSERT INTO computed (id) VALUES ('a');
+INSERT INTO computed (id) VALUES ('a');
+DROP TABLE computed;

@@ -270,6 +270,21 @@ COMMIT;
 SQL
 
 #
+# The trigger inserts first while keys are new, but not if another index of the owner's might object to a row that
+# only replaces an expired one.  Each psql is a new session, whose first key is likely to be new.
+#
+$node->safe_psql('postgres', <<'SQL');
+CREATE TABLE seen (id text);
+CREATE TRIGGER seen_once AFTER INSERT ON seen FOR EACH ROW EXECUTE FUNCTION idem_once('id', '1 hour');
+CREATE UNIQUE INDEX by_key ON idem_keys (scope, key);
+INSERT INTO seen VALUES ('expired');
+UPDATE idem_keys SET expires_at = now() WHERE key = 'expired';
+SQL
+sql_is($node, 'postgres', q{INSERT INTO seen VALUES ('expired'); SELECT count(*) FROM seen}, '2', 'a further unique index: an expired key is taken');
+sql_fails($node, 'postgres', q{INSERT INTO seen VALUES ('expired')}, '23505', 'and then it is known');
+$node->safe_psql('postgres', 'DROP INDEX by_key; DROP TABLE seen');
+
+#
 # A restored database after which the original went on: who holds a fence of the original is refused, if the
 # sequence was set forward as the reference says.
 #

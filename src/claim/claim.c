@@ -238,6 +238,7 @@ write_first(Attempt *attempt)
 		return false;
 	memset(attempt->row, 0, sizeof(*attempt->row));
 	attempt->row->state = STORE_ABSENT;
+	attempt->row->unlooked = true;
 	return attempt->write(attempt);
 }
 

@@ -92,7 +92,8 @@ import_created_at(const Import *import, const NullableDatum *arg, const IdemKey 
 	created_at = DatumGetTimestampTz(arg->value);
 	if (created_at > import->now || TIMESTAMP_IS_NOBEGIN(created_at))
 		error_created_at(timestamptz_to_str(created_at), key);
-	return created_at;
+	/* 0, which is 2000-01-01 00:00 UTC, says in a StoreWrite that there is no time */
+	return created_at == 0 ? 1 : created_at;
 }
 
 /* False if the row has expired, and so is not to be written. */

@@ -251,6 +251,14 @@ get_columns(TriggerData *trigdata, KeyList *list, bool before)
 
 		if (!has_value(att, before))
 			error_generated_column(trigdata, NameStr(att->attname));
+
+		/*
+		 * The transition table has the row as it was before it was sent to a partition, and the
+		 * value is computed there if the partition's columns are in another order.
+		 */
+		if (att->attgenerated != '\0' && TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
+			rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			error_generated_partitioned(trigdata, NameStr(att->attname));
 	}
 }
 

@@ -33,6 +33,14 @@
 					trigger_and_table(trigdata_), (column_)), \
 			 errdetail("It has no value yet when the trigger fires.")))
 
+#define error_generated_partitioned(trigdata_, column_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+			 errmsg(ON_TABLE " cannot read the generated column \"%s\" of a partitioned table", \
+					trigger_and_table(trigdata_), (column_)), \
+			 errdetail("The transition table may not have its value."), \
+			 errhint("Create the trigger FOR EACH ROW.")))
+
 /* 22023 */
 #define error_argument(trigdata_, what_, value_, why_) \
 	ereport( \

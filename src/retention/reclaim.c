@@ -11,17 +11,22 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/multixact.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/visibilitymap.h"
 #include "commands/vacuum.h"
 #include "miscadmin.h"
+#include "postmaster/autovacuum.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
+#include "utils/timestamp.h"
 
 #include "base/compat.h"
 #include "base/relation.h"
@@ -36,8 +41,14 @@
 #define MIN_DELETED 1000
 #define MIN_PART 0.2
 
-/* what is left to autovacuum: more pages to read than this, 64 MB */
+/*
+ * What is left to autovacuum: more pages to read than this, 64 MB; a table that is nearly as old as
+ * it may become; and a table of 8 MB or more with few rows to a page, where about 50 would fit.
+ */
 #define MAX_PAGES 8192
+#define OLD 0.9
+#define SPARSE_PAGES 1024
+#define SPARSE_ROWS 5
 
 static volatile sig_atomic_t timed_out = false;
 
@@ -66,12 +77,21 @@ start_clock(int msec)
 	return id;
 }
 
+/* Then a cancel may be that of the statement's timeout, and the statement must not go on. */
+static bool
+is_statement_over(void)
+{
+	TimestampTz end = get_timeout_finish_time(STATEMENT_TIMEOUT);
+
+	return StatementTimeout > 0 && end != 0 && end <= GetCurrentTimestamp();
+}
+
 /* The vacuum may have ended before it saw that it was cancelled. */
 static void
 stop_clock(TimeoutId id)
 {
 	disable_timeout(id, false);
-	if (timed_out)
+	if (timed_out && !is_statement_over())
 		QueryCancelPending = false;
 }
 
@@ -84,6 +104,34 @@ try_open(Oid relid)
 	return try_table_open(relid, NoLock);
 }
 
+/*
+ * Is autovacuum about to vacuum the table against wraparound?  Ours would be as aggressive: it
+ * would read all pages, and wait for pins.
+ */
+static bool
+is_old(Relation rel)
+{
+	TransactionId xid = ReadNextTransactionId() - (TransactionId) (autovacuum_freeze_max_age * OLD);
+	MultiXactId multi =
+		ReadNextMultiXactId() - (MultiXactId) (autovacuum_multixact_freeze_max_age * OLD);
+
+	if (xid < FirstNormalTransactionId)
+		xid -= FirstNormalTransactionId;
+	if (multi < FirstMultiXactId)
+		multi -= FirstMultiXactId;
+	return TransactionIdPrecedes(rel->rd_rel->relfrozenxid, xid) ||
+		MultiXactIdPrecedes(rel->rd_rel->relminmxid, multi);
+}
+
+/* Only autovacuum gives pages back, and it does not come if we leave no dead rows to it. */
+static bool
+is_sparse(Relation rel)
+{
+	double pages = RelationGetNumberOfBlocks(rel);
+
+	return pages > SPARSE_PAGES && pages * SPARSE_ROWS > Max(rel->rd_rel->reltuples, 0);
+}
+
 /* An owner who turns autovacuum off for the table has plans of his own. */
 static bool
 is_wanted(Relation rel, int64 deleted)
@@ -91,6 +139,8 @@ is_wanted(Relation rel, int64 deleted)
 	const StdRdOptions *options = (const StdRdOptions *) rel->rd_options;
 
 	if (options != NULL && !options->autovacuum.enabled)
+		return false;
+	if (is_old(rel) || is_sparse(rel))
 		return false;
 	return deleted >= MIN_DELETED + MIN_PART * Max(rel->rd_rel->reltuples, 0);
 }
@@ -117,7 +167,7 @@ pages_to_read(Relation rel)
 }
 
 /*
- * Never aggressively, which would read pages that need not be read.  That, and giving back pages
+ * Not aggressively, which would read pages that need not be read.  That, and giving back pages
  * at the end of the table, is autovacuum's business.
  */
 static void
@@ -183,7 +233,7 @@ static bool
 is_wait(const ErrorData *error)
 {
 	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
-		(error->sqlerrcode == ERRCODE_QUERY_CANCELED && timed_out);
+		(error->sqlerrcode == ERRCODE_QUERY_CANCELED && timed_out && !is_statement_over());
 }
 
 bool

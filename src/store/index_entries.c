@@ -81,7 +81,7 @@ remember_key_index(KeyIndexes *keys, Relation index)
  * The table's lock keeps it so until the entry is inserted: whoever adds an index waits for
  * that lock, with REINDEX CONCURRENTLY as well.
  */
-static bool
+bool
 has_only_primary_key(Store *store)
 {
 	Relation index = store->index;

@@ -18,6 +18,9 @@
 #include "base/relation.h"
 #include "store/table.h"
 
+/* Is there no index but the primary key? */
+extern bool has_only_primary_key(Store *store);
+
 /*
  * Insert the entries of a tuple that was inserted speculatively.  False if the key has, or
  * may have, another row.  Another unique index that the table's owner added raises 23505.

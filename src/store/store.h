@@ -87,6 +87,9 @@ typedef struct StoreRow
 	 */
 	bool unseen;
 
+	/* Nobody has looked; "absent" is what the caller expects. */
+	bool unlooked;
+
 	/* The current transaction wrote the newest version. */
 	bool own;
 
@@ -169,7 +172,8 @@ store_finish(const IdemKey *key, const StoreWrite *write, StoreState seen, int64
 /*
  * Write a finished or a leased row over "row", the result of the last probe: absent,
  * expired, or abandoned, which is taken over.  If the row has changed since, returns false
- * and writes nothing: probe again.
+ * and writes nothing: probe again.  So it does for a row that is "unlooked" if the table has
+ * further indexes, since one of them could raise an error that a look would have prevented.
  */
 extern bool store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row);
 

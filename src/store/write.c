@@ -317,7 +317,8 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
 	if (write->finished_at == 0)
 		relation_check_published(store.heap, CMD_UPDATE);
 	if (row->state == STORE_ABSENT)
-		written = insert_row_if_free(&store, key, write);
+		written = (!row->unlooked || has_only_primary_key(&store)) &&
+			insert_row_if_free(&store, key, write);
 	else
 	{
 		TupleTableSlot *slot = table_slot_create(store.heap, NULL);
