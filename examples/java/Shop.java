@@ -31,9 +31,12 @@ import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
+import org.postgresql.core.BaseConnection;
+import org.postgresql.core.TransactionState;
 import org.postgresql.util.PSQLException;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -168,7 +171,7 @@ public class Shop {
 
         String email() {
             JsonNode email = body().path("email");
-            String text = email.isTextual() ? email.textValue().strip().toLowerCase(java.util.Locale.ROOT) : "";
+            String text = email.isTextual() ? email.textValue().strip().toLowerCase(Locale.ROOT) : "";
             valid(text.matches("[^@\0]+@[^@\0]+") && text.length() <= 100, "email is missing or wrong");
             return text;
         }
@@ -194,7 +197,10 @@ public class Shop {
                 connection.setAutoCommit(false);
                 try {
                     T result = work.run(connection);
-                    connection.commit();    // pgjdbc raises if the server rolled back instead
+                    // commit() of a transaction that an error has aborted "succeeds", although the server rolls back
+                    if (connection.unwrap(BaseConnection.class).getTransactionState() == TransactionState.FAILED)
+                        throw new SQLException("The transaction is aborted.", "25P02");
+                    connection.commit();
                     return result;
                 } catch (SQLException | RuntimeException e) {
                     try {
