@@ -598,7 +598,7 @@ func park(ctx context.Context, tx pgx.Tx, id *string, m message, why string) err
 
 // The keys that are new.
 func claimMany(ctx context.Context, tx pgx.Tx, ids []string) (fresh []string, err error) {
-	var array pgtype.TextArray // the simple protocol does not know []string
+	var array pgtype.TextArray
 	if err := array.Set(ids); err != nil {
 		return nil, err
 	}
