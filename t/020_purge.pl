@@ -187,11 +187,12 @@ BEGIN
 		mine := fence IS NOT NULL;
 	END IF;
 	IF mine THEN
-		-- a begun key lives from its finish on
-		INSERT INTO effects VALUES (k, CASE WHEN how IN (1, 3) THEN clock_timestamp() ELSE earliest END, clock_timestamp(), ttl);
+		-- a begun key lives from its finish on, which may come much later
 		IF how IN (1, 3) THEN
+			earliest := clock_timestamp();
 			PERFORM idem_finish(k, fence => fence);
 		END IF;
+		INSERT INTO effects VALUES (k, earliest, clock_timestamp(), ttl);
 	END IF;
 END $$;
 SQL

@@ -43,12 +43,13 @@
 
 /*
  * What is left to autovacuum: more pages to read than this, 64 MB; a table that is nearly as old as
- * it may become; and a table of 8 MB or more with few rows to a page, where about 50 would fit.
+ * it may become; and a table of 8 MB or more with fewer rows than this to a page, where at least 3
+ * would fit, since larger ones are stored out of line.
  */
 #define MAX_PAGES 8192
 #define OLD 0.9
 #define SPARSE_PAGES 1024
-#define SPARSE_ROWS 5
+#define SPARSE_ROWS 2
 
 static volatile sig_atomic_t timed_out = false;
 
