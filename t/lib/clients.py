@@ -242,6 +242,8 @@ def django():
 
 try:
     __import__(driver)
+    if driver in ('sqlalchemy', 'django'):
+        __import__('psycopg2')
 except ImportError as error:
     print(error)
     sys.exit(77)
