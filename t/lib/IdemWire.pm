@@ -50,7 +50,7 @@ sub bytes
 	return $got;
 }
 
-# { rows => [[...]], types => [OIDs of the columns], error => SQLSTATE or undef }
+# { rows => [[...]], types => [OIDs of the columns], tag => of the command, error => SQLSTATE or undef }
 sub answer
 {
 	my ($self) = @_;
@@ -63,6 +63,7 @@ sub answer
 
 		return \%answer if $type eq 'Z';
 		($answer{error}) = $content =~ /(?:^|\0)C([0-9A-Z]{5})\0/ if $type eq 'E';
+		$answer{tag} = unpack('Z*', $content) if $type eq 'C';
 		if ($type eq 'T')
 		{
 			my ($n, $rest) = unpack('n a*', $content);

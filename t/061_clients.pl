@@ -1,0 +1,122 @@
+
+# The traps of doc/clients.md, as the server shows them to every client, and as the drivers do
+# that Debian has.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IdemTest;
+use IdemWire;
+use IPC::Run;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('main');
+
+#
+# Any client
+#
+my $client = IdemWire->new($node, 'postgres');
+my $other = IdemWire->new($node, 'postgres');
+
+sub value { my ($c, $sql, @key) = @_; my $answer = $c->query($sql, map { [ 0, $_ ] } @key); return $answer->{error} // $answer->{rows}[0][0] }
+sub run { my ($c, @statements) = @_; return map { $c->query($_)->{error} // () } @statements }
+
+# COMMIT of an aborted transaction is no error; only its command tag tells.
+is_deeply([ run($client, 'BEGIN', "SELECT idem_begin('aborted')", "INSERT INTO pg_class VALUES (NULL)") ], [ '23502' ], 'an error that is caught');
+is(value($client, "SELECT idem_finish('aborted')"), '25P02', 'a finish after it fails');
+my $commit = $client->query('COMMIT');
+is_deeply([ $commit->{error}, $commit->{tag} ], [ undef, 'ROLLBACK' ], 'COMMIT says ROLLBACK, without an error');
+is_deeply([ run($client, 'BEGIN', "SELECT idem_begin('too late')", "SELECT idem_finish('too late', '1')", 'SELECT 1/0') ], [ '22012' ], 'an error after the finish');
+is($client->query('COMMIT')->{tag}, 'ROLLBACK', 'the same');
+is(value($client, 'SELECT idem_claim($1)', $_), 't', "$_: nothing was stored") for 'aborted', 'too late';
+$client->query('BEGIN');
+$client->query("SELECT idem_claim('good')");
+is($client->query('COMMIT')->{tag}, 'COMMIT', 'control: a good one');
+
+# ID005: autocommit, and a begin without a finish
+is(value($client, 'SELECT state FROM idem_begin($1)', 'alone'), 'ID005', 'autocommit: the begin fails');
+is_deeply([ run($client, 'BEGIN', "SELECT idem_begin('open')") ], [], 'a begin');
+is(value($client, 'COMMIT'), 'ID005', 'without a finish: COMMIT fails');
+
+# 40001 in a savepoint: the snapshot is the transaction's.
+is_deeply([ run($client, 'BEGIN ISOLATION LEVEL REPEATABLE READ', 'SELECT count(*) FROM pg_class') ], [], 'a snapshot');
+is_deeply([ run($other, 'BEGIN', "SELECT idem_begin('late')", "SELECT idem_finish('late')", 'COMMIT') ], [], 'another client is first');
+for my $attempt (1 .. 3)
+{
+	$client->query('SAVEPOINT s');
+	is(value($client, "SELECT state FROM idem_begin('late')"), '40001', "in a savepoint, attempt $attempt");
+	$client->query('ROLLBACK TO s');
+}
+$client->query('ROLLBACK');
+is(value($client, "SELECT state FROM idem_begin('late')"), 'replayed', 'in a new transaction: the answer');
+
+# JSON null is a request, SQL NULL is none.
+is_deeply([ run($client, 'BEGIN', "SELECT idem_begin('json', request => '{}')", "SELECT idem_finish('json')", 'COMMIT') ], [], 'a request');
+is(value($client, 'SELECT state FROM idem_begin($1, request => $2)', 'json', undef), 'replayed', 'NULL: whatever it was');
+is(value($client, 'SELECT state FROM idem_begin($1, request => $2)', 'json', 'null'), 'mismatch', 'JSON null: another one');
+
+# What an ORM that quotes twice stores
+is(value($client, "SELECT jsonb_typeof(\$1)", '"{\"a\": 1}"'), 'string', 'JSON in JSON is a string');
+
+# 'skip': an INSERT that is skipped returns no row.
+$node->safe_psql('postgres', "CREATE TABLE inbox (id int GENERATED ALWAYS AS IDENTITY, k text); CREATE TRIGGER once BEFORE INSERT ON inbox FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip')");
+is_deeply($client->query("INSERT INTO inbox (k) VALUES ('a') RETURNING id")->{rows}, [ [1] ], 'skip: the first returns its row');
+my $again = $client->query("INSERT INTO inbox (k) VALUES ('a') RETURNING id");
+is_deeply([ $again->{error}, $again->{tag}, $again->{rows} ], [ undef, 'INSERT 0 0', [] ], 'skip: the second none, and no error');
+
+#
+# Python
+#
+my %base = ('no finish' => 'ID005', 'caught error' => 'no error', 'and the key' => 'started');
+my %dbapi = (%base, autocommit => 'ID005', None => 'replayed', 'JSON null' => 'mismatch', dict => 'ProgrammingError');
+my %python = (
+	psycopg => \%dbapi,
+	psycopg2 => \%dbapi,
+	asyncpg => { %base, autocommit => 'ID005', jsonb => 'str', dict => 'DataError' },
+	sqlalchemy => { 'no finish' => 'ID005', 'caught error' => 'no error', connect => '[True, True]', begin => '[True, False]',
+		None => 'replayed', 'JSON null' => 'mismatch' },
+	django => { 'no finish' => 'ID005', on_commit => 0, 'caught error' => 'no error', 'and the key' => 'True', Hidden => 'passes',
+		Checked => 'fails: True', Good => 'passes', Committed => 'fails: True' });
+
+for my $driver (sort keys %python)
+{
+  SKIP:
+	{
+		local @ENV{qw(PGHOST PGPORT PGDATABASE PYTHONDONTWRITEBYTECODE)} = ($node->host, $node->port, 'postgres', 1);
+		my ($out, $err);
+		my $ok = eval { IPC::Run::run([ '/usr/bin/python3', "$FindBin::RealBin/lib/clients.py", $driver ], '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(120)) };
+
+		skip "Python's $driver is not installed", 1 if !defined $ok || $? >> 8 == 77;
+		my %said = map { split /\t/, $_, 2 } split /\n/, $out;
+		is_deeply(\%said, $python{$driver}, $driver) || diag($err);
+	}
+}
+
+#
+# Perl
+#
+SKIP:
+{
+	skip "Perl's DBD::Pg is not installed", 5 if !eval { require DBI; require DBD::Pg; 1 };
+	my $db = DBI->connect('dbi:Pg:dbname=postgres;host=' . $node->host . ';port=' . $node->port, '', '', { RaiseError => 1, PrintError => 0, PrintWarn => 0 });
+
+	eval { $db->do('SELECT idem_begin(?)', undef, 'perl') };
+	is($db->state, 'ID005', 'DBD::Pg: autocommit');
+	$db->begin_work;
+	$db->do('SELECT idem_begin(?)', undef, 'perl');
+	eval { $db->commit };
+	is($db->state, 'ID005', 'DBD::Pg: no finish');
+	$db->begin_work;
+	$db->do('SELECT idem_begin(?, request => ?)', undef, 'perl', '{}');
+	$db->do('SELECT idem_finish(?, ?)', undef, 'perl', '{}');
+	eval { $db->do('SELECT 1/0') };
+	is($db->ping, 4, 'DBD::Pg: ping knows an aborted transaction');
+	ok($db->commit, 'DBD::Pg: whose commit is true');
+	is_deeply($db->selectrow_arrayref('SELECT idem_claim(?)', undef, 'perl'), [1], 'DBD::Pg: and stores nothing');
+	$db->disconnect;
+}
+
+done_testing();
