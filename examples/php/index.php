@@ -5,6 +5,7 @@
 declare(strict_types=1);
 
 ini_set('default_mimetype', '');    // answers without a body have no Content-Type
+ini_set('zend.exception_ignore_args', '1');    // tokens and codes are for no log
 
 // ---- answers
 
@@ -452,7 +453,7 @@ function payloadOf(mixed $message): ?string
         return null;
     }
     $json = json_encode($message->payload, JSON_PRESERVE_ZERO_FRACTION);
-    return $json === false ? json_last_error_msg() : $json;    // for 1e999; no JSON, so it is parked
+    return $json === false ? json_encode(json_last_error_msg()) : $json;    // 1e999; a string is parked below
 }
 
 function postDeliveries(): Answer
