@@ -58,7 +58,7 @@ bootstrap_debian()    # suite, folder
 	rm -rf "$dir"
 	UNDO+=("rm -rf '$dir'")
 	mkdir -p "$dir"
-	IDEM_RUN=$T waited unshare --mount --pid --fork --kill-child debootstrap --variant=minbase "${extra[@]}" \
+	IDEM_RUN=$T waited timeout --kill-after=10 20m unshare --mount --pid --fork --kill-child debootstrap --variant=minbase "${extra[@]}" \
 		"$suite" "$dir" "$mirror" "$script" >"$T/debootstrap.log" 2>&1 || rc=$?
 	((rc == 0)) || { tail -n 20 "$T/debootstrap.log"; die "debootstrap failed"; }
 	{
