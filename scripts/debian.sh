@@ -20,7 +20,9 @@ in_debian()    # folder, temporary folder for it, command
 		shift 2
 		if [[ -n $CHANGES ]]; then
 			mkdir -p "$CHANGES/upper" "$CHANGES/work" "$CHANGES/root"
-			mount -t overlay -o "lowerdir=$root,upperdir=$CHANGES/upper,workdir=$CHANGES/work" overlay "$CHANGES/root"
+			# a file system that is an overlay itself, as in containers, takes none
+			mount -t overlay -o "lowerdir=$root,upperdir=$CHANGES/upper,workdir=$CHANGES/work" overlay "$CHANGES/root" 2>/dev/null ||
+				cp -a "$root/." "$CHANGES/root"
 			root=$CHANGES/root
 		fi
 		unset CHANGES
