@@ -20,7 +20,9 @@ in_debian()    # folder, temporary folder for it, command
 		shift 2
 		if [[ -n $CHANGES ]]; then
 			mkdir -p "$CHANGES/upper" "$CHANGES/work" "$CHANGES/root"
-			mount -t overlay -o "lowerdir=$root,upperdir=$CHANGES/upper,workdir=$CHANGES/work" overlay "$CHANGES/root"
+			# a file system that is an overlay itself, as in containers, takes none
+			mount -t overlay -o "lowerdir=$root,upperdir=$CHANGES/upper,workdir=$CHANGES/work" overlay "$CHANGES/root" 2>/dev/null ||
+				cp -a "$root/." "$CHANGES/root"
 			root=$CHANGES/root
 		fi
 		unset CHANGES
@@ -58,7 +60,7 @@ bootstrap_debian()    # suite, folder
 	rm -rf "$dir"
 	UNDO+=("rm -rf '$dir'")
 	mkdir -p "$dir"
-	IDEM_RUN=$T waited unshare --mount --pid --fork --kill-child debootstrap --variant=minbase "${extra[@]}" \
+	IDEM_RUN=$T waited timeout --kill-after=10 20m unshare --mount --pid --fork --kill-child debootstrap --variant=minbase "${extra[@]}" \
 		"$suite" "$dir" "$mirror" "$script" >"$T/debootstrap.log" 2>&1 || rc=$?
 	((rc == 0)) || { tail -n 20 "$T/debootstrap.log"; die "debootstrap failed"; }
 	{
