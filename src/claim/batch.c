@@ -100,24 +100,18 @@ claim_alone(Batch *batch, BatchKey *key)
 	MemoryContextReset(batch->per_key);
 }
 
-/* Neither the commit guard nor the statistics know of imports. */
+/* Neither the commit guard nor the statistics know of imports; "claim" is then NULL. */
 static void
-note_written(Batch *batch, TimestampTz expires_at)
+note_written(Batch *batch, const StoreWrite *claim)
 {
-	int claims = 0;
-
 	for (int i = 0; i < batch->nfree; i++)
 	{
-		BatchKey *key = batch->free[i];
-
-		key->claimed = true;
-		if (key->row != NULL)
-			continue;
-		pending_written(&key->key, expires_at);
-		claims++;
+		batch->free[i]->claimed = true;
+		if (claim != NULL)
+			pending_written(&batch->free[i]->key, claim->expires_at);
 	}
-	if (claims > 0)
-		stats_count(STAT_CLAIMED, claims);
+	if (claim != NULL)
+		stats_count(STAT_CLAIMED, batch->nfree);
 }
 
 static bool
@@ -126,26 +120,25 @@ write_together(Batch *batch)
 	MemoryContext old = MemoryContextSwitchTo(batch->per_key);
 	const IdemKey **keys = palloc_array(const IdemKey *, batch->nfree);
 	const StoreWrite **rows = palloc_array(const StoreWrite *, batch->nfree);
-	StoreWrite claim = {0};
+	bool import = batch->free[0]->row != NULL;
+	StoreWrite claim;
 	bool written;
 
+	if (!import)
+	{
+		batch->request.key = batch->free[0]->key;
+		claim = claim_finished_row(&batch->request);
+	}
 	for (int i = 0; i < batch->nfree; i++)
 	{
-		BatchKey *key = batch->free[i];
-
-		keys[i] = &key->key;
-		rows[i] = key->row != NULL ? key->row : &claim;
-		if (key->row == NULL && claim.expires_at == 0)
-		{
-			batch->request.key = key->key;
-			claim = claim_finished_row(&batch->request);
-		}
+		keys[i] = &batch->free[i]->key;
+		rows[i] = import ? batch->free[i]->row : &claim;
 	}
 	MemoryContextSwitchTo(old);
 
 	written = store_batch_write(batch->store, keys, rows, batch->nfree);
 	if (written)
-		note_written(batch, claim.expires_at);
+		note_written(batch, import ? NULL : &claim);
 	MemoryContextReset(batch->per_key);
 	return written;
 }
@@ -185,11 +178,10 @@ typedef enum Look
 static Look
 look(Batch *batch, const IdemKey *key)
 {
-	PendingClaim *mine = pending_find(key);
 	ClaimView view = {0};
 
 	/* an open claim of our own is an error */
-	if (batch->store == NULL || (mine != NULL && mine->state == PENDING_OPEN))
+	if (batch->store == NULL || pending_is_open(key))
 		return LOOK_AGAIN;
 	view.state = store_batch_probe(batch->store, key, &view.unseen);
 	/* an expired row is updated, which may wait for a purge */

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * batch.h
- *	  Claim many keys at once.  Used by idem_claim_many() and by the statement trigger.
+ *	  Claim or import many keys at once: idem_claim_many(), the statement trigger,
+ *	  idem_import_many().
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +18,7 @@ typedef struct BatchKey
 	IdemKey key;
 	int64 position;		   /* the caller's */
 	bool claimed;		   /* or imported; false at first */
-	const StoreWrite *row; /* to import; NULL: claim the key */
+	const StoreWrite *row; /* to import; NULL in all of a batch of claims */
 } BatchKey;
 
 /* Sort by digest; a repeated key by position. */

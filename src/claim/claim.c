@@ -84,15 +84,6 @@ is_mismatch(const ClaimRequest *request, const StoreRow *row)
  * ------------------------------------------------------------------------
  */
 
-/* Has this transaction an open claim of the key? */
-static bool
-is_open_here(const IdemKey *key)
-{
-	PendingClaim *mine = pending_find(key);
-
-	return mine != NULL && mine->state == PENDING_OPEN;
-}
-
 /*
  * Has a lease that this transaction has begun or changed run out before the transaction
  * ended?  Taking over our own claim would do the work twice in one transaction.  If the row
@@ -346,7 +337,7 @@ try_begin(Attempt *attempt)
 	const IdemKey *key = &attempt->request->key;
 
 	/* a second begin of our own open claim must not wait: it would wait for itself */
-	if (is_open_here(key))
+	if (pending_is_open(key))
 		return BEGIN_IN_PROGRESS;
 
 	switch (attempt_claim(attempt))
@@ -504,7 +495,7 @@ check_same_request(const ClaimRequest *request, const StoreRow *row)
 static void
 refuse_own_claim(const IdemKey *key)
 {
-	if (is_open_here(key))
+	if (pending_is_open(key))
 		error_own_claim(key);
 }
 

@@ -94,6 +94,14 @@ pending_find(const IdemKey *key)
 					  NO_FENCE);
 }
 
+bool
+pending_is_open(const IdemKey *key)
+{
+	PendingClaim *mine = pending_find(key);
+
+	return mine != NULL && mine->state == PENDING_OPEN;
+}
+
 static void
 set_written_baseline(PendingClaim *claim)
 {

@@ -79,6 +79,9 @@ extern void pending_init(void);
  */
 extern PendingClaim *pending_find(const IdemKey *key);
 
+/* Has this transaction begun a claim of the key, and not finished it?  A lease is no such claim. */
+extern bool pending_is_open(const IdemKey *key);
+
 /*
  * Has this transaction begun or changed a leased claim of the key?  With a
  * fence: under that fence.

@@ -745,6 +745,24 @@ sub in_two_steps
 	return;
 }
 
+# The work, and its finish under the fence, in a transaction of its own.
+sub finish_lease
+{
+	my ($work, $request, $holding, %more) = @_;
+	my %fence = (fence => $holding->{fence}, phase => 'finish');
+
+	return attempt($request,
+		sub {
+			my ($end) = @_;
+
+			begin(1);
+			$work->($request->{key}, $end, %fence);
+			$end->{state} = 'finished' if $end->{state} ne 'failed';
+			commit();
+		},
+		form => 'finish', %fence, %more);
+}
+
 my $lease_end = sub { sprintf '%d', 200 + rand 1800 };
 
 # idem_fail when all work was taken back, or idem_finish.
@@ -781,22 +799,7 @@ sub fail_begin
 		form => $lease ? 'begin' : 'transaction');
 }
 
-sub fail_finish
-{
-	my ($request, $holding, %more) = @_;
-	my %fence = (fence => $holding->{fence}, phase => 'finish');
-
-	return attempt($request,
-		sub {
-			my ($end) = @_;
-
-			begin(1);
-			fail_work($request->{key}, $end, %fence);
-			$end->{state} = 'finished' if $end->{state} ne 'failed';
-			commit();
-		},
-		form => 'finish', %fence, %more);
-}
+sub fail_finish { return finish_lease(\&fail_work, @_) }
 
 sub fail_work
 {
@@ -915,22 +918,7 @@ sub http_answer
 	return;
 }
 
-sub http_finish
-{
-	my ($request, $holding, %more) = @_;
-	my %fence = (fence => $holding->{fence}, phase => 'finish');
-
-	return attempt($request,
-		sub {
-			my ($end) = @_;
-
-			begin(1);
-			http_work($request->{key}, $end, %fence);
-			$end->{state} = 'finished' if $end->{state} ne 'failed';
-			commit();
-		},
-		form => 'finish', %fence, %more);
-}
+sub http_finish { return finish_lease(\&http_work, @_) }
 
 # Bodies that jsonb would write in another way, or not take at all; now and then a large one, or none.
 sub http_body
