@@ -174,9 +174,11 @@ allow_services()
 
 ensure_packages()
 {
-	local missing lock service
+	local names missing lock service
 
-	mapfile -t missing < <(missing_packages "$@")
+	# an argument may name several: apt would take "a b" for the name of one package
+	read -ra names <<<"$*"
+	mapfile -t missing < <(missing_packages "${names[@]}")
 	((${#missing[@]})) || return 0
 	if ! is_root; then
 		say "These Debian packages are missing; install them, or run $ME as root, which does it:" >&2
