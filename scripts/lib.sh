@@ -138,11 +138,16 @@ apt_update()
 		say "apt-get update had problems, going on"
 }
 
-# A bare machine's apt may not know any package yet.
+# A bare machine's apt may know no package yet but those that are installed.
 ensure_apt_lists()
 {
+	local lists
+
 	command -v apt-get >/dev/null || die "this needs Debian or a system made from it"
-	in_apt make || ! is_root || apt_update
+	lists=$(apt-config shell dir Dir::State::lists/d)
+	lists=${lists#dir=\'} lists=${lists%\'}
+	# compressed or not
+	compgen -G "$lists*_Packages*" >/dev/null || ! is_root || apt_update
 }
 
 # Packages may come with services; what we install for a test is not to run.

@@ -310,20 +310,29 @@ $node->safe_psql('postgres', join '', map { "CALL issue('full $_'); BEGIN; SELEC
 my (undef, $out, $err) = $node->psql('postgres', "CALL issue('new'); SELECT wrong('new'); SELECT correct('new')");
 is($out, "locked 0\nlocked 0", 'full: an attempt is refused, right or wrong');
 like($err, qr/WARNING:  a guess at a code was refused.*hold $entries of $size entries of the table of guesses, of which $entries are free.*guess_entries/s, 'with a warning');
-# what is free is for other purposes, of which each leaves as much as it takes; and for other databases
+# What is free is for other purposes, of which each leaves as much as it takes, and for other databases.  A purpose
+# shares what it may hold with one in a thousand others, which the server's key decides: then the next one is tried.
 sub other_purpose
 {
-	my ($name, $n) = @_;
+	my ($database, $n, @purposes) = @_;
+	my $got = 0;
 
-	return join '', map { "SELECT idem_code_issue('$name', '$_', '1 hour') IS NULL; BEGIN; SELECT 'wrong' FROM idem_code_verify('$name', '$_', 'x') WHERE state = 'wrong'; ROLLBACK;" } 1 .. $n;
+	while (!$got && @purposes)
+	{
+		my $name = shift @purposes;
+
+		$got = () = $node->safe_psql($database, join '',
+			map { "SELECT idem_code_issue('$name', '$_', '1 hour') IS NULL; BEGIN; SELECT 'wrong' FROM idem_code_verify('$name', '$_', 'x') WHERE state = 'wrong'; ROLLBACK;" } 1 .. $n) =~ /wrong/g;
+	}
+	return $got;
 }
 $node->safe_psql('postgres', 'CREATE DATABASE other');
 $node->safe_psql('other', "CREATE EXTENSION idempotency; $functions");
-is(() = $node->safe_psql('postgres', other_purpose('login', $entries)) =~ /wrong/g, $entries / 2, 'another purpose has half of what is free');
-is(() = $node->safe_psql('other', other_purpose('otp', $entries)) =~ /wrong/g, $entries / 4, 'the same one in another database half of the rest');
-is(() = $node->safe_psql('postgres', other_purpose('fourth', 1)) =~ /wrong/g, 1, 'and there is one for another');
+is(other_purpose('postgres', $entries, 'login', 'mail'), $entries / 2, 'another purpose has half of what is free');
+is(other_purpose('other', $entries, 'otp', 'login'), $entries / 4, 'the same one in another database half of the rest');
+is(other_purpose('postgres', 1, 'fourth', 'fifth'), 1, 'and there is one for another');
 # they keep nothing when they have been settled
-$node->safe_psql('other', "SELECT idem_code_verify('otp', subject, 'x') FROM idem_codes");
+$node->safe_psql('other', "SELECT idem_code_verify(purpose, subject, 'x') FROM idem_codes");
 $node->safe_psql('postgres', "SELECT idem_code_verify(purpose, subject, 'x') FROM idem_codes WHERE purpose <> 'otp'");
 says($node, "SELECT wrong('new')", 'locked 0', 'which leaves the first one as it was');
 like(slurp_file($node->logfile, $log_start), qr/WARNING:  a guess at a code was refused/, 'in the log as well');
