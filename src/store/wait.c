@@ -48,24 +48,32 @@ wait_for_xid(void *arg)
 }
 
 /*
- * XactLockTableWait() with a deadline.  The holder may be a subtransaction whose savepoint
- * is released while we wait; then we wait for the top-level transaction, in the time that
- * is left.
+ * XactLockTableWait() with a deadline.  The holder may be a subtransaction that is released
+ * while we wait, as a batch's is at once; then we wait for its parent, in the time that is left,
+ * and so on.  The server's function waits for the top-level transaction then, which may go on
+ * for long after a rollback to a savepoint has freed the key.
  */
 static bool
 wait_for_transaction(TransactionId xid, TimestampTz deadline)
 {
-	for (bool first = true;; first = false)
+	TransactionId ancestor = xid;
+
+	for (;;)
 	{
-		if (!lock_bounded(wait_for_xid, &xid, deadline))
+		TransactionId parent;
+
+		if (TIMESTAMP_IS_NOEND(deadline))
+			wait_for_xid(&ancestor);
+		else if (!lock_bounded(wait_for_xid, &ancestor, deadline))
 			return false;
 		if (!TransactionIdIsInProgress(xid))
 			return true;
-		/* it may have its xid, but not the lock on it yet */
-		if (!first)
-			pg_usleep(1000);
 		CHECK_FOR_INTERRUPTS();
-		xid = SubTransGetTopmostTransaction(xid);
+		parent = SubTransGetParent(ancestor);
+		if (TransactionIdIsValid(parent))
+			ancestor = parent;
+		else
+			pg_usleep(1000); /* it is about to end */
 	}
 }
 
@@ -79,10 +87,7 @@ wait_for_holder(const StoreHolder *holder, TimestampTz deadline)
 		SpeculativeInsertionWait(holder->xid, holder->token);
 		return true;
 	}
-	if (!TIMESTAMP_IS_NOEND(deadline))
-		return wait_for_transaction(holder->xid, deadline);
-	XactLockTableWait(holder->xid, NULL, NULL, XLTW_None);
-	return true;
+	return wait_for_transaction(holder->xid, deadline);
 }
 
 /*
