@@ -184,6 +184,29 @@ $holder->query_safe('COMMIT');
 $holder->quit;
 
 #
+# What an index of the owner runs, also when it is opened, runs as the owner and with a safe search_path.
+#
+$node->safe_psql('postgres', <<'SQL');
+CREATE ROLE app LOGIN;
+GRANT EXECUTE ON FUNCTION idem_claim, idem_claim_many TO app;
+CREATE FUNCTION reveal(t text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE LOG '% ran as % with path %', t, current_user, current_setting('search_path');
+	RETURN t;
+END $$;
+CREATE INDEX revealing ON idem_keys ((reveal('constant') || reveal(key)));
+SQL
+my $log_start = -s $node->logfile;
+sql_is($node, 'postgres', "SET search_path = pg_temp, public; SELECT idem_claim('alone'), (SELECT count(*) FROM idem_claim_many(ARRAY(SELECT 'together ' || i FROM generate_series(1, 20) i)))",
+	't|20', 'claims by another role', '-U', 'app');
+my $log = slurp_file($node->logfile, $log_start);
+my $table_owner = $node->safe_psql('postgres', 'SELECT current_user');
+like($log, qr/$_ ran as \Q$table_owner\E with path pg_catalog, pg_temp/, "$_: the index's function runs as the owner") for qw(constant alone), 'together 1';
+unlike($log, qr/ran as app/, 'never as the caller');
+unlike($log, qr/ran as .* with path (?!pg_catalog, pg_temp)/, 'nor with its search_path');
+$node->safe_psql('postgres', 'DROP INDEX revealing');
+
+#
 # Who waits, for a standby or for a holder, has no page pinned: VACUUM does not wait as well.
 #
 sub vacuum_passes
@@ -232,7 +255,7 @@ for my $name (sort keys %asker)
 $node->safe_psql('postgres', "SELECT idem_claim('replaced'); UPDATE idem_keys SET expires_at = now() WHERE key = 'replaced'");
 my $finisher = $node->background_psql('postgres', on_error_stop => 0);
 $finisher->query_safe("SET application_name = 'finisher'; BEGIN; SELECT idem_begin('replaced')");
-my $batch = $node->background_psql('postgres');
+$batch = $node->background_psql('postgres');
 $batch->query_safe("BEGIN; SELECT idem_claim_many('{replaced}')");
 $finisher->{stdin} .= "SELECT idem_finish('replaced', '1');\n";
 $finisher->{run}->pump_nb;

@@ -121,44 +121,36 @@ insert_primary_key(Store *store, const IdemKey *key, ItemPointer tid, IndexUniqu
  * ------------------------------------------------------------------------
  */
 
-/* Returns true if an index has code of a user. */
-static bool
+static void
 open_indexes(IndexWriter *writer, KeyIndexes *keys)
 {
 	ResultRelInfo *rri = makeNode(ResultRelInfo);
-	bool has_code = false;
 
 	InitResultRelInfo(rri, writer->store->heap, 0, NULL, 0);
 	ExecOpenIndices(rri, false);
 	for (int i = 0; i < rri->ri_NumIndices; i++)
 	{
 		Relation index = rri->ri_IndexRelationDescs[i];
-		IndexInfo *info = rri->ri_IndexRelationInfo[i];
 
 		if (keys != NULL && is_key_index(index))
 			remember_key_index(keys, index);
-		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
-			has_code = true;
 	}
 	writer->indexes = rri;
-	return has_code;
 }
 
 /*
- * Code of expression indexes runs as the table's owner, under SECURITY_RESTRICTED_OPERATION, as
- * in maintenance commands.
+ * Code of expression indexes runs as the table's owner, under SECURITY_RESTRICTED_OPERATION and
+ * with a safe search_path, as in maintenance commands.  It may run as soon as the indexes are
+ * opened, since that evaluates what is constant in their expressions.
  */
 static void
 begin_all(IndexWriter *writer, Store *store, KeyIndexes *keys)
 {
-	bool has_code;
-
 	writer->store = store;
 	writer->estate = CreateExecutorState();
-	has_code = open_indexes(writer, keys);
 	owner_become(store->heap, &writer->caller);
-	if (has_code)
-		idem_restrict_search_path();
+	idem_restrict_search_path();
+	open_indexes(writer, keys);
 }
 
 static void
