@@ -101,6 +101,36 @@ WHERE key IN (SELECT k FROM keys);
 SQL
 
 #
+# Memory: neither the rows of a statement nor those of a batch are all kept in it.
+#
+SKIP:
+{
+	skip 'no /proc', 2 if !-r '/proc/self/status';
+	my $peak = "SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\\s*(\\d+)')::int AS peak";
+	my $grown = "SELECT CASE WHEN :after_peak - :before_peak > 50000 THEN :after_peak - :before_peak || ' kB' ELSE 'little' END";
+	my $results = "array_fill(to_jsonb(repeat('x', 500000)), ARRAY[200])";
+
+	is($node->safe_psql('postgres', <<SQL), 'little', 'a statement of 100 MB');
+SET maintenance_work_mem = '1MB';
+CREATE TABLE wide (k int, payload text);
+CREATE TRIGGER once AFTER INSERT ON wide REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION idem_once('k', NULL, NULL, 'wide');
+INSERT INTO wide SELECT i, repeat('x', 1000) FROM generate_series(1, 1000) i;
+$peak \\gset before_
+INSERT INTO wide SELECT i, repeat('x', 1000) FROM generate_series(1001, 101000) i;
+$peak \\gset after_
+$grown;
+SQL
+	is($node->safe_psql('postgres', <<SQL), "200\n200\nlittle", 'a batch of 100 MB');
+SELECT cardinality($results);
+$peak \\gset before_
+SELECT idem_import_many(ARRAY(SELECT 'large ' || i FROM generate_series(1, 200) i), $results);
+$peak \\gset after_
+$grown;
+SQL
+	$node->safe_psql('postgres', "DROP TABLE wide; DELETE FROM idem_keys WHERE key NOT IN (SELECT k FROM keys)");
+}
+
+#
 # Batches at once, by both ways, in all orders: no deadlock, and each key with its effect once.
 #
 $node->safe_psql('postgres', <<'SQL');

@@ -56,10 +56,18 @@ rewind_rows(Statement *statement)
 static HeapTuple
 next_row(Statement *statement)
 {
-	MemoryContextReset(statement->per_row);
+	MemoryContext old;
+	HeapTuple row;
+
+	/* what is read from disk is the slot's to free */
 	if (!tuplestore_gettupleslot(statement->trigdata->tg_newtable, true, false, statement->slot))
 		return NULL;
-	return ExecFetchSlotHeapTuple(statement->slot, false, NULL);
+	MemoryContextReset(statement->per_row);
+	/* a copy, since the slot has a minimal tuple */
+	old = MemoryContextSwitchTo(statement->per_row);
+	row = ExecFetchSlotHeapTuple(statement->slot, false, NULL);
+	MemoryContextSwitchTo(old);
+	return row;
 }
 
 /* A key's position is that of its row and its list. */
@@ -121,7 +129,7 @@ collect_key(Statement *statement, HeapTuple row, int number)
 	key_make(&key->key, t, list->scope, true);
 	key->key.key = MemoryContextAlloc(statement->texts, VARSIZE_ANY(t));
 	memcpy(key->key.key, t, VARSIZE_ANY(t));
-	statement->bytes += VARSIZE_ANY(t);
+	statement->bytes += GetMemoryChunkSpace(key->key.key);
 }
 
 static void

@@ -40,8 +40,9 @@
 #include "store/table.h"
 #include "store/write.h"
 
-/* rows in memory, and in one call of the table's insertion */
+/* rows in memory, and in one call of the table's insertion: COPY has like limits */
 #define ROWS_AT_ONCE 200
+#define BYTES_AT_ONCE 65536
 
 /* leave the application some of its own */
 #define MAX_SUBTRANSACTIONS (PGPROC_MAX_CACHED_SUBXIDS * 3 / 4)
@@ -145,23 +146,30 @@ clear_slots(StoreBatch *batch)
 		ExecClearTuple(batch->rows[i]);
 }
 
-static void
+/* Returns how many rows it has inserted, as many as may be in memory. */
+static int
 insert_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *const *writes, int n,
 			Change *change)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->in_memory);
+	Size bytes = 0;
+	int count = 0;
 
-	for (int i = 0; i < n; i++)
+	while (count < Min(n, ROWS_AT_ONCE) && bytes < BYTES_AT_ONCE)
 	{
-		if (i == 0 || writes[i] != writes[i - 1])
-			change_whole(change, writes[i]);
-		set_key(change, keys[i]);
-		ExecStoreHeapTuple(heap_form_tuple(batch->desc, change->values, change->isnull),
-						   batch->rows[i], true);
+		HeapTuple row;
+
+		if (count == 0 || writes[count] != writes[count - 1])
+			change_whole(change, writes[count]);
+		set_key(change, keys[count]);
+		row = heap_form_tuple(batch->desc, change->values, change->isnull);
+		ExecStoreHeapTuple(row, batch->rows[count++], true);
+		bytes += row->t_len;
 	}
 	/* without a bulk-insert state, since that passes over the space that a purge has freed */
-	table_multi_insert(batch->store.heap, batch->rows, n, GetCurrentCommandId(true), 0, NULL);
+	table_multi_insert(batch->store.heap, batch->rows, count, GetCurrentCommandId(true), 0, NULL);
 	MemoryContextSwitchTo(old);
+	return count;
 }
 
 /* May raise 23505, also from a unique index that the table's owner has added. */
@@ -190,14 +198,14 @@ write_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *cons
 	batch->in_memory = AllocSetContextCreate(batch->context, "rows", ALLOCSET_DEFAULT_SIZES);
 	change_init(&change, &batch->store);
 	index_writer_begin(&indexes, &batch->store);
-	for (int done = 0; done < n; done += ROWS_AT_ONCE)
+	for (int done = 0; done < n;)
 	{
-		int count = Min(n - done, ROWS_AT_ONCE);
+		int count = insert_rows(batch, keys + done, writes + done, n - done, &change);
 
-		insert_rows(batch, keys + done, writes + done, count, &change);
 		insert_entries(batch, &indexes, keys + done, count);
 		clear_slots(batch);
 		MemoryContextReset(batch->in_memory);
+		done += count;
 	}
 	index_writer_end(&indexes);
 	MemoryContextSwitchTo(old);
