@@ -184,6 +184,24 @@ $holder->query_safe('COMMIT');
 $holder->quit;
 
 #
+# A key with many versions, whose entries the index has put together into lists.
+#
+my $old_reader = $node->background_psql('postgres');
+$old_reader->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+$node->safe_psql('postgres', <<'SQL');
+CREATE EXTENSION pageinspect;
+TRUNCATE idem_keys;
+CREATE INDEX not_hot ON idem_keys (expires_at);
+SELECT idem_begin('versions'), idem_finish('versions', '"answer"');
+DO $$ BEGIN FOR i IN 1 .. 500 LOOP UPDATE idem_keys SET expires_at = expires_at + interval '1 second'; END LOOP; END $$;
+SQL
+sql_is($node, 'postgres', "SELECT count(*) > 0 FROM generate_series(1, pg_relation_size('idem_keys_pkey')::int / 8192 - 1) b, bt_page_items('idem_keys_pkey', b) i WHERE cardinality(i.tids) > 1",
+	't', 'the index has lists of entries');
+sql_is($node, 'postgres', "SELECT state, result FROM idem_begin('versions')", 'replayed|"answer"', 'a key with many versions');
+$old_reader->quit;
+$node->safe_psql('postgres', 'DROP INDEX not_hot');
+
+#
 # What an index of the owner runs, also when it is opened, runs as the owner and with a safe search_path.
 #
 $node->safe_psql('postgres', <<'SQL');

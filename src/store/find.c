@@ -28,10 +28,7 @@
 #include "store/store.h"
 #include "store/table.h"
 
-/*
- * Did the last look meet no entry in the primary key?  Then the next one peeks first, which
- * is half as expensive as a scan that finds nothing; otherwise it would cost half a scan more.
- */
+/* Did the last look meet no entry in the primary key? */
 static bool likely_new = true;
 
 static IndexScanDesc
@@ -119,6 +116,17 @@ get_attempt(TupleTableSlot *slot)
 	return DatumGetInt32(slot_getattr(slot, COL_ATTEMPT + 1, &isnull));
 }
 
+static void
+describe_version(Version *found, TupleTableSlot *slot, StoreState state)
+{
+	found->tid = slot->tts_tid;
+	found->xmin = HeapTupleHeaderGetXmin(slot_header(slot));
+	found->own = TransactionIdIsCurrentTransactionId(found->xmin);
+	found->fence = get_fence(slot);
+	found->attempt = get_attempt(slot);
+	found->state = state;
+}
+
 /* The index entries that a scan has met. */
 typedef struct Entries
 {
@@ -196,12 +204,7 @@ scan_versions(VersionScan *scan, TupleTableSlot **made, Version *found, Entries 
 			continue;
 		}
 
-		found->tid = slot->tts_tid;
-		found->xmin = HeapTupleHeaderGetXmin(slot_header(slot));
-		found->own = TransactionIdIsCurrentTransactionId(found->xmin);
-		found->fence = get_fence(slot);
-		found->attempt = get_attempt(slot);
-		found->state = state;
+		describe_version(found, slot, state);
 		if (found->state != STORE_EXPIRED)
 			break;
 	}
@@ -249,15 +252,68 @@ store_likely_new(void)
 	return likely_new;
 }
 
-/* Does the last look make it likely that the key is new, and is it? */
+/* Does the row of this entry give the answer, as scan_versions() says? */
 static bool
-is_new(Store *store, const IdemKey *key, Version *found)
+entry_answers(IndexFetchTableData *fetch, SnapshotData *dirty, ItemPointer tid,
+			  TupleTableSlot *slot, Version *found)
 {
-	if (!likely_new || peek_may_exist(store, key))
+	bool more = false;
+	bool dead = false;
+	StoreState state;
+
+	if (!table_index_fetch_tuple(fetch, tid, dirty, slot, &more, &dead) ||
+		TransactionIdIsValid(dirty->xmin))
 		return false;
+	state = slot_state(slot);
+	if (state != STORE_LEASED && state != STORE_FINISHED)
+		return false;
+	describe_version(found, slot, state);
+	return true;
+}
+
+/* Releases the leaf page.  "scan" is NULL if there is none yet. */
+static bool
+look_at_entry(Store *store, VersionScan *scan, ItemPointer tid, Buffer leaf, TupleTableSlot **slot,
+			  Version *found)
+{
+	bool answers;
+
+	if (*slot == NULL)
+		*slot = table_slot_create(store->heap, NULL);
+	if (scan != NULL)
+		answers = entry_answers(scan->scan->xs_heapfetch, &scan->dirty, tid, *slot, found);
+	else
+	{
+		IndexFetchTableData *fetch = table_index_fetch_begin(store->heap);
+		SnapshotData dirty;
+
+		InitDirtySnapshot(dirty);
+		answers = entry_answers(fetch, &dirty, tid, *slot, found);
+		table_index_fetch_end(fetch);
+	}
+	ReleaseBuffer(leaf);
+	return answers;
+}
+
+/*
+ * Look at the first index entry alone.  That is enough for a key that has none, and for one
+ * whose first entry leads to the version that counts, as nearly all do.  False: only a scan
+ * finds out.
+ */
+static inline bool
+peek_version(Store *store, VersionScan *scan, const IdemKey *key, TupleTableSlot **slot,
+			 Version *found)
+{
+	ItemPointerData tid;
+	Buffer leaf;
+	PeekResult seen = peek(store, key, &tid, &leaf);
+
+	likely_new = seen == PEEK_ABSENT;
 	memset(found, 0, sizeof(*found));
 	found->state = STORE_ABSENT;
-	return true;
+	if (seen == PEEK_ENTRY)
+		return look_at_entry(store, scan, &tid, leaf, slot, found);
+	return seen == PEEK_ABSENT;
 }
 
 /* Makes the slot if an entry needs one: most look-ups meet none. */
@@ -266,7 +322,7 @@ probe_version(Store *store, const IdemKey *key, TupleTableSlot **slot, Version *
 {
 	VersionScan scan;
 
-	if (is_new(store, key, found))
+	if (peek_version(store, NULL, key, slot, found))
 		return;
 	version_scan_begin(&scan, store);
 	find_and_make_slot(&scan, key, slot, found);
@@ -282,7 +338,7 @@ find_version(Store *store, const IdemKey *key, TupleTableSlot *slot, Version *fo
 void
 version_scan_find(VersionScan *scan, const IdemKey *key, TupleTableSlot *slot, Version *found)
 {
-	if (!is_new(scan->store, key, found))
+	if (!peek_version(scan->store, scan, key, &slot, found))
 		find_and_make_slot(scan, key, &slot, found);
 }
 

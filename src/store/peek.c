@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * peek.c
- *	  Is a key certainly absent from the primary key?
+ *	  What one leaf page of the primary key shows of a key.
  *
- * An index scan sets up a good deal to return tuples, and a new key has none.  So this
- * descends as a unique insertion does when it looks for duplicates, with the functions that
- * amcheck uses for the same purpose (bt_rootdescend).  It reads one leaf page and says
- * "absent" only if that page alone shows it.
+ * An index scan sets up a good deal to return all tuples of a key, and a new key has none,
+ * most others one.  So this descends as a unique insertion does when it looks for duplicates,
+ * with the functions that amcheck uses for the same purpose (bt_rootdescend).  It reads one
+ * leaf page and says "absent" only if that page alone shows it.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,43 +36,52 @@ make_key(Relation index, const IdemKey *key, BTScanInsert search)
 }
 
 /* The leaf page is locked, and the first that can have the key. */
-static bool
-page_may_have(Relation index, BTScanInsert search, Buffer leaf)
+static PeekResult
+look_at_page(Relation index, BTScanInsert search, Buffer leaf, ItemPointer tid)
 {
 	BTInsertStateData position = {.itup_key = search, .buf = leaf};
 	OffsetNumber offset = _bt_binsrch_insert(index, &position);
 	Page page = BufferGetPage(leaf);
+	IndexTuple entry;
 
 	if (offset > PageGetMaxOffsetNumber(page))
-		return !P_RIGHTMOST(BTPageGetOpaque(page));
-	return _bt_compare(index, search, page, offset) == 0;
+		return P_RIGHTMOST(BTPageGetOpaque(page)) ? PEEK_ABSENT : PEEK_UNSURE;
+	if (_bt_compare(index, search, page, offset) != 0)
+		return PEEK_ABSENT;
+	entry = (IndexTuple) PageGetItem(page, PageGetItemId(page, offset));
+	if (ItemIdIsDead(PageGetItemId(page, offset)) || BTreeTupleIsPosting(entry))
+		return PEEK_UNSURE;
+	*tid = entry->t_tid;
+	return PEEK_ENTRY;
 }
 
-bool
-peek_may_exist(Store *store, const IdemKey *key)
+PeekResult
+peek(Store *store, const IdemKey *key, ItemPointer tid, Buffer *leaf)
 {
 	BTScanInsertData search;
 	BTStack stack;
-	Buffer leaf;
-	bool may;
+	PeekResult result;
 
 	make_key(store->index, key, &search);
 	pgstat_count_index_scan(store->index);
-	stack = idem_bt_search(store->index, store->heap, &search, &leaf);
-	if (!BufferIsValid(leaf))
-		return false;
-	may = page_may_have(store->index, &search, leaf);
-	_bt_relbuf(store->index, leaf);
+	stack = idem_bt_search(store->index, store->heap, &search, leaf);
+	if (!BufferIsValid(*leaf))
+		return PEEK_ABSENT;
 	_bt_freestack(stack);
-	return may;
+	result = look_at_page(store->index, &search, *leaf, tid);
+	if (result == PEEK_ENTRY)
+		_bt_unlockbuf(store->index, *leaf);
+	else
+		_bt_relbuf(store->index, *leaf);
+	return result;
 }
 
 #else
 
-bool
-peek_may_exist(Store *store, const IdemKey *key)
+PeekResult
+peek(Store *store, const IdemKey *key, ItemPointer tid, Buffer *leaf)
 {
-	return true;
+	return PEEK_UNSURE;
 }
 
 #endif
