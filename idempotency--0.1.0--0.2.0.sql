@@ -193,6 +193,14 @@ COMMENT ON COLUMN idem_stat.exhausted IS 'idem_begin: abandoned claims that were
 
 REVOKE ALL ON TABLE idem_lease_claims FROM PUBLIC;
 
+/*
+ * The run of the server that moved idem_fence to the clock last.  Not dumped: a restored
+ * database has a run of its own, since the original may have issued fences since the dump.
+ */
+CREATE SEQUENCE idem_fence_run AS bigint;
+COMMENT ON SEQUENCE idem_fence_run IS 'the run of the server that has moved idem_fence past the fences of earlier runs';
+REVOKE ALL ON SEQUENCE idem_fence_run FROM PUBLIC;
+
 CREATE FUNCTION idem_fail(
 	key text,
 	error jsonb DEFAULT NULL,
@@ -298,7 +306,7 @@ BEGIN
 		SELECT 'TABLE ' || c.oid::regclass AS object, a.grantee
 		FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass::oid AND m.objid = c.oid,
 			aclexplode(c.relacl) a
-		WHERE c.relname IN ('idem_lease_claims') AND a.grantee NOT IN (0::oid, c.relowner)
+		WHERE c.relname IN ('idem_lease_claims', 'idem_fence_run') AND a.grantee NOT IN (0::oid, c.relowner)
 		UNION
 		SELECT 'ROUTINE ' || p.oid::regprocedure, a.grantee
 		FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass::oid AND m.objid = p.oid,

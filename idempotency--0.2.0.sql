@@ -58,6 +58,14 @@ COMMENT ON SEQUENCE idem_fence IS 'fences of leased claims';
 REVOKE ALL ON SEQUENCE idem_fence FROM PUBLIC;
 
 /*
+ * The run of the server that moved idem_fence to the clock last.  Not dumped: a restored
+ * database has a run of its own, since the original may have issued fences since the dump.
+ */
+CREATE SEQUENCE idem_fence_run AS bigint;
+COMMENT ON SEQUENCE idem_fence_run IS 'the run of the server that has moved idem_fence past the fences of earlier runs';
+REVOKE ALL ON SEQUENCE idem_fence_run FROM PUBLIC;
+
+/*
  * Tokens and codes.  No column holds one; indexes are on columns that never
  * change, so that a redeem and a guess are HOT updates.
  */

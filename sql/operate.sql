@@ -267,5 +267,6 @@ CREATE TABLE control ();
 SELECT has_table_privilege('regress_idem_web', 'control', 'SELECT') AS control,
 	has_table_privilege('regress_idem_web', 'idem_keys', 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE') AS keys,
 	has_sequence_privilege('regress_idem_web', 'idem_fence', 'SELECT, UPDATE, USAGE') AS fence,
+	has_sequence_privilege('regress_idem_web', 'idem_fence_run', 'SELECT, UPDATE, USAGE') AS fence_run,
 	(SELECT count(*) FROM pg_proc WHERE proname LIKE 'idem\_%' AND has_function_privilege('regress_idem_web', oid, 'EXECUTE')) AS functions;
 ROLLBACK;

@@ -2,49 +2,13 @@
 # block follows it, that is what psql shows.
 use strict;
 use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IdemDocs;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-
-# Fenced blocks of a file: [language, text, line], indentation taken off.
-sub blocks
-{
-	my ($file) = @_;
-	my (@blocks, $block, $indent);
-	my $n = 0;
-
-	for my $line (split /\n/, slurp_file($file))
-	{
-		$n++;
-		if ($block && $line =~ /^\s*```$/)
-		{
-			push @blocks, $block;
-			undef $block;
-		}
-		elsif ($block)
-		{
-			$line =~ s/^$indent//;
-			$block->[1] .= "$line\n";
-		}
-		elsif ($line =~ /^(\s*)```(\w*)$/)
-		{
-			$indent = $1;
-			$block = [ $2, '', $n ];
-		}
-	}
-	die "$file: unfinished block" if $block;
-	return @blocks;
-}
-
-# psql pads cells with blanks that an editor may have cut
-sub trimmed
-{
-	my ($text) = @_;
-
-	$text =~ s/[ \t]+$//mg;
-	$text =~ s/\n+\z//;
-	return $text;
-}
 
 my $node = PostgreSQL::Test::Cluster->new('docs');
 $node->init;
@@ -52,7 +16,8 @@ $node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\
 $node->start;
 
 my $shown = 0;
-for my $file ('README.md', sort glob('doc/*.md'))
+# t/065_switch_over.pl runs the one that needs two servers
+for my $file ('README.md', grep { $_ ne 'doc/switch-over.md' } sort glob('doc/*.md'))
 {
 	(my $db = $file) =~ s/\W/_/g;
 	my @blocks = blocks($file);

@@ -22,16 +22,16 @@ my $other = IdemWire->new($node, 'postgres');
 
 sub row { my ($answer) = @_; return $answer->{error} // join('|', map { $_ // 'NULL' } map { @$_ } @{ $answer->{rows} }) }
 
-# how a driver may send a text and an integer
+# how a driver may send a text, an integer (1) and a bigint (2), which a fence needs
 my %driver = (
 	'no types' => sub { my ($integer, $value) = @_; return [ 0, $value ] },
 	'unknown' => sub { my ($integer, $value) = @_; return [ UNKNOWN, $value ] },
-	'text and int4' => sub { my ($integer, $value) = @_; return [ $integer ? INT4 : TEXT, $value ] },
-	'varchar and int2' => sub { my ($integer, $value) = @_; return [ $integer ? INT2 : VARCHAR, $value ] },
-	'binary' => sub { my ($integer, $value) = @_; return [ $integer ? INT4 : TEXT, $integer && defined $value ? pack('N', $value) : $value, 1 ] },
+	'text and int4' => sub { my ($integer, $value) = @_; return [ (TEXT, INT4, INT8)[$integer], $value ] },
+	'varchar and int2' => sub { my ($integer, $value) = @_; return [ (VARCHAR, INT2, INT8)[$integer], $value ] },
+	'binary' => sub { my ($integer, $value) = @_; return [ (TEXT, INT4, INT8)[$integer], $integer && defined $value ? pack($integer == 2 ? 'q>' : 'N', $value) : $value, 1 ] },
 	'no types, text in binary' => sub { my ($integer, $value) = @_; return [ 0, $value, !$integer ] });
 my @begin_integers = (0, 0, 0, 1, 1, 1);
-my @finish_integers = (0, 1, 0, 0, 0, 1);
+my @finish_integers = (0, 1, 0, 0, 0, 2);
 
 sub parameters
 {
@@ -75,7 +75,7 @@ for my $how (sort keys %driver)
 	is(row(finish($client, $how, 'k', (undef) x 5)), '22004', "$how: finish, no status");
 	is(row(begin($client, $how, 'k', undef, undef, 0, undef, undef)), '22023', "$how: no ttl");
 
-	# a lease, whose fence is an integer as well
+	# a lease
 	my $fence = (split /\|/, row(begin($client, $how, "$how lease", undef, undef, undef, undef, 30000)))[6];
 	like(row(begin($other, $how, "$how lease", undef, undef, undef, undef, undef)), qr/^f\|409\|.*"Retry-After": "(?:30|29)".*\|(?:30|29)\|f\|NULL$/, "$how: under a lease");
 	is(row(finish($other, $how, "$how lease", 200, '', undef, undef, $fence)), '200', "$how: finished by fence");

@@ -63,14 +63,24 @@ relation_extension_schema(void)
 
 /* Checks membership in the extension: anyone can create a relation with that name. */
 Oid
-relation_find(const char *name)
+relation_find_if_any(const char *name)
 {
 	Oid extension = get_extension_oid(EXTENSION_NAME, true);
 	Oid relid = InvalidOid;
 
 	if (OidIsValid(extension))
 		relid = get_relname_relid(name, extension_schema(extension));
-	if (!OidIsValid(relid) || getExtensionOfObject(RelationRelationId, relid) != extension)
+	if (OidIsValid(relid) && getExtensionOfObject(RelationRelationId, relid) != extension)
+		relid = InvalidOid;
+	return relid;
+}
+
+Oid
+relation_find(const char *name)
+{
+	Oid relid = relation_find_if_any(name);
+
+	if (!OidIsValid(relid))
 		error_no_relation(name);
 	return relid;
 }

@@ -25,6 +25,9 @@ extern Oid relation_extension_schema(void);
 /* Find a relation that is a member of the extension; 42P01 if there is none. */
 extern Oid relation_find(const char *name);
 
+/* The same, but InvalidOid if there is none, as one that a later version has. */
+extern Oid relation_find_if_any(const char *name);
+
 /*
  * 0A000 unless the table is the plain, logged, local heap that the extension created, and
  * nothing that its owner has attached to it acts on writes.

@@ -7,7 +7,10 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_subscription_rel.h"
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "executor/spi.h"
@@ -15,7 +18,9 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "postmaster/interrupt.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -24,6 +29,7 @@
 #include "base/errors.h"
 #include "base/guc.h"
 #include "base/interval.h"
+#include "base/relation.h"
 #include "base/result_row.h"
 #include "retention/databases.h"
 #include "retention/purge.h"
@@ -218,6 +224,28 @@ reclaim(Purge *purge, int table)
 	purge->commit();
 }
 
+/*
+ * Does a subscription write to the table?  Then the publisher's purges arrive, and ours would
+ * lose keys: the publisher claims an expired key again by an UPDATE of its row, and a subscriber
+ * ignores an UPDATE whose row is not there.
+ */
+static bool
+is_subscribed(const char *name)
+{
+	Relation rel = table_open(SubscriptionRelRelationId, AccessShareLock);
+	ScanKeyData skey;
+	SysScanDesc scan;
+	bool found;
+
+	ScanKeyInit(&skey, Anum_pg_subscription_rel_srrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relation_find(name)));
+	scan = systable_beginscan(rel, SubscriptionRelSrrelidSrsubidIndexId, true, NULL, 1, &skey);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
 /* Purge all pages, from where the last purge ended, wrapping around.  False as above. */
 static bool
 purge_table(Purge *purge, Progress *progress, int table)
@@ -226,6 +254,14 @@ purge_table(Purge *purge, Progress *progress, int table)
 	BlockNumber start;
 	bool complete;
 
+	if (is_subscribed(tables[table]))
+	{
+		if (purge->tells)
+			ereport(NOTICE,
+					(errmsg("table \"%s\" is not purged, because a subscription writes to it",
+							tables[table])));
+		return true;
+	}
 	purge->locked[table] = !sweep_pages(tables[table], purge->nowait, &pages);
 	if (purge->locked[table])
 		return true;

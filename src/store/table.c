@@ -30,6 +30,7 @@
 #include "store/table.h"
 
 #define FENCE_NAME "idem_fence"
+#define FENCE_RUN_NAME "idem_fence_run"
 
 /* if a table changes more often than this during its check, check it at each use */
 #define CHECK_TRIES 100
@@ -57,7 +58,7 @@ static const struct
 };
 
 /*
- * The OIDs of the table, its primary key and its sequence.  Forgotten when anything about
+ * The OIDs of the table, its primary key and its sequences.  Forgotten when anything about
  * the table changes, so that DROP EXTENSION and CREATE EXTENSION in another session do not
  * require a new session here.
  */
@@ -66,6 +67,7 @@ static struct
 	Oid heap;
 	Oid index;
 	Oid fence;
+	Oid fence_run;	/* InvalidOid before the update from 0.1.0 */
 	int failed;		/* its column "failed", or NO_COLUMN */
 	Oid checked;	/* the table that is being checked, or was checked last */
 	uint64 changes; /* number of changes to that table, also during the check */
@@ -166,6 +168,7 @@ check_table(Relation heap)
 		known.failed = check_columns(RelationGetDescr(heap));
 		index = find_primary_key(heap);
 		known.fence = relation_find(FENCE_NAME);
+		known.fence_run = relation_find_if_any(FENCE_RUN_NAME);
 		same = changes == known.changes;
 		if (i < CHECK_TRIES && !same)
 			continue;
@@ -237,4 +240,10 @@ Oid
 store_fence_sequence(void)
 {
 	return known.fence;
+}
+
+Oid
+store_fence_run_sequence(void)
+{
+	return known.fence_run;
 }

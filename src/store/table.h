@@ -54,7 +54,11 @@ typedef struct Store
 extern void store_open(Store *store, LOCKMODE lockmode);
 extern void store_close(Store *store);
 
-/* The sequence that issues fences.  Open the table first. */
+/*
+ * The sequence that issues fences, and the one that says which run moved it last: since
+ * 0.2.0, else InvalidOid.  Open the table first.
+ */
 extern Oid store_fence_sequence(void);
+extern Oid store_fence_run_sequence(void);
 
 #endif /* IDEM_TABLE_H */

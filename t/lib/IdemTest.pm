@@ -41,7 +41,7 @@ SQL
 $ENV{PGCLIENTENCODING} = 'UTF8';
 
 # A running server.  Options: "conf", lines for postgresql.conf; "initdb",
-# options; "streaming", for a primary; "schema" to create the extension in,
+# options; "streaming", for a primary; "archiving"; "schema" to create the extension in,
 # undef for none.
 sub new_node
 {
@@ -51,6 +51,7 @@ sub new_node
 	# not from the environment, which may say SQL_ASCII
 	$node->init(
 		allows_streaming => $opt{streaming} // 0,
+		has_archiving => $opt{archiving} // 0,
 		extra => [ '--encoding', 'UTF8', '--no-locale', @{ $opt{initdb} // [] } ]);
 	$node->append_conf('postgresql.conf',
 		"max_prepared_transactions = 10\nautovacuum = off\n"
