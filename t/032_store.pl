@@ -202,6 +202,20 @@ $old_reader->quit;
 $node->safe_psql('postgres', 'DROP INDEX not_hot');
 
 #
+# An expired row whose older version, which a snapshot still needs, comes after it in the index: the row is
+# taken over as it is, not as it was.
+#
+$node->safe_psql('postgres', "TRUNCATE idem_keys; SELECT idem_claim('first'), idem_claim('old', ttl => '1 hour'); DELETE FROM idem_keys WHERE key = 'first'");
+$node->safe_psql('postgres', 'VACUUM idem_keys');
+$old_reader = $node->background_psql('postgres');
+$old_reader->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+$node->safe_psql('postgres', "CREATE INDEX not_hot ON idem_keys (expires_at)");
+sql_is($node, 'postgres', "UPDATE idem_keys SET scope = 'renamed', expires_at = now() - interval '1 second'; SELECT ctid FROM idem_keys", '(0,1)', 'the newer version is before the older one');
+sql_is($node, 'postgres', "SELECT idem_claim('old'); SELECT scope, key, count(*) OVER () FROM idem_keys", "t\nrenamed|old|1", 'it is claimed again');
+$old_reader->quit;
+$node->safe_psql('postgres', 'DROP INDEX not_hot');
+
+#
 # What an index of the owner runs, also when it is opened, runs as the owner and with a safe search_path.
 #
 $node->safe_psql('postgres', <<'SQL');

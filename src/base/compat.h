@@ -252,6 +252,17 @@ idem_named_dsm_segment(const char *name, Size size, void (*create)(void *address
 #endif
 }
 
+/* 19: flags for the table scan */
+static inline IndexFetchTableData *
+idem_index_fetch_begin(Relation heap)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_index_fetch_begin(heap, SO_NONE);
+#else
+	return table_index_fetch_begin(heap);
+#endif
+}
+
 /* 18: instrumentation; 19: flags for the table scan */
 static inline IndexScanDesc
 idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys)

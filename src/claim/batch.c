@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/memutils.h"
 
@@ -230,6 +231,7 @@ claim_keys(Batch *batch, BatchKey *keys, int64 n)
 	{
 		BatchKey *stop = NULL;
 
+		CHECK_FOR_INTERRUPTS();
 		if (!is_repeated(keys, i))
 			stop = claim_key(batch, &keys[i]);
 		else if (batch->stop)

@@ -13,6 +13,7 @@
 #include "common/hashfn.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 #include "utils/builtins.h"
@@ -207,6 +208,8 @@ scan_versions(VersionScan *scan, TupleTableSlot **made, Version *found, Entries 
 		describe_version(found, slot, state);
 		if (found->state != STORE_EXPIRED)
 			break;
+		/* the next fetch uses the slot's own memory, also if it finds nothing */
+		ExecMaterializeSlot(slot);
 	}
 
 	if (TransactionIdIsValid(held.xid) &&
@@ -284,7 +287,7 @@ look_at_entry(Store *store, VersionScan *scan, ItemPointer tid, Buffer leaf, Tup
 		answers = entry_answers(scan->scan->xs_heapfetch, &scan->dirty, tid, *slot, found);
 	else
 	{
-		IndexFetchTableData *fetch = table_index_fetch_begin(store->heap);
+		IndexFetchTableData *fetch = idem_index_fetch_begin(store->heap);
 		SnapshotData dirty;
 
 		InitDirtySnapshot(dirty);
@@ -292,6 +295,13 @@ look_at_entry(Store *store, VersionScan *scan, ItemPointer tid, Buffer leaf, Tup
 		table_index_fetch_end(fetch);
 	}
 	ReleaseBuffer(leaf);
+	if (answers)
+	{
+		pgstat_count_index_tuples(store->index, 1);
+		pgstat_count_heap_fetch(store->index);
+	}
+	else
+		ExecClearTuple(*slot);
 	return answers;
 }
 
@@ -307,13 +317,17 @@ peek_version(Store *store, VersionScan *scan, const IdemKey *key, TupleTableSlot
 	ItemPointerData tid;
 	Buffer leaf;
 	PeekResult seen = peek(store, key, &tid, &leaf);
+	bool answers = seen == PEEK_ABSENT;
 
 	likely_new = seen == PEEK_ABSENT;
 	memset(found, 0, sizeof(*found));
 	found->state = STORE_ABSENT;
 	if (seen == PEEK_ENTRY)
-		return look_at_entry(store, scan, &tid, leaf, slot, found);
-	return seen == PEEK_ABSENT;
+		answers = look_at_entry(store, scan, &tid, leaf, slot, found);
+	/* otherwise the scan counts */
+	if (answers)
+		pgstat_count_index_scan(store->index);
+	return answers;
 }
 
 /* Makes the slot if an entry needs one: most look-ups meet none. */

@@ -14,7 +14,6 @@
 
 #include "access/genam.h"
 #include "access/nbtree.h"
-#include "pgstat.h"
 #include "utils/rel.h"
 
 #include "base/compat.h"
@@ -63,7 +62,6 @@ peek(Store *store, const IdemKey *key, ItemPointer tid, Buffer *leaf)
 	PeekResult result;
 
 	make_key(store->index, key, &search);
-	pgstat_count_index_scan(store->index);
 	stack = idem_bt_search(store->index, store->heap, &search, leaf);
 	if (!BufferIsValid(*leaf))
 		return PEEK_ABSENT;
