@@ -144,6 +144,30 @@ for my $driver (sort keys %go)
 }
 
 #
+# Java: pgjdbc knows TCP only, where a password is asked for.
+#
+my %java = (
+	pgjdbc => { %any, state => 'FAILED', setString => '42883', '::jsonb' => 'started', PGobject => 'started', unspecified => 'started',
+		Duration => '07006', '::interval' => 'started', make_interval => 'started', int => 400, long => '42883',
+		autosave => 'finished', constraint => '23505 once' },
+	spring => { %any, 'caught error' => '22012', nested => 'finished free', raise => 'DuplicateKeyException' });
+my @jars = map { "/usr/share/java/$_.jar" } qw(postgresql spring3-core spring3-beans spring3-transaction spring3-jdbc commons-logging);
+SKIP:
+{
+	skip "Java's pgjdbc and Spring JDBC are not installed", 2 if grep { !-e } '/usr/bin/javac', @jars;
+	my $password = join '', map { chr(97 + int rand 26) } 1 .. 32;
+
+	$node->safe_psql('postgres', "CREATE ROLE java LOGIN PASSWORD '$password'; SELECT idem_grant('java', ARRAY['claims', 'lookup']); CREATE TABLE java_once (k text);
+		CREATE TRIGGER once AFTER INSERT ON java_once FOR EACH ROW EXECUTE FUNCTION idem_once('k'); GRANT ALL ON java_once TO java");
+	unlink $node->data_dir . '/pg_hba.conf';
+	$node->append_conf('pg_hba.conf', "local all all trust\nhost postgres java 127.0.0.1/32 scram-sha-256\n");
+	$node->append_conf('postgresql.conf', "listen_addresses = '127.0.0.1'\n");
+	$node->restart;
+	local @ENV{qw(JDBC_URL JDBC_USER JDBC_PASSWORD)} = ('jdbc:postgresql://127.0.0.1:' . $node->port . '/postgres', 'java', $password);
+	same_as_said("Java's $_", $java{$_}, '/usr/bin/java', '-cp', join(':', @jars), "$lib/Clients.java", $_) for sort keys %java;
+}
+
+#
 # Perl
 #
 SKIP:
