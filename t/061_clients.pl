@@ -71,15 +71,19 @@ is_deeply([ $again->{error}, $again->{tag}, $again->{rows} ], [ undef, 'INSERT 0
 # Python, Ruby, PHP and Go
 #
 my %base = ('no finish' => 'ID005', 'caught error' => 'no error', 'and the key' => 'started');
-my %dbapi = (%base, autocommit => 'ID005', None => 'replayed', 'JSON null' => 'mismatch', dict => 'ProgrammingError');
+my %dbapi = (%base, autocommit => 'ID005', None => 'replayed', 'JSON null' => 'mismatch', dict => 'ProgrammingError',
+	raise => 'UniqueViolation once');
 my %python = (
 	psycopg => \%dbapi,
 	psycopg2 => \%dbapi,
-	asyncpg => { %base, autocommit => 'ID005', jsonb => 'str', dict => 'DataError' },
+	asyncpg => { %base, autocommit => 'ID005', jsonb => 'str', dict => 'DataError 22000',
+		'interval as text' => 'DataError 22000', timedelta => 'started' },
 	sqlalchemy => { 'no finish' => 'ID005', 'caught error' => 'no error', connect => '[True, True]', begin => '[True, False]',
-		None => 'replayed', 'JSON null' => 'mismatch' },
+		None => 'replayed', 'JSON null' => 'mismatch', raise => 'IntegrityError once', skip => "['no error', 'FlushError']" },
 	django => { 'no finish' => 'ID005', on_commit => 0, 'caught error' => 'no error', 'and the key' => 'True', Hidden => 'passes',
-		Checked => 'fails: True', Good => 'passes', Committed => 'fails: True' });
+		Checked => 'fails: True', Good => 'passes', Committed => 'fails: True', raise => 'IntegrityError once',
+		decorator => q(['201 {"call": 1} None', '201 {"call": 1} true', '422 problem None', '400 problem None', '422 {"call": 2} None', '422 {"call": 2} true']),
+		'decorator, failures' => q(['ValueError', '22023', '201 {"call": 5} None']) });
 
 my %any = (autocommit => 'ID005', 'no finish' => 'ID005', 'caught error' => 'no error', 'and the key' => 'free');
 my %ruby = (
