@@ -6,11 +6,11 @@
 use strict;
 use warnings;
 
-use File::Copy;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use HTTP::Tiny;
 use IdemTest;
+use IdemNpm;
 use IPC::Run;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
@@ -221,26 +221,8 @@ is($node->safe_psql('postgres', preamble('x', user => 'bob') . 'SELECT count(*) 
 
 SKIP:
 {
-	my $folder = PostgreSQL::Test::Utils::tempdir() . '/postgraphile';
+	my $folder = npm_ci("$example/postgraphile") or skip 'PostGraphile: npm does not bring it here', 1;
 	my ($out, $err) = ('', '');
-
-	mkdir $folder or die "$folder: $!";
-	for my $file (qw(package.json package-lock.json server.js))
-	{
-		copy("$example/postgraphile/$file", $folder) or die "$file: $!";
-	}
-	local $ENV{HOME} = $folder;
-	# Node.js does not know the system's certificates by itself
-	local $ENV{NODE_EXTRA_CA_CERTS} = $ENV{NODE_EXTRA_CA_CERTS} // '/etc/ssl/certs/ca-certificates.crt';
-	my $installed = eval {
-		IPC::Run::run([ 'npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1', '--loglevel=error', '--prefix', $folder ],
-			'<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(400));
-	};
-	if (!$installed)
-	{
-		diag("PostGraphile is not tested: npm ci: $@$err");
-		skip 'PostGraphile: npm does not bring it here', 1;
-	}
 
 	local $ENV{DATABASE_URL} = 'postgresql:///postgres?user=authenticator&port=' . $node->port . '&host=' . $node->host;
 	local $ENV{PORT} = 0;

@@ -68,31 +68,107 @@ my $again = $client->query("INSERT INTO inbox (k) VALUES ('a') RETURNING id");
 is_deeply([ $again->{error}, $again->{tag}, $again->{rows} ], [ undef, 'INSERT 0 0', [] ], 'skip: the second none, and no error');
 
 #
-# Python
+# Python, Ruby, PHP and Go
 #
 my %base = ('no finish' => 'ID005', 'caught error' => 'no error', 'and the key' => 'started');
-my %dbapi = (%base, autocommit => 'ID005', None => 'replayed', 'JSON null' => 'mismatch', dict => 'ProgrammingError');
+my %dbapi = (%base, autocommit => 'ID005', None => 'replayed', 'JSON null' => 'mismatch', dict => 'ProgrammingError',
+	raise => 'UniqueViolation once');
 my %python = (
 	psycopg => \%dbapi,
 	psycopg2 => \%dbapi,
-	asyncpg => { %base, autocommit => 'ID005', jsonb => 'str', dict => 'DataError' },
+	asyncpg => { %base, autocommit => 'ID005', jsonb => 'str', dict => 'DataError 22000',
+		'interval as text' => 'DataError 22000', timedelta => 'started' },
 	sqlalchemy => { 'no finish' => 'ID005', 'caught error' => 'no error', connect => '[True, True]', begin => '[True, False]',
-		None => 'replayed', 'JSON null' => 'mismatch' },
+		None => 'replayed', 'JSON null' => 'mismatch', raise => 'IntegrityError once', skip => "['no error', 'FlushError']" },
 	django => { 'no finish' => 'ID005', on_commit => 0, 'caught error' => 'no error', 'and the key' => 'True', Hidden => 'passes',
-		Checked => 'fails: True', Good => 'passes', Committed => 'fails: True' });
+		Checked => 'fails: True', Good => 'passes', Committed => 'fails: True', raise => 'IntegrityError once',
+		decorator => q(['201 {"call": 1} None', '201 {"call": 1} true', '422 problem None', '400 problem None', '422 {"call": 2} None', '422 {"call": 2} true']),
+		'decorator, failures' => q(['ValueError', '22023', '201 {"call": 5} None']) });
 
-for my $driver (sort keys %python)
+my %any = (autocommit => 'ID005', 'no finish' => 'ID005', 'caught error' => 'no error', 'and the key' => 'free');
+my %ruby = (
+	pg => { %any, transaction_status => 'true', Hash => 'replayed', String => 'mismatch', jsonb => 'String', bigint => 'Integer',
+		return => 'finished', break => 'finished', throw => 'finished', raise => 'free' },
+	activerecord => { %any, 'query cache' => '[true, true]', exec_query => '[true, false]', uncached => '[true, false]',
+		return => 'finished', 'Rollback, requires_new false' => 'finished', 'Rollback, requires_new true' => 'free',
+		'no finish, with a model' => 'ID005', after_commit => 0, 'after_commit, committed' => 1,
+		raise => 'ActiveRecord::RecordNotUnique', skip => '[true, nil]' });
+
+my %php = (%any, 'caught error' => 'true', run => 'true', finish => 201, commit => 'true', replayed => 'true', jsonb => 'string');
+
+my %go = (
+	pgx => { %any, caught => '22012', 'caught error' => 'true', map => 'started', string => 'replayed', bytes => 'replayed',
+		another => 'mismatch', array => 2, BeginFunc => 'no', savepoint => 'finished free' },
+	pq => { %any, caught => '22012', 'caught error' => 'true', Duration => '<nil>', 'and the lease' => 'true', 'interval as text' => 'started',
+		string => 'replayed', bytes => 'mismatch', array => 2, slice => 'true' });
+
+# The lines "NAME<tab>RESULT" of a program; undef if it is not there, or says that its driver is not.
+sub said
+{
+	my ($name, @command) = @_;
+	local @ENV{qw(PGHOST PGPORT PGDATABASE PGSSLMODE PYTHONDONTWRITEBYTECODE)} = ($node->host, $node->port, 'postgres', 'disable', 1);
+	my ($out, $err) = ('', '');
+	my $ran = eval { IPC::Run::run(\@command, '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(180)); 1 };
+
+	return undef if !$ran || $? >> 8 == 77;
+	diag("$name: $err") if $?;
+	my %said = map { split /\t/, $_, 2 } split /\n/, $out;
+	note("$name ", delete $said{version}) if exists $said{version};
+	return \%said;
+}
+
+sub same_as_said
+{
+	my ($name, $expected, @command) = @_;
+  SKIP:
+	{
+		my $said = said($name, @command) or skip "$name is not installed", 1;
+		is_deeply($said, $expected, $name);
+	}
+}
+
+my $lib = "$FindBin::RealBin/lib";
+same_as_said("Python's $_", $python{$_}, '/usr/bin/python3', "$lib/clients.py", $_) for sort keys %python;
+same_as_said("Ruby's $_", $ruby{$_}, '/usr/bin/ruby', "$lib/clients.rb", $_) for sort keys %ruby;
+same_as_said("PHP's PDO", \%php, '/usr/bin/php', "$lib/clients.php");
+
+# Debian's libraries for Go are found the old way, without modules.
+my $gocode = '/usr/share/gocode';
+my %import = (pgx => 'github.com/jackc/pgx/v4', pq => 'github.com/lib/pq');
+for my $driver (sort keys %go)
 {
   SKIP:
 	{
-		local @ENV{qw(PGHOST PGPORT PGDATABASE PYTHONDONTWRITEBYTECODE)} = ($node->host, $node->port, 'postgres', 1);
-		my ($out, $err);
-		my $ok = eval { IPC::Run::run([ '/usr/bin/python3', "$FindBin::RealBin/lib/clients.py", $driver ], '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(120)) };
-
-		skip "Python's $driver is not installed", 1 if !defined $ok || $? >> 8 == 77;
-		my %said = map { split /\t/, $_, 2 } split /\n/, $out;
-		is_deeply(\%said, $python{$driver}, $driver) || diag($err);
+		skip "Go's $driver is not installed", 1 if !-x '/usr/bin/go' || !-d "$gocode/src/$import{$driver}";
+		my $program = PostgreSQL::Test::Utils::tempdir() . "/$driver";
+		local @ENV{qw(GO111MODULE GOPATH GOCACHE GOFLAGS)} = ('off', $gocode, PostgreSQL::Test::Utils::tempdir(), '');
+		PostgreSQL::Test::Utils::system_or_bail('/usr/bin/go', 'build', '-o', $program, "$lib/clients_$driver.go");
+		same_as_said("Go's $driver", $go{$driver}, $program);
 	}
+}
+
+#
+# Java: pgjdbc knows TCP only, where a password is asked for.
+#
+my %java = (
+	pgjdbc => { %any, state => 'FAILED', setString => '42883', '::jsonb' => 'started', PGobject => 'started', unspecified => 'started',
+		Duration => '07006', '::interval' => 'started', make_interval => 'started', int => 400, long => '42883',
+		autosave => 'finished', constraint => '23505 once' },
+	spring => { %any, 'caught error' => '22012', nested => 'finished free', raise => 'DuplicateKeyException' });
+my @jars = map { "/usr/share/java/$_.jar" } qw(postgresql spring3-core spring3-beans spring3-transaction spring3-jdbc commons-logging);
+SKIP:
+{
+	skip "Java's pgjdbc and Spring JDBC are not installed", 2 if grep { !-e } '/usr/bin/javac', @jars;
+	my $password = join '', map { chr(97 + int rand 26) } 1 .. 32;
+
+	$node->safe_psql('postgres', "CREATE ROLE java LOGIN PASSWORD '$password'; SELECT idem_grant('java', ARRAY['claims', 'lookup']); CREATE TABLE java_once (k text);
+		CREATE TRIGGER once AFTER INSERT ON java_once FOR EACH ROW EXECUTE FUNCTION idem_once('k'); GRANT ALL ON java_once TO java");
+	unlink $node->data_dir . '/pg_hba.conf';
+	$node->append_conf('pg_hba.conf', "local all all trust\nhost postgres java 127.0.0.1/32 scram-sha-256\n");
+	$node->append_conf('postgresql.conf', "listen_addresses = '127.0.0.1'\n");
+	$node->restart;
+	local @ENV{qw(JDBC_URL JDBC_USER JDBC_PASSWORD)} = ('jdbc:postgresql://127.0.0.1:' . $node->port . '/postgres', 'java', $password);
+	same_as_said("Java's $_", $java{$_}, '/usr/bin/java', '-cp', join(':', @jars), "$lib/Clients.java", $_) for sort keys %java;
 }
 
 #

@@ -42,17 +42,17 @@ record Message(string? Id, string? Payload)
     public static Message From(JsonElement message)
     {
         if (message.ValueKind != JsonValueKind.Object) return new(null, null);
-        var payload = message.TryGetProperty("payload", out var p) ? TextOf(p, raw: true) : null;
-        var id = message.TryGetProperty("id", out var i) && i.ValueKind == JsonValueKind.String ? TextOf(i, raw: false) : null;
+        var payload = message.TryGetProperty("payload", out var p) ? p.GetRawText() : null;
+        var id = message.TryGetProperty("id", out var i) && i.ValueKind == JsonValueKind.String ? TextOf(i) : null;
         return new(string.IsNullOrEmpty(id) || id.Contains('\0') || Encoding.UTF8.GetByteCount(id) > 1024 ? null : id, payload);
     }
 
-    // Null for what is no text: bytes that are not UTF-8, and "\ud800", half of a surrogate pair.
-    static string? TextOf(JsonElement element, bool raw)
+    // Null for what is no text: "\ud800", half of a surrogate pair.
+    static string? TextOf(JsonElement element)
     {
         try
         {
-            return raw ? element.GetRawText() : element.GetString();
+            return element.GetString();
         }
         catch (InvalidOperationException)
         {
@@ -73,6 +73,27 @@ static class JsonSetup
         options.NumberHandling = JsonNumberHandling.Strict;    // "1" is no number
         options.RespectNullableAnnotations = options.RespectRequiredConstructorParameters = true;
         return options;
+    }
+
+    // The body as it came, which idem_http_begin compares.  The serializer takes UTF-16 as well, and in what it
+    // ignores any bytes; JSON is UTF-8, whatever the header says.
+    public static async Task<string> TextOfAsync(HttpRequest request)
+    {
+        request.EnableBuffering();
+        if (request.HasJsonContentType()) request.ContentType = "application/json";
+        try
+        {
+            using var reader = new StreamReader(request.Body, new UTF8Encoding(false, throwOnInvalidBytes: true), false, leaveOpen: true);
+            return await reader.ReadToEndAsync();
+        }
+        catch (DecoderFallbackException)
+        {
+            throw new BadHttpRequestException("The body is not UTF-8.");
+        }
+        finally
+        {
+            request.Body.Position = 0;
+        }
     }
 }
 

@@ -37,14 +37,18 @@ builder.Services.AddProblemDetails(options => options.CustomizeProblemDetails = 
 
 var app = builder.Build();
 app.UseExceptionHandler(new ExceptionHandlerOptions { StatusCodeSelector = error =>
-    error is BadHttpRequestException bad ? bad.StatusCode : MayHelp(error) ? 503 : 500 });
+    error is BadHttpRequestException bad ? bad.StatusCode : MayHelp(error) ? 503 : 500,
+    SuppressDiagnosticsCallback = context => context.Exception is BadHttpRequestException });    // a client's mistake is for no log
 app.UseStatusCodePages();
-app.Use((http, next) =>
+app.Use(async (http, next) =>
 {
-    http.Request.EnableBuffering();    // idem_http_begin compares the body as it came, not what was made of it
+    http.Items["body"] = await JsonSetup.TextOfAsync(http.Request);
+    // ASCII only: what a byte above 127 means in a header differs between servers.
+    if (http.Request.Headers["Idempotency-Key"].ToString().Any(c => c is not '\t' and (< ' ' or > '~')))
+        throw new BadHttpRequestException("The key is not ASCII.");
     if (http.Request.Path.StartsWithSegments("/magic-links")) http.Response.Headers.CacheControl = "no-store";
     http.Request.Headers.Accept = "application/json";    // problems also for those who do not ask for them
-    return next(http);
+    await next(http);
 });
 app.UseAuthentication();
 app.UseAuthorization();

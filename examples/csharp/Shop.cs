@@ -74,12 +74,10 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // its own would end without the finish.
     async Task<(Answer? Answer, long? Fence)> BeginAsync(NpgsqlTransaction transaction, string? key, int? leaseMs = null)
     {
-        Http.Request.Body.Position = 0;
-        var request = await new StreamReader(Http.Request.Body).ReadToEndAsync();
         var claim = await QueryAsync(Sql(transaction, """
             SELECT run, status, headers, body, replayed, fence
             FROM idem_http_begin($1, $2, $3, wait_ms => 500, lease_ms => $4)
-            """, key, request, Scope, leaseMs), row => row.GetBoolean(0) ? (null, row["fence"] as long?)
+            """, key, Http.Items["body"], Scope, leaseMs), row => row.GetBoolean(0) ? (null, row["fence"] as long?)
             // A replay has the first status, 201, not 200.  Retry-After of a 409 is whole seconds already.
             : (new Answer(row.GetInt32(1), row["body"] as string,
                 JsonSerializer.Deserialize<Dictionary<string, string>>(row["headers"] as string ?? "{}")!, row.GetBoolean(4)), (long?)null));
@@ -323,10 +321,10 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
                     """, id, payloads[id]));
                 worked++;
             }
-            catch (PostgresException e) when (e.SqlState[..2] is "22" or "23")
+            catch (PostgresException e) when (e.SqlState[..2] is "22" or "23" or "54")
             {
-                // Poison: bad values and broken constraints stay so, and are parked, still claimed.
-                // Anything else fails the batch, and the broker sends it again.
+                // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+                // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                 await transaction.RollbackAsync("message");
                 await ParkAsync(id, payloads[id], e.MessageText);
             }

@@ -131,10 +131,19 @@ func (handle handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (handle handler) answer(r *http.Request) (*answer, error) {
 	text, err := io.ReadAll(r.Body)
-	if err != nil || !utf8.Valid(text) || !utf8.ValidString(r.Header.Get("Idempotency-Key")) {
+	// ASCII only: what a byte above 127 means in a header differs between servers.
+	if err != nil || !utf8.Valid(text) || !asciiOnly.MatchString(strings.Join(r.Header.Values("Idempotency-Key"), "")) {
 		return nil, refuse(400, "The request cannot be read.")
 	}
 	return handle(&request{Request: r, text: string(text)})
+}
+
+var asciiOnly = regexp.MustCompile(`^[\t -~]*$`)
+
+// Whether PostgreSQL can hold the text, and it is what was sent: encoding/json takes half a surrogate pair for U+FFFD,
+// so that two ids would be one.
+func isText(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsAny(text, "\x00\ufffd")
 }
 
 var userName = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,100}$`)
@@ -480,7 +489,7 @@ type emailBody struct {
 	Code  *string
 }
 
-var emailForm = regexp.MustCompile(`^[^@\x00]+@[^@\x00]+$`)
+var emailForm = regexp.MustCompile(`^[^@]+@[^@]+$`)
 
 func (r *request) email() (*emailBody, error) {
 	var body emailBody
@@ -488,7 +497,7 @@ func (r *request) email() (*emailBody, error) {
 		return nil, err
 	}
 	body.Email = strings.ToLower(strings.TrimSpace(body.Email))
-	if !emailForm.MatchString(body.Email) || utf8.RuneCountInString(body.Email) > 100 {
+	if !isText(body.Email) || !emailForm.MatchString(body.Email) || utf8.RuneCountInString(body.Email) > 100 {
 		return nil, refuse(400, "email is missing or wrong.")
 	}
 	return &body, nil
@@ -509,7 +518,7 @@ func magicLink(r *request) (a *answer, err error) {
 	token := strings.TrimPrefix(r.URL.Path, "/magic-links/")
 	state := "unknown"
 	switch {
-	case strings.ContainsRune(token, 0) || !utf8.ValidString(token): // no text for PostgreSQL
+	case !isText(token): // so never issued
 	case r.Method == "GET":
 		// A scanner of the mail server follows the link: looking burns nothing.
 		err = withConn(r.Context(), func(conn *pgxpool.Conn) error {
@@ -544,7 +553,7 @@ func verifyCode(r *request) (a *answer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if body.Code == nil || strings.ContainsRune(*body.Code, 0) {
+	if body.Code == nil || !isText(*body.Code) {
 		return nil, refuse(400, "code is missing or wrong.")
 	}
 	// a wrong attempt commits as well, or it would not count
@@ -580,7 +589,7 @@ type message struct {
 // The id, if there is a usable one: one that is not would fail the whole batch.
 func (m message) id() (id string, usable bool) {
 	usable = bytes.HasPrefix(m.ID, []byte(`"`)) && json.Unmarshal(m.ID, &id) == nil
-	return id, usable && id != "" && len(id) <= 1024 && !strings.ContainsRune(id, 0)
+	return id, usable && id != "" && len(id) <= 1024 && isText(id)
 }
 
 func (m message) payload() *string {
@@ -616,6 +625,8 @@ func claimMany(ctx context.Context, tx pgx.Tx, ids []string) (fresh []string, er
 	}
 	return fresh, rows.Err()
 }
+
+var poison = regexp.MustCompile(`^(22|23|54)`)
 
 func deliveries(r *request) (*answer, error) {
 	ctx := r.Context()
@@ -661,9 +672,9 @@ func deliveries(r *request) (*answer, error) {
 					FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)`, id, m.payload())
 				return err
 			})
-			// Poison: bad values and broken constraints stay so, and are parked, still claimed.
-			// Anything else fails the batch, and the broker sends it again.
-			if state := sqlState(err); strings.HasPrefix(state, "22") || strings.HasPrefix(state, "23") {
+			// Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are parked,
+			// still claimed.  Anything else fails the batch, and the broker sends it again.
+			if poison.MatchString(sqlState(err)) {
 				counts.Parked++
 				err = park(ctx, tx, &id, m, err.Error())
 			} else if err == nil {

@@ -1,6 +1,7 @@
 // The shop of examples/README.md with the JDK's own HTTP server, pgjdbc, HikariCP and Jackson.
 
 import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.json.JsonWriteFeature;
 import com.fasterxml.jackson.core.type.TypeReference;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
@@ -114,8 +115,13 @@ public class Shop {
             throw new Problem(problem(400, detail));
     }
 
+    /** Text that PostgreSQL can hold: without U+0000, and without half of a surrogate pair. */
+    static boolean isText(String value) {
+        return value.indexOf(0) < 0 && StandardCharsets.UTF_8.newEncoder().canEncode(value);
+    }
+
     static boolean matches(JsonNode value, String pattern) {
-        return value.isTextual() && value.textValue().matches(pattern);
+        return value.isTextual() && isText(value.textValue()) && value.textValue().matches(pattern);
     }
 
     static boolean between(JsonNode value, int min, int max) {
@@ -135,8 +141,11 @@ public class Shop {
             return values == null ? null : String.join(", ", values);
         }
 
+        /** ASCII only: what a byte above 127 means in a header differs between servers. */
         String key() {
-            return header("Idempotency-Key");
+            String key = header("Idempotency-Key");
+            valid(key == null || key.matches("[\t -~]*"), "The key is not ASCII.");
+            return key;
         }
 
         /** "abc" and abc are one key, and so must be what is derived from it. */
@@ -171,8 +180,9 @@ public class Shop {
 
         String email() {
             JsonNode email = body().path("email");
-            String text = email.isTextual() ? email.textValue().strip().toLowerCase(Locale.ROOT) : "";
-            valid(text.matches("[^@\0]+@[^@\0]+") && text.length() <= 100, "email is missing or wrong");
+            valid(matches(email, "\\s*[^@]+@[^@]+"), "email is missing or wrong");
+            String text = email.textValue().strip().toLowerCase(Locale.ROOT);
+            valid(text.length() <= 100, "email is too long");
             return text;
         }
     }
@@ -483,7 +493,7 @@ public class Shop {
     static Answer verifyCode(Request request) throws SQLException {
         String email = request.email();
         JsonNode code = request.body().path("code");
-        valid(matches(code, "[^\0]*"), "code is missing or wrong");
+        valid(matches(code, "(?s).*"), "code is missing or wrong");
         // a wrong attempt commits as well, or it would not count
         return transaction(connection -> {
             Verified verified = one(connection, "SELECT state, attempts_left FROM idem_code_verify('login', ?, ?)",
@@ -504,12 +514,16 @@ public class Shop {
     // ---- a consumer
 
     static boolean usable(JsonNode id) {
-        return matches(id, "[^\0]+") && id.textValue().getBytes(StandardCharsets.UTF_8).length <= 1024
-                && StandardCharsets.UTF_8.newEncoder().canEncode(id.textValue());
+        return matches(id, "(?s).+") && id.textValue().getBytes(StandardCharsets.UTF_8).length <= 1024;
     }
 
+    /** Escapes what is not ASCII, so that PostgreSQL refuses half of a surrogate pair, for which pgjdbc would send "?". */
     static String textOf(JsonNode payload) {
-        return payload.isMissingNode() ? null : payload.toString();
+        try {
+            return payload.isMissingNode() ? null : JSON.writer().with(JsonWriteFeature.ESCAPE_NON_ASCII).writeValueAsString(payload);
+        } catch (IOException e) {
+            throw new IllegalStateException(e);
+        }
     }
 
     static void park(Connection connection, String id, JsonNode payload, String error) throws SQLException {
@@ -552,9 +566,9 @@ public class Shop {
                             id, textOf(payloads.get(id)));
                     worked++;
                 } catch (SQLException e) {
-                    // Poison: bad values and broken constraints stay so, and are parked, still claimed.
-                    // Anything else fails the batch, and the broker sends it again.
-                    if (!hasState(e, "2[23]..."))
+                    // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and
+                    // are parked, still claimed.  Anything else fails the batch, and the broker sends it again.
+                    if (!hasState(e, "(22|23|54)..."))
                         throw e;
                     connection.rollback(message);
                     park(connection, id, payloads.get(id), e.getMessage());

@@ -10,16 +10,18 @@ const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10, 
 pool.on('error', error => app.log.warn(`a connection was lost: ${error.message}`));
 pool.on('connect', client => client.on('error', () => {}));
 
-const app = Fastify({ logger: { level: 'warn' } });
-// The body as it came is what idem_http_begin compares.
-app.addContentTypeParser('application/json', { parseAs: 'string' }, async (request, text) => {
-  request.text = text;
+const app = Fastify({ logger: { level: 'warn' }, frameworkErrors: onError });
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+app.addContentTypeParser('application/json', { parseAs: 'buffer' }, async (request, bytes) => {
   try {
-    return JSON.parse(text);
+    request.text = utf8.decode(bytes);    // as it came, which idem_http_begin compares
+    return JSON.parse(request.text);
   } catch {
-    throw problem(400, 'The body is not JSON.');
+    throw problem(400, 'The body is not JSON in UTF-8.');
   }
 });
+// What a byte above 127 means in a header differs between servers, and control characters are no text.
+app.addHook('onRequest', async request => valid(/^[\t -~]*$/.test(request.headers['idempotency-key'] ?? ''), 'The key is not ASCII.'));
 
 // ---- answers
 
@@ -44,15 +46,18 @@ const again = problem(503, 'Try again.', { headers: { 'Retry-After': '1' } });
 const mayHelp = error => /^(08|57P0|55P03|40001|40P01|E[A-Z]+$)/.test(error.code) ||
   /^(Connection terminated|timeout exceeded|Client has encountered)/.test(error.message);
 
-app.setErrorHandler((error, request, reply) => {
+app.setErrorHandler(onError);
+function onError(error, request, reply) {
   if (error.body) return send(reply, error);    // a problem that was thrown
   if (error.statusCode < 500) return send(reply, problem(error.statusCode, 'The request cannot be read.'));
   request.log.error(error);
   return send(reply, mayHelp(error) ? again : problem(500, 'This did not work.'));
-});
+}
 
-// test() alone would make text of null and of arrays
-const matches = (value, pattern) => typeof value === 'string' && pattern.test(value);
+app.setNotFoundHandler((request, reply) => send(reply, problem(404, 'There is nothing.')));
+
+// Text that PostgreSQL can hold: no U+0000, no half of a surrogate pair.  test() alone would make text of null and of arrays.
+const matches = (value, pattern) => typeof value === 'string' && !/[\0\p{Surrogate}]/u.test(value) && pattern.test(value);
 
 function valid(condition, detail) {
   if (!condition) throw problem(400, detail);
@@ -235,7 +240,7 @@ app.post('/payments', async (request, reply) => {
 
 function emailOf(request) {
   const email = typeof request.body?.email === 'string' ? request.body.email.trim().toLowerCase() : '';
-  valid(/^[^@\0]+@[^@\0]+$/.test(email) && email.length <= 100, 'email is missing or wrong');
+  valid(matches(email, /^[^@]+@[^@]+$/) && email.length <= 100, 'email is missing or wrong');
   return email;
 }
 
@@ -250,14 +255,19 @@ const noStore = { headers: { 'Cache-Control': 'no-store' } };
 const noToken = state => state === 'unknown' ? problem(404, 'There is no such link.', noStore)
   : problem(410, 'This link was used before, or is too old.', noStore);
 
+function tokenOf(request) {
+  if (!matches(request.params.token, /./)) throw noToken('unknown');    // no text, so never issued
+  return request.params.token;
+}
+
 // A scanner of the mail server follows the link: looking burns nothing.
 app.get('/magic-links/:token', async (request, reply) => {
-  const { state } = await one(pool, "SELECT * FROM idem_token_peek('login', $1)", request.params.token);
+  const { state } = await one(pool, "SELECT * FROM idem_token_peek('login', $1)", tokenOf(request));
   return send(reply, state === 'valid' ? json(200, { state }, noStore.headers) : noToken(state));
 });
 
 app.post('/magic-links/:token', async (request, reply) => send(reply, await transaction(async client => {
-  const { state, subject } = await one(client, "SELECT * FROM idem_token_redeem('login', $1)", request.params.token);
+  const { state, subject } = await one(client, "SELECT * FROM idem_token_redeem('login', $1)", tokenOf(request));
   if (state !== 'redeemed') return noToken(state);
   await client.query('INSERT INTO logins (email) VALUES ($1)', [subject]);
   return json(200, { email: subject }, noStore.headers);
@@ -271,7 +281,7 @@ app.post('/codes', async (request, reply) => {
 
 app.post('/codes/verify', async (request, reply) => {
   const email = emailOf(request);
-  valid(typeof request.body.code === 'string', 'code is missing');
+  valid(matches(request.body.code, /^/), 'code is missing or wrong');
   // a wrong attempt commits as well, or it would not count
   return send(reply, await transaction(async client => {
     const { state, attempts_left } =
@@ -288,10 +298,16 @@ app.post('/codes/verify', async (request, reply) => {
 app.post('/deliveries', async (request, reply) => {
   const messages = request.body?.messages;
   valid(Array.isArray(messages) && messages.length <= 100, 'messages is missing or wrong');
-  const usable = id => typeof id === 'string' && id !== '' && Buffer.byteLength(id) <= 1024 && !id.includes('\0');
+  const usable = id => matches(id, /^[^]/) && Buffer.byteLength(id) <= 1024;
+  const payloadOf = message => {
+    try {
+      return JSON.stringify(message?.payload);
+    } catch {
+      return '"too deep"';    // a string is parked below
+    }
+  };
   const park = (client, id, message, error) =>
-    client.query('INSERT INTO dead_letters (message_id, payload, error) VALUES ($1, $2, $3)',
-      [id, JSON.stringify(message?.payload), error]);
+    client.query('INSERT INTO dead_letters (message_id, payload, error) VALUES ($1, $2, $3)', [id, payloadOf(message), error]);
 
   return send(reply, await transaction(async client => {
     let parked = 0, worked = 0;
@@ -310,12 +326,12 @@ app.post('/deliveries', async (request, reply) => {
       await client.query('SAVEPOINT message');
       try {
         await client.query(`INSERT INTO shipments SELECT $1, p.order_number, p.quantity
-          FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)`, [key, JSON.stringify(byId.get(key).payload ?? null)]);
+          FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)`, [key, payloadOf(byId.get(key)) ?? 'null']);
         worked++;
       } catch (error) {
-        // Poison: bad values and broken constraints stay so, and are parked, still claimed.
-        // Anything else fails the batch, and the broker sends it again.
-        if (!/^2[23]/.test(error.code)) throw error;
+        // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are parked,
+        // still claimed.  Anything else fails the batch, and the broker sends it again.
+        if (!/^(22|23|54)/.test(error.code)) throw error;
         await client.query('ROLLBACK TO SAVEPOINT message');
         await park(client, key, byId.get(key), error.message);
         parked++;

@@ -83,7 +83,8 @@ function send(Answer $answer): void
 
 function matches(mixed $value, string $pattern): bool
 {
-    return is_string($value) && preg_match($pattern, $value) === 1;
+    // PostgreSQL holds no U+0000
+    return is_string($value) && !str_contains($value, "\0") && preg_match($pattern, $value) === 1;
 }
 
 function path(): string
@@ -106,11 +107,12 @@ function scope(): string
     return user() . " {$_SERVER['REQUEST_METHOD']} " . path();
 }
 
-// The header field as it came, as text; null if there is none.
+// The header field as it came; null if there is none.  ASCII only: what a byte above 127 means differs between servers.
 function idempotencyKey(): ?string
 {
     $key = $_SERVER['HTTP_IDEMPOTENCY_KEY'] ?? null;
-    return $key === null ? null : iconv('ISO-8859-1', 'UTF-8', $key);
+    valid($key === null || matches($key, '/\A[\t -~]*\z/'), 'The key is not ASCII.');
+    return $key;
 }
 
 // "abc" and abc are one key, and so must be what is derived from it.
@@ -362,8 +364,8 @@ function postPayment(): Answer
 // One form of an address in all calls.  strtolower() is for ASCII; mb_strtolower() wants the extension mbstring.
 function emailOf(array $input): string
 {
-    $email = is_string($input['email'] ?? null) ? strtolower(trim($input['email'])) : '';
-    valid(matches($email, '/\A(?=.{3,100}\z)[^@\0]+@[^@\0]+\z/su'), 'email is missing or wrong');
+    $email = is_string($input['email'] ?? null) ? strtolower(trim($input['email'], " \t\r\n")) : '';
+    valid(matches($email, '/\A(?=.{3,100}\z)[^@]+@[^@]+\z/su'), 'email is missing or wrong');
     return $email;
 }
 
@@ -415,7 +417,7 @@ function verifyCode(): Answer
     $input = input();
     $email = emailOf($input);
     $code = $input['code'] ?? null;
-    valid(matches($code, '/\A[^\0]*\z/'), 'code is missing or wrong');
+    valid(matches($code, '//'), 'code is missing or wrong');
     return transaction(function (PDO $db) use ($email, $code) {
         $attempt = query($db, "SELECT * FROM idem_code_verify('login', ?, ?)", $email, $code)->fetch();
         if ($attempt['state'] === 'verified') {
@@ -465,7 +467,7 @@ function postDeliveries(): Answer
         $payloads = [];
         foreach ($messages as $message) {
             $id = $message->id ?? null;
-            if (matches($id, '/\A[^\0]{1,1024}\z/')) {
+            if (matches($id, '/\A.{1,1024}\z/s')) {
                 $payloads += [$id => payloadOf($message)];    // the first of equal ids
             } else {
                 park($db, null, payloadOf($message), 'no usable id');    // it would fail the whole batch
@@ -484,9 +486,9 @@ function postDeliveries(): Answer
                     $key, $payloads[$key]);
                 $new++;
             } catch (PDOException $error) {
-                // Poison, classes 22 and 23: bad values and broken constraints stay so, and are parked, still claimed.
-                // Anything else fails the batch, and the broker sends it again.
-                preg_match('/^2[23]/', sqlState($error)) || throw $error;
+                // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+                // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
+                preg_match('/^(22|23|54)/', sqlState($error)) || throw $error;
                 $db->exec('ROLLBACK TO SAVEPOINT message');
                 park($db, $key, $payloads[$key], $error->getMessage());
                 $parked++;
@@ -509,7 +511,7 @@ function answer(): Answer
     if (preg_match('#\A(GET|POST) /magic-links/([^/]+)\z#', $request, $found)) {
         $token = rawurldecode($found[2]);
         return match (true) {
-            !matches($token, '/\A[^\0]+\z/u') => noToken('unknown'),
+            !matches($token, '/./su') => noToken('unknown'),
             $found[1] === 'GET' => peekMagicLink($token),
             default => redeemMagicLink($token),
         };

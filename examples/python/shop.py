@@ -22,7 +22,18 @@ from pydantic import BaseModel, Field, conint, constr
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 log = logging.getLogger(__name__)
-app = FastAPI()
+
+
+async def body_text(request: Request):
+    """The body as it came, which idem_http_begin compares.  For every endpoint: what is not JSON in UTF-8 is
+    refused here, since json.loads also takes UTF-16, and half a surrogate pair."""
+    try:
+        return (await request.body()).decode()
+    except UnicodeDecodeError:
+        raise HTTPException(400, 'The body is not UTF-8.')
+
+
+app = FastAPI(dependencies=[Depends(body_text)])
 # prepare_threshold: psycopg prepares, with names, what it has sent five times; PgBouncer in transaction mode
 # before 1.21 gives the next transaction a connection that does not know the name.
 pool = AsyncConnectionPool(os.environ['DATABASE_URL'], max_size=10, timeout=30, open=False,
@@ -93,21 +104,12 @@ def current_user(x_user: str = Header(default='')):
     return x_user
 
 
-async def body_text(request: Request):
-    try:
-        text = (await request.body()).decode()
-    except UnicodeDecodeError:
-        text = '\0'
-    if '\0' in text:    # json.loads takes UTF-16 as well
-        raise HTTPException(400, 'The body is not JSON in UTF-8.')
-    return text
-
-
 class Once:
     """Runs a request once: begin, the work and finish in one transaction."""
 
     def __init__(self, request: Request, user: str = Depends(current_user), body: str = Depends(body_text),
-                 idempotency_key: Optional[str] = Header(default=None)):
+                 idempotency_key: Optional[str] = Header(default=None, regex=r'^[\t -~]*\Z')):
+        # ASCII only: what a byte above 127 means in a header differs between servers.
         # Method and path go into the scope, and so does the user: nobody gets the answer to another's request.
         self.key, self.body, self.user = idempotency_key, body, user
         self.scope = f'{user} {request.method} {request.url.path}'
@@ -373,9 +375,11 @@ async def post_deliveries(batch: Batch):
                     await conn.execute("""INSERT INTO shipments SELECT %s, p.order_number, p.quantity
                         FROM jsonb_to_record(%s::jsonb) AS p(order_number text, quantity int)""", [row.key, by_id[row.key]])
                 new += 1
-            except (psycopg.DataError, psycopg.IntegrityError) as error:
-                # Poison, classes 22 and 23: bad values and broken constraints stay so, and are parked, still
-                # claimed.  Anything else fails the batch, and the broker sends it again.
+            except psycopg.Error as error:
+                # Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and
+                # are parked, still claimed.  Anything else fails the batch, and the broker sends it again.
+                if (error.sqlstate or '')[:2] not in ('22', '23', '54'):
+                    raise
                 parked.append((row.key, by_id[row.key], str(error)))
         async with conn.cursor() as cursor:
             await cursor.executemany('INSERT INTO dead_letters (message_id, payload, error) VALUES (%s, %s, %s)', parked)

@@ -67,7 +67,10 @@ end
 
 # ---- requests
 
-def text?(value, pattern) = value.is_a?(String) && value.valid_encoding? && pattern.match?(value)
+# Text that PostgreSQL can hold.
+def text?(value, pattern = //)
+  value.is_a?(String) && value.valid_encoding? && !value.include?("\0") && pattern.match?(value)
+end
 
 def valid(condition, detail)
   refuse(400, detail) unless condition
@@ -81,8 +84,12 @@ def user
   name
 end
 
-# The header field as it came, as text; nil if there is none.
-def key = request.env['HTTP_IDEMPOTENCY_KEY']&.encode('UTF-8', 'ISO-8859-1')
+# The header field as it came; nil if there is none.  ASCII only: what a byte above 127 means differs between servers.
+def key
+  value = request.env['HTTP_IDEMPOTENCY_KEY']
+  valid(value.nil? || text?(value, /\A[\t -~]*\z/n), 'The key is not ASCII.')
+  value
+end
 
 # "abc" and abc are one key, and so must be what is derived from it.
 def bare_key
@@ -94,9 +101,12 @@ end
 def body_text = @body_text ||= request.body.read.force_encoding(Encoding::UTF_8)
 
 def input
-  value = JSON.parse(body_text)
+  valid(body_text.valid_encoding?, 'The body is not UTF-8.')
+  # JSON.parse reads half a surrogate pair and what follows as another character.  With U+0000 in its place, text? and
+  # PostgreSQL refuse it.
+  halves = /\\(?:ud[89ab]\h\h\\ud[c-f]\h\h|ud[89a-f]\h\h|.)/im
+  value = JSON.parse(body_text.gsub(halves) { |escape| escape.size == 6 ? '\u0000' : escape })
   valid(value.is_a?(Hash), 'The body is not a JSON object.')
-  JSON.generate(value)    # raises for half a surrogate pair, which JSON.parse may let pass
   value
 rescue JSON::JSONError, EncodingError
   refuse(400, 'The body is not JSON.')
@@ -288,13 +298,13 @@ end
 NO_STORE = { 'Cache-Control' => 'no-store' }.freeze
 
 def email_of(body)
-  email = body['email'].is_a?(String) && body['email'].valid_encoding? ? body['email'].strip.downcase : ''
-  valid(email.size <= 100 && text?(email, /\A[^@\0]+@[^@\0]+\z/), 'email is missing or wrong')
+  email = text?(body['email']) ? body['email'].strip.downcase : ''
+  valid(email.size <= 100 && text?(email, /\A[^@]+@[^@]+\z/), 'email is missing or wrong')
   email
 end
 
 def token
-  refuse(404, 'There is no such link.', headers: NO_STORE) unless text?(params['token'], /\A[^\0]+\z/)
+  refuse(404, 'There is no such link.', headers: NO_STORE) unless text?(params['token'])
   params['token']
 end
 
@@ -344,7 +354,7 @@ end
 post '/codes/verify' do
   typed = input
   email = email_of(typed)
-  valid(text?(typed['code'], /\A[^\0]*\z/), 'code is missing or wrong')
+  valid(text?(typed['code']), 'code is missing or wrong')
   reply(transaction do |db|
     row = one(db, "SELECT * FROM idem_code_verify('login', $1, $2)", email, typed['code'])
     case row[:state]
@@ -361,6 +371,12 @@ end
 
 # ---- a consumer
 
+def payload_of(message)
+  JSON.generate(message['payload']) if message.key?('payload')
+rescue JSON::JSONError, EncodingError => e
+  JSON.generate(e.class.name)    # 1e999; a string is parked below
+end
+
 def park(db, id, payload, error)
   db.exec_params('INSERT INTO dead_letters (message_id, payload, error) VALUES ($1, $2, $3)', [id, payload, error])
 end
@@ -369,27 +385,26 @@ post '/deliveries' do
   messages = input['messages']
   valid(messages.is_a?(Array) && messages.size <= 100, 'messages is missing or wrong')
   messages = messages.map { |message| message.is_a?(Hash) ? message : {} }
-  usable, unusable = messages.partition { |m| text?(m['id'], /\A[^\0]+\z/) && m['id'].bytesize <= 1024 }
+  usable, unusable = messages.partition { |m| text?(m['id'], /./m) && m['id'].bytesize <= 1024 }
   # Keys come back, payloads do not: this is the way from one to the other.
   by_id = usable.uniq { |message| message['id'] }.to_h { |message| [message['id'], message] }
-  payload_of = ->(message) { message.key?('payload') ? JSON.generate(message['payload']) : nil }
 
   reply(transaction do |db|
     parked = unusable.size
-    unusable.each { |message| park(db, nil, payload_of[message], 'no usable id') }    # it would fail the whole batch
+    unusable.each { |message| park(db, nil, payload_of(message), 'no usable id') }    # it would fail the whole batch
     new = 0
     db.exec_params("SELECT key FROM idem_claim_many($1, '7 days', 'deliveries')",
                    [PG::TextEncoder::Array.new.encode(by_id.keys)]).each do |row|
       id = row['key']
-      payload = payload_of[by_id[id]]
+      payload = payload_of(by_id[id])
       db.exec('SAVEPOINT message')
       begin
         db.exec_params('INSERT INTO shipments SELECT $1, p.order_number, p.quantity
           FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)', [id, payload])
         new += 1
-      rescue PG::DataException, PG::IntegrityConstraintViolation => e
-        # Poison, classes 22 and 23: bad values and broken constraints stay so, and are parked, still claimed.
-        # Anything else fails the batch, and the broker sends it again.
+      rescue PG::DataException, PG::IntegrityConstraintViolation, PG::ProgramLimitExceeded => e
+        # Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+        # parked, still claimed.  Anything else fails the batch, and the broker sends it again.
         db.exec('ROLLBACK TO SAVEPOINT message')
         park(db, id, payload, e.message)
         parked += 1

@@ -3,7 +3,11 @@
     python3 clients.py DRIVER    # connects as PGHOST, PGPORT and PGDATABASE say; 77 if the driver is not there
 """
 import asyncio
+import datetime
+import functools
+import json
 import os
+import re
 import sys
 import unittest
 
@@ -72,6 +76,7 @@ def dbapi(module, connect, of, value):
     say('None', state(k))
     say('JSON null', state(k, value(None)))
     say('dict', sqlstate(in_transaction(('SELECT idem_begin(%s, request => %s)', [k, {'a': 1}])), lambda error: type(error).__name__))
+    once_error(lambda sql: in_transaction([sql])(), lambda error: f'{type(error).__name__} {error.diag.constraint_name}')
 
 
 def psycopg():
@@ -121,10 +126,13 @@ def asyncpg():
         say('and the key', await conn.fetchval('SELECT state FROM idem_begin($1)', k))
         say('jsonb', type(await conn.fetchval('SELECT idem_finish($1, $2)', k, '{"a": 1}')).__name__)
         await transaction.commit()
-        try:
-            await conn.fetch('SELECT idem_begin($1, request => $2)', k, {'a': 1})
-        except module.DataError as error:
-            say('dict', type(error).__name__)
+        for name, sql, value in (('dict', 'SELECT idem_begin($1, request => $2)', {'a': 1}),
+                                 ('interval as text', 'SELECT idem_begin($1, lease => $2)', '1 min')):
+            try:
+                await conn.fetch(sql, key(), value)
+            except module.DataError as error:
+                say(name, f'{type(error).__name__} {error.sqlstate}')
+        say('timedelta', await conn.fetchval('SELECT state FROM idem_begin($1, lease => $2)', key(), datetime.timedelta(minutes=1)))
 
     asyncio.run(trial())
 
@@ -169,11 +177,72 @@ def sqlalchemy():
     say('None', state(JSONB(none_as_null=True)))
     say('JSON null', state(JSONB()))
 
+    def execute(sql):
+        with engine.begin() as conn:
+            conn.execute(sa.text(sql))
+    once_error(execute, lambda error: f'{type(error).__name__} {error.orig.diag.constraint_name}')
+
+    # a row that is skipped has no id for the ORM
+    from sqlalchemy.orm import Session, declarative_base
+
+    class Row(declarative_base()):
+        __tablename__ = 'skip_sqlalchemy'
+        id = sa.Column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+        k = sa.Column(sa.Text)
+    Row.metadata.create_all(engine)
+    execute("CREATE TRIGGER once BEFORE INSERT ON skip_sqlalchemy FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip')")
+
+    def add():
+        with Session(engine) as session, session.begin():
+            session.add(Row(k='a'))
+    say('skip', [sqlstate(add, lambda error: type(error).__name__) for _ in range(2)])
+
+
+def decorator(connection, transaction):
+    """Django's, as doc/clients.md has it."""
+    from django.http import HttpResponse
+    from django.test import RequestFactory
+    with open(os.path.join(os.path.dirname(__file__), '../../doc/clients.md')) as page:
+        code = re.search('```python\n(def idempotent.*?)```', page.read(), re.S).group(1)
+    names = dict(functools=functools, json=json, connection=connection, transaction=transaction, HttpResponse=HttpResponse)
+    exec(code, names)
+    calls = []
+
+    @names['idempotent']
+    def view(request):
+        calls.append(request)
+        status = json.loads(request.body)['status']
+        if status == 0:
+            raise ValueError('as told')
+        return HttpResponse('{"call": %d}' % len(calls), status=status, content_type='application/json')
+
+    def call(k, status):
+        request = RequestFactory().post('/orders', json.dumps({'status': status}), content_type='application/json',
+                                        **({} if k is None else {'HTTP_IDEMPOTENCY_KEY': k}))
+        request.user = 'ada'
+        try:
+            answer = view(request)
+        except Exception as error:
+            return getattr(error.__cause__, 'pgcode', type(error).__name__)
+        own = answer.content.decode() if answer.get('Content-Type') == 'application/json' else 'problem'
+        return f'{answer.status_code} {own} {answer.get("Idempotent-Replayed")}'
+
+    say('decorator', [call('d1', 201), call('d1', 201), call('d1', 200), call(None, 201), call('d2', 422), call('d2', 422)])
+    say('decorator, failures', [call('d3', 0), call('d3', 500), call('d3', 201)])
+
+
+def once_error(execute, of):
+    """What the second of two equal rows raises; execute(sql) is a transaction."""
+    execute(f'CREATE TABLE once_{driver} (k text)')
+    execute(f"CREATE TRIGGER once AFTER INSERT ON once_{driver} FOR EACH ROW EXECUTE FUNCTION idem_once('k')")
+    execute(f"INSERT INTO once_{driver} VALUES ('a')")
+    say('raise', sqlstate(lambda: execute(f"INSERT INTO once_{driver} VALUES ('a')"), of))
+
 
 def django():
     import django
     from django.conf import settings
-    settings.configure(DATABASES={'default': {'ENGINE': 'django.db.backends.postgresql', 'NAME': os.environ['PGDATABASE']}})
+    settings.configure(DEFAULT_CHARSET='utf-8', ALLOWED_HOSTS=['*'], DATABASES={'default': {'ENGINE': 'django.db.backends.postgresql', 'NAME': os.environ['PGDATABASE']}})
     django.setup()
     from django.db import connection, transaction
     from django.test import TestCase, TransactionTestCase
@@ -213,6 +282,9 @@ def django():
     with connection.cursor() as cursor:
         cursor.execute('SELECT idem_claim(%s)', [k])
         say('and the key', cursor.fetchone()[0])
+
+    decorator(connection, transaction)
+    once_error(lambda sql: connection.cursor().execute(sql), lambda error: f'{type(error).__name__} {error.__cause__.diag.constraint_name}')
 
     class Hidden(TestCase):
         def test(self):
