@@ -7,6 +7,9 @@
  * cannot deadlock.  A key whose row has to be waited for or updated is claimed on its own,
  * after the free ones before it have been written.
  *
+ * With insert_first, keys are written without a look while they are new.  If one of them is
+ * taken, the rows of that part are dead, and from there on each key is looked at.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -53,11 +56,9 @@ digest_start(const BatchKey *key)
 	return pg_ntoh64(start);
 }
 
-static int
-by_digest(const void *a, const void *b)
+static inline int
+by_digest(const BatchKey *x, const BatchKey *y)
 {
-	const BatchKey *x = a;
-	const BatchKey *y = b;
 	uint64 x_start = digest_start(x);
 	uint64 y_start = digest_start(y);
 	int c;
@@ -70,10 +71,19 @@ by_digest(const void *a, const void *b)
 	return x->position < y->position ? -1 : 1;
 }
 
+/* qsort() moves such large elements word by word */
+#define ST_SORT sort_keys
+#define ST_ELEMENT_TYPE BatchKey
+#define ST_COMPARE(a, b) by_digest(a, b)
+#define ST_SCOPE static
+#define ST_DEFINE
+#define ST_CHECK_FOR_INTERRUPTS
+#include "lib/sort_template.h"
+
 void
 batch_sort(BatchKey *keys, int64 n)
 {
-	qsort(keys, n, sizeof(BatchKey), by_digest);
+	sort_keys(keys, n);
 }
 
 static bool
@@ -144,28 +154,61 @@ write_together(Batch *batch)
 	return written;
 }
 
-/* Write what was found free.  Returns a key at which to stop, or NULL. */
+static BatchKey *
+claim_each(Batch *batch)
+{
+	batch->part = FIRST_PART;
+	for (int i = 0; i < batch->nfree; i++)
+	{
+		claim_alone(batch, batch->free[i]);
+		if (batch->stop && !batch->free[i]->claimed)
+			return batch->free[i];
+	}
+	return NULL;
+}
+
+static BatchKey *claim_key(Batch *batch, BatchKey *key);
+
+/* One of the keys that were taken for free is not. */
+static BatchKey *
+look_at_each(Batch *batch)
+{
+	int n = batch->nfree;
+	BatchKey *stop = NULL;
+
+	batch->request.insert_first = false;
+	batch->nfree = 0;
+	/* what is found free goes into the same array, never past the one that is looked at */
+	for (int i = 0; i < n && stop == NULL; i++)
+		stop = claim_key(batch, batch->free[i]);
+	return stop;
+}
+
+/* Write what was found free, or taken for free.  Returns a key at which to stop, or NULL. */
 static BatchKey *
 write_free(Batch *batch)
 {
-	int nfree = batch->nfree;
+	BatchKey *stop = NULL;
 
-	if (nfree == 0)
+	if (batch->nfree == 0)
 		return NULL;
-	if (nfree >= FEW_KEYS && write_together(batch))
-		batch->part = Min(batch->part * 2, MAX_PART);
-	else
+	if (batch->nfree >= FEW_KEYS)
 	{
-		batch->part = FIRST_PART;
-		for (int i = 0; i < nfree; i++)
+		if (write_together(batch))
 		{
-			claim_alone(batch, batch->free[i]);
-			if (batch->stop && !batch->free[i]->claimed)
-				return batch->free[i];
+			batch->part = Min(batch->part * 2, MAX_PART);
+			batch->nfree = 0;
+			return NULL;
+		}
+		if (batch->request.insert_first)
+		{
+			stop = look_at_each(batch);
+			return stop != NULL ? stop : write_free(batch);
 		}
 	}
+	stop = claim_each(batch);
 	batch->nfree = 0;
-	return NULL;
+	return stop;
 }
 
 /* What a look at a key's row is enough for. */
@@ -184,6 +227,8 @@ look(Batch *batch, const IdemKey *key)
 	/* an open claim of our own is an error */
 	if (batch->store == NULL || pending_is_open(key))
 		return LOOK_AGAIN;
+	if (batch->request.insert_first && store_likely_new())
+		return LOOK_FREE;
 	view.state = store_batch_probe(batch->store, key, &view.unseen);
 	/* an expired row is updated, which may wait for a purge */
 	view.may_claim = view.state == STORE_ABSENT;

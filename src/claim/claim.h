@@ -24,7 +24,7 @@ typedef struct ClaimRequest
 	TimestampTz now; /* wall clock, taken as the call begins */
 	bool has_fingerprint;
 	uint8 fingerprint[FINGERPRINT_BYTES];
-	bool insert_first;	   /* claim_once: see write_first() */
+	bool insert_first;	   /* claim_once: see write_first(); batch_claim: see batch.c */
 	bool strict;		   /* a result without a fingerprint is another request's */
 	const Interval *lease; /* NULL: a transaction claim */
 	int max_attempts;	   /* abandoned claims begun so often are not taken over; 0: no limit */

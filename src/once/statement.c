@@ -160,6 +160,8 @@ statement_claim(TriggerData *trigdata, OnceArguments *args)
 	HeapTuple row;
 
 	claim_request_ttl(&statement.request, args->has_ttl ? &args->ttl : NULL);
+	/* a key that is taken is an error, so what was written in vain goes anyway */
+	statement.request.insert_first = true;
 	statement.slot =
 		MakeSingleTupleTableSlot(RelationGetDescr(trigdata->tg_relation), &TTSOpsMinimalTuple);
 	statement.keys = palloc_array(BatchKey, FIRST_SIZE);

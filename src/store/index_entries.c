@@ -132,7 +132,7 @@ open_indexes(IndexWriter *writer, KeyIndexes *keys)
 	{
 		Relation index = rri->ri_IndexRelationDescs[i];
 
-		if (keys != NULL && is_key_index(index))
+		if (is_key_index(index))
 			remember_key_index(keys, index);
 	}
 	writer->indexes = rri;
@@ -232,22 +232,26 @@ index_entries_or_40001(Store *store, const IdemKey *key, HeapTuple tuple, bool o
 void
 index_writer_begin(IndexWriter *writer, Store *store)
 {
+	KeyIndexes keys = {0};
+
 	writer->direct = has_only_primary_key(store);
 	writer->store = store;
 	if (!writer->direct)
-		begin_all(writer, store, NULL);
+		begin_all(writer, store, &keys);
+	writer->key_indexes = keys.oids;
 }
 
-void
+bool
 index_writer_insert(IndexWriter *writer, const IdemKey *key, TupleTableSlot *slot)
 {
+	bool conflict = false;
+
 	if (writer->direct)
-	{
-		(void) insert_primary_key(writer->store, key, &slot->tts_tid, UNIQUE_CHECK_YES);
-		return;
-	}
-	idem_insert_index_tuples(writer->indexes, slot, writer->estate, NIL, NULL, false);
+		return insert_primary_key(writer->store, key, &slot->tts_tid, UNIQUE_CHECK_PARTIAL);
+	idem_insert_index_tuples(writer->indexes, slot, writer->estate, writer->key_indexes, &conflict,
+							 false);
 	ResetPerTupleExprContext(writer->estate);
+	return !conflict;
 }
 
 void

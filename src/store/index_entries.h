@@ -43,12 +43,17 @@ typedef struct IndexWriter
 	/* else */
 	EState *estate;
 	ResultRelInfo *indexes;
+	List *key_indexes; /* their OIDs */
 	OwnerContext caller;
 } IndexWriter;
 
-/* Between the two, code runs as the table's owner.  A duplicate of any index raises 23505. */
+/*
+ * Between begin and end, code runs as the table's owner.  An insertion does not wait for an
+ * uncommitted row of the key: it returns false if the key has, or may have, another row.  The
+ * caller must then roll back, since the entry is there.  Another unique index raises 23505.
+ */
 extern void index_writer_begin(IndexWriter *writer, Store *store);
-extern void index_writer_insert(IndexWriter *writer, const IdemKey *key, TupleTableSlot *slot);
+extern bool index_writer_insert(IndexWriter *writer, const IdemKey *key, TupleTableSlot *slot);
 extern void index_writer_end(IndexWriter *writer);
 
 #endif /* IDEM_INDEX_ENTRIES_H */

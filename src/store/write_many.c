@@ -6,14 +6,14 @@
  * Rows are written in a subtransaction: some of them with one WAL record for each page, then
  * their index entries in the order of digests, then the next ones.  A row without an index
  * entry is nobody's yet: no other session finds it, and a crash or a rollback leaves a dead
- * row.  A row with an entry holds its key.  If another session holds a key, the insertion
- * of our entry waits for it, as that of any unique index does.  So a session only ever waits
- * for a key that comes after those it holds, and batches cannot deadlock.
+ * row.  A row with an entry holds its key.
  *
- * If the other session then commits, the index reports a duplicate.  The subtransaction is
- * rolled back, which frees all of its keys at once, and the caller claims them one by one.
- * To delete the one row instead would not free its key: other sessions take a row that a
- * running transaction has inserted and deleted for a row that may yet come back.
+ * If the index has another row of a key, whether committed or not, the subtransaction is
+ * rolled back, which frees all of its keys at once, and the caller looks at them again, or
+ * claims them one by one.  So no session waits in here: one that waits for a key holds only
+ * those that come before it, and batches cannot deadlock.  To delete the one row instead would
+ * not free its key: other sessions take a row that a running transaction has inserted and
+ * deleted for a row that may yet come back.
  *
  * The server remembers some subtransactions of each transaction in shared memory.  With
  * more than that, all sessions take longer to find out which rows they can see.
@@ -172,43 +172,49 @@ insert_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *con
 	return count;
 }
 
-/* May raise 23505, also from a unique index that the table's owner has added. */
-static void
+/* False if a key has, or may have, another row. */
+static bool
 insert_entries(StoreBatch *batch, IndexWriter *indexes, const IdemKey *const *keys, int n)
 {
 	LockContext context;
+	bool inserted = true;
 
+	/* a unique index that the table's owner has added may wait */
 	lock_context_push(&context, keys[0]);
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < n && inserted; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		context.key = keys[i];
-		index_writer_insert(indexes, keys[i], batch->rows[i]);
+		inserted = index_writer_insert(indexes, keys[i], batch->rows[i]);
 	}
 	lock_context_pop(&context);
+	return inserted;
 }
 
-static void
+/* False as above. */
+static bool
 write_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *const *writes, int n)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->context);
 	IndexWriter indexes;
 	Change change;
+	bool written = true;
 
 	batch->in_memory = AllocSetContextCreate(batch->context, "rows", ALLOCSET_DEFAULT_SIZES);
 	change_init(&change, &batch->store);
 	index_writer_begin(&indexes, &batch->store);
-	for (int done = 0; done < n;)
+	for (int done = 0; done < n && written;)
 	{
 		int count = insert_rows(batch, keys + done, writes + done, n - done, &change);
 
-		insert_entries(batch, &indexes, keys + done, count);
+		written = insert_entries(batch, &indexes, keys + done, count);
 		clear_slots(batch);
 		MemoryContextReset(batch->in_memory);
 		done += count;
 	}
 	index_writer_end(&indexes);
 	MemoryContextSwitchTo(old);
+	return written;
 }
 
 static bool
@@ -237,21 +243,17 @@ store_batch_write(StoreBatch *batch, const IdemKey *const *keys, const StoreWrit
 	subtransaction_begin(&sub);
 	PG_TRY();
 	{
-		write_rows(batch, keys, writes, n);
-		subtransaction_commit(&sub);
-		written = true;
+		written = write_rows(batch, keys, writes, n);
+		if (written)
+			subtransaction_commit(&sub);
 	}
 	PG_CATCH();
 	{
-		ErrorData *error = subtransaction_catch(&sub);
-
-		/* who claims the keys one by one gets an error of another unique index again */
-		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
-			ReThrowError(error);
-		FreeErrorData(error);
-		clear_slots(batch);
+		ReThrowError(subtransaction_catch(&sub));
 	}
 	PG_END_TRY();
+	if (!written)
+		subtransaction_rollback(&sub);
 	MemoryContextReset(batch->context);
 	return written;
 }
