@@ -175,7 +175,7 @@ INSERT INTO conversions (type, arg, expected) VALUES
 	('bytea', '"\\x0aff"', '"\\x0aff"'), ('json', '{"b": 1, "a": [null]}', '{"a": [null], "b": 1}'), ('json', '"x"', '"x"'),
 	('jsonb', '{"b": 1, "a": [null]}', '{"a": [null], "b": 1}'), ('jsonb', '"x"', '"x"'), ('jsonb', '[]', '[]'), ('jsonb', '1.10', '1.10'),
 	('inet', '"10.0.0.1/8"', '"10.0.0.1/8"'), ('int4range', '"[1,2]"', '"[1,3)"'), ('int4multirange', '"{[1,2],[2,3]}"', '"{[1,4)}"'),
-	('regclass', '"call_test.item"', '"item"'), ('regclass', '"nosuch"', '42P01'), ('pg_lsn', '"0/10"', '"0/10"'),
+	('regclass', '"call_test.item"', '"item"'), ('regclass', '"nosuch"', '42P01'), ('pg_lsn', '"FFFFFFFF/FFFFFFFF"', '"FFFFFFFF/FFFFFFFF"'),
 	('colour', '"green"', '"green"'), ('colour', '"blue"', '22P02'),
 	-- composite types: missing is null, what is not there is ignored, as jsonb_to_record does it
 	('point2', '{"x": 1, "y": 2.50}', '{"x": 1, "y": 2.50}'), ('point2', '{"y": 1, "z": 3}', '{"x": null, "y": 1}'),

@@ -248,9 +248,9 @@ sub vacuum_passes
 	my $rest = "FROM pg_stat_activity WHERE application_name = 'vacuum'";
 
 	eventually(sub { IPC::Run::pump_nb($vacuum->{run}); return !$vacuum->{run}->pumpable
-		  || $node->safe_psql('postgres', "SELECT count(*) $rest AND wait_event = 'BufferPin'") })
+		  || $node->safe_psql('postgres', "SELECT count(*) $rest AND wait_event IN ('BufferPin', 'BufferCleanup')") })
 	  or die 'VACUUM does not end';
-	is($node->safe_psql('postgres', "SELECT count(*) $rest AND wait_event = 'BufferPin'"), '0', "$name: VACUUM does not wait");
+	is($node->safe_psql('postgres', "SELECT count(*) $rest AND wait_event IN ('BufferPin', 'BufferCleanup')"), '0', "$name: VACUUM does not wait");
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend(pid) $rest");
 	ends_with($vacuum, '', "$name: and comes to its end");
 }
@@ -297,6 +297,17 @@ $batch->query_safe('ROLLBACK');
 $finisher->query('COMMIT');
 sql_is($node, 'postgres', "SELECT state, result FROM idem_lookup('replaced')", 'finished|1', 'the finish goes on');
 $_->quit for $batch, $finisher;
+
+$node->safe_psql('postgres', "SELECT idem_claim('replaced 2'); UPDATE idem_keys SET expires_at = now() WHERE key = 'replaced 2'");
+$holder = $node->background_psql('postgres');
+$holder->query_safe("BEGIN; SELECT idem_claim('replaced 2')");
+# so many that it keeps a scan
+my $many = session('many', "SELECT count(*) FROM idem_claim_many(array_fill('replaced 2'::text, '{8}'))");
+until_it('many', "wait_event = 'transactionid'");
+vacuum_passes('a batch waits for a holder');
+$holder->query_safe('ROLLBACK');
+ends_with($many, "1\n", 'the batch goes on');
+$holder->quit;
 
 #
 # A look-up under a transaction that has itself changed the leased claim

@@ -30,8 +30,10 @@
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+#include "utils/wait_event.h"
 
 #if PG_VERSION_NUM < 150000
 #error "idempotency needs PostgreSQL 15 or later"
@@ -276,6 +278,25 @@ idem_index_beginscan(Relation heap, Relation index, Snapshot snapshot, int nkeys
 #endif
 }
 
+/*
+ * Begin the scan again, with no page pinned.  19: index_rescan() keeps the pin on the table's
+ * page, which only the end of the fetch releases.
+ */
+static inline void
+idem_index_rescan_unpinned(IndexScanDesc scan, ScanKey keys, int nkeys)
+{
+	index_rescan(scan, keys, nkeys, NULL, 0);
+#if PG_VERSION_NUM >= 190000
+	{
+		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(scan));
+
+		table_index_fetch_end(scan->xs_heapfetch);
+		scan->xs_heapfetch = idem_index_fetch_begin(scan->heapRelation);
+		MemoryContextSwitchTo(old);
+	}
+#endif
+}
+
 /* Update waits for a concurrent change of the tuple, delete if "wait".  19: options. */
 static inline TM_Result
 idem_tuple_update(Relation rel, ItemPointer tid, TupleTableSlot *slot, CommandId cid,
@@ -401,17 +422,6 @@ idem_primary_key(Relation rel)
 	return RelationGetPrimaryKeyIndex(rel, false);
 #else
 	return RelationGetPrimaryKeyIndex(rel);
-#endif
-}
-
-/* 19: the parameters are const, and passed by value. */
-static inline void
-idem_relation_vacuum(Relation rel, VacuumParams *params, BufferAccessStrategy strategy)
-{
-#if PG_VERSION_NUM >= 190000
-	table_relation_vacuum(rel, *params, strategy);
-#else
-	table_relation_vacuum(rel, params, strategy);
 #endif
 }
 

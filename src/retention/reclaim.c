@@ -185,7 +185,7 @@ vacuum_relation(Relation rel)
 		.nworkers = -1,
 	};
 
-	idem_relation_vacuum(rel, &params, GetAccessStrategy(BAS_VACUUM));
+	table_relation_vacuum(rel, &params, GetAccessStrategy(BAS_VACUUM));
 	idem_pgstat_forget_tuples(rel);
 }
 

@@ -55,7 +55,7 @@ version_scan_begin(VersionScan *scan, Store *store)
 void
 version_scan_rest(VersionScan *scan)
 {
-	index_rescan(scan->scan, &scan->key, 1, NULL, 0);
+	idem_index_rescan_unpinned(scan->scan, &scan->key, 1);
 }
 
 void
@@ -184,7 +184,7 @@ scan_versions(VersionScan *scan, TupleTableSlot **made, Version *found, Entries 
 	found->state = STORE_ABSENT;
 	memset(entries, 0, sizeof(*entries));
 
-	version_scan_rest(scan);
+	index_rescan(scan->scan, &scan->key, 1, NULL, 0);
 	while (next_version(scan->scan, made, entries))
 	{
 		TupleTableSlot *slot = *made;

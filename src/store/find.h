@@ -50,7 +50,7 @@ extern void version_scan_begin(VersionScan *scan, Store *store);
 extern void
 version_scan_find(VersionScan *scan, const IdemKey *key, TupleTableSlot *slot, Version *found);
 
-/* Unpin the index page, if a key was looked up; needed before a wait. */
+/* Unpin the pages of the last look-up; needed before a wait. */
 extern void version_scan_rest(VersionScan *scan);
 extern void version_scan_end(VersionScan *scan);
 
