@@ -348,6 +348,16 @@ UPDATE idem_keys SET expires_at = now() WHERE key = 'expired';
 SQL
 sql_is($node, 'postgres', q{INSERT INTO seen VALUES ('expired'); SELECT count(*) FROM seen}, '2', 'a further unique index: an expired key is taken');
 sql_fails($node, 'postgres', q{INSERT INTO seen VALUES ('expired')}, '23505', 'and then it is known');
+# as do the keys of a statement, whose duplicates are those of the trigger
+$node->safe_psql('postgres', <<'SQL');
+DROP TRIGGER seen_once ON seen;
+CREATE TRIGGER seen_once AFTER INSERT ON seen REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION idem_once('id', '1 hour');
+UPDATE idem_keys SET expires_at = now() WHERE key = 'expired';
+SQL
+my $statement = q{INSERT INTO seen SELECT 'new ' || i FROM generate_series(1, 20) i UNION ALL SELECT 'expired'};
+sql_is($node, 'postgres', "$statement; SELECT count(*) FROM seen", '23', 'with others in a statement');
+my (undef, undef, $duplicate) = $node->psql('postgres', $statement);
+like($duplicate, qr/duplicate key value violates unique constraint "seen_once"/, 'a duplicate is found by the trigger');
 $node->safe_psql('postgres', 'DROP INDEX by_key; DROP TABLE seen');
 
 #

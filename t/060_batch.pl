@@ -131,10 +131,33 @@ SQL
 }
 
 #
+# A statement that meets an expired key has written in vain.  The next ones look before they write.
+#
+is($node->safe_psql('postgres', <<'SQL'), 't|t', 'statements with an expired key each: few rows are written in vain');
+DROP INDEX stops;
+CREATE TABLE again (k text);
+CREATE TRIGGER once AFTER INSERT ON again REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION idem_once('k', NULL, NULL, 'again');
+INSERT INTO again SELECT 'expired ' || i FROM generate_series(1, 60) i;
+UPDATE idem_keys SET expires_at = now() WHERE scope = 'again';
+DO $$ BEGIN PERFORM pg_stat_force_next_flush(); END $$;
+SELECT n_tup_ins AS before FROM pg_stat_all_tables WHERE relid = 'idem_keys'::regclass \gset
+CREATE PROCEDURE insert_again() LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 60 LOOP
+		INSERT INTO again SELECT concat(i, ' new ', n) FROM generate_series(1, 200) n UNION ALL SELECT 'expired ' || i;
+		COMMIT;
+	END LOOP;
+END $$;
+CALL insert_again();
+DO $$ BEGIN PERFORM pg_stat_force_next_flush(); END $$;
+SELECT n_tup_ins - :before >= 12000, n_tup_ins - :before < 14000 FROM pg_stat_all_tables WHERE relid = 'idem_keys'::regclass;
+SQL
+$node->safe_psql('postgres', "DROP TABLE again; DELETE FROM idem_keys WHERE scope = 'again'");
+
+#
 # Batches at once, by both ways, in all orders: no deadlock, and each key with its effect once.
 #
 $node->safe_psql('postgres', <<'SQL');
-DROP INDEX stops;
 DELETE FROM idem_keys;
 CREATE TABLE effects (k text);
 CREATE TABLE events (k text);

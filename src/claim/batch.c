@@ -8,7 +8,8 @@
  * after the free ones before it have been written.
  *
  * With insert_first, keys are written without a look while they are new.  If one of them is
- * taken, the rows of that part are dead, and from there on each key is looked at.
+ * known, the rows of that part are dead, and from there on each key is looked at: also in the
+ * next batches, since a key that is known is no error if it has expired or is abandoned.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,6 +35,18 @@
 
 /* a subtransaction costs more than it saves for fewer keys */
 #define FEW_KEYS 8
+
+/*
+ * How many of the next batches look at each key, after one that has written in vain: twice as
+ * many as the last time, and half as many after one that has not.
+ */
+static struct
+{
+	int left;
+	int last;
+} careful;
+
+#define MAX_CAREFUL 1024
 
 typedef struct Batch
 {
@@ -177,10 +190,15 @@ look_at_each(Batch *batch)
 	BatchKey *stop = NULL;
 
 	batch->request.insert_first = false;
+	careful.last = Min(Max(careful.last * 2, 1), MAX_CAREFUL);
+	careful.left = careful.last;
 	batch->nfree = 0;
 	/* what is found free goes into the same array, never past the one that is looked at */
 	for (int i = 0; i < n && stop == NULL; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		stop = claim_key(batch, batch->free[i]);
+	}
 	return stop;
 }
 
@@ -227,7 +245,7 @@ look(Batch *batch, const IdemKey *key)
 	/* an open claim of our own is an error */
 	if (batch->store == NULL || pending_is_open(key))
 		return LOOK_AGAIN;
-	if (batch->request.insert_first && store_likely_new())
+	if (batch->request.insert_first && store_batch_likely_new(batch->store))
 		return LOOK_FREE;
 	view.state = store_batch_probe(batch->store, key, &view.unseen);
 	/* an expired row is updated, which may wait for a purge */
@@ -296,12 +314,19 @@ batch_claim(const ClaimRequest *request, BatchKey *keys, int64 n, bool stop)
 	Batch batch = {.request = *request, .part = FIRST_PART, .stop = stop};
 	BatchKey *stopped;
 
+	if (batch.request.insert_first && careful.left > 0)
+	{
+		careful.left--;
+		batch.request.insert_first = false;
+	}
 	batch.free = MemoryContextAllocHuge(context, Max(Min(n, MAX_PART), 1) * sizeof(*batch.free));
 	batch.per_key = AllocSetContextCreate(context, "key of a batch", ALLOCSET_DEFAULT_SIZES);
 	/* a read-only transaction can only learn that keys are taken */
 	if (n >= FEW_KEYS && !XactReadOnly)
 		batch.store = store_batch_begin();
 	stopped = claim_keys(&batch, keys, n);
+	if (batch.request.insert_first)
+		careful.last /= 2;
 	if (batch.store != NULL)
 		store_batch_end(batch.store);
 	MemoryContextSwitchTo(old);

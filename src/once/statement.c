@@ -160,7 +160,7 @@ statement_claim(TriggerData *trigdata, OnceArguments *args)
 	HeapTuple row;
 
 	claim_request_ttl(&statement.request, args->has_ttl ? &args->ttl : NULL);
-	/* a key that is taken is an error, so what was written in vain goes anyway */
+	/* nearly always, a key that is known is an error */
 	statement.request.insert_first = true;
 	statement.slot =
 		MakeSingleTupleTableSlot(RelationGetDescr(trigdata->tg_relation), &TTSOpsMinimalTuple);

@@ -186,6 +186,12 @@ typedef struct StoreBatch StoreBatch;
 extern StoreBatch *store_batch_begin(void);
 extern StoreState store_batch_probe(StoreBatch *batch, const IdemKey *key, bool *unseen);
 
+/*
+ * Is the next key likely to have no row, by the last look, and is it safe to write it without
+ * one?  An index of the owner's may object to a row that only replaces an expired one.
+ */
+extern bool store_batch_likely_new(StoreBatch *batch);
+
 /* Unpin the pages of the last look-up; needed before a wait outside the batch. */
 extern void store_batch_rest(StoreBatch *batch);
 

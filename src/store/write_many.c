@@ -98,6 +98,12 @@ store_batch_end(StoreBatch *batch)
 	pfree(batch);
 }
 
+bool
+store_batch_likely_new(StoreBatch *batch)
+{
+	return store_likely_new() && has_only_primary_key(&batch->store);
+}
+
 StoreState
 store_batch_probe(StoreBatch *batch, const IdemKey *key, bool *unseen)
 {
@@ -234,6 +240,7 @@ store_batch_write(StoreBatch *batch, const IdemKey *const *keys, const StoreWrit
 {
 	Subtransaction sub;
 	volatile bool written = false;
+	volatile bool rolled_back = false;
 
 	if (!may_use_subtransaction())
 		return false;
@@ -249,10 +256,21 @@ store_batch_write(StoreBatch *batch, const IdemKey *const *keys, const StoreWrit
 	}
 	PG_CATCH();
 	{
-		ReThrowError(subtransaction_catch(&sub));
+		ErrorData *error = subtransaction_catch(&sub);
+
+		/*
+		 * An index of the owner's objects to a second row of a key before we can roll back.
+		 * If it objects for another reason, who claims the keys one by one gets the error again.
+		 */
+		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION &&
+			error->sqlerrcode != ERRCODE_EXCLUSION_VIOLATION)
+			ReThrowError(error);
+		FreeErrorData(error);
+		clear_slots(batch);
+		rolled_back = true;
 	}
 	PG_END_TRY();
-	if (!written)
+	if (!written && !rolled_back)
 		subtransaction_rollback(&sub);
 	MemoryContextReset(batch->context);
 	return written;
