@@ -24,15 +24,40 @@ for my $db ('busy', 'mass', 'idle')
 	$node->safe_psql($db, 'CREATE EXTENSION idempotency; ' . fill_procedure());
 }
 
-# However fast the machine is: neither is ever purged to its end.
-my $refill = <<'SQL';
-DO $$
+# That many rows that a purge takes several visits for, however fast the machine is: it writes them about as fast as
+# it purges them, and a visit takes a second.
+sub fill_for
+{
+	my ($db, $seconds) = @_;
+
+	$node->safe_psql($db, <<"SQL");
+DO \$\$
+DECLARE
+	until timestamptz := clock_timestamp() + interval '$seconds s';
 BEGIN
-	IF (SELECT count(*) FROM (SELECT FROM idem_keys LIMIT 200000) few) < 200000 THEN
-		CALL fill(400000);
-	END IF;
-END $$;
+	WHILE clock_timestamp() < until LOOP
+		CALL fill(50000);
+		COMMIT;
+	END LOOP;
+END \$\$;
 SQL
+}
+
+my %enough;
+for my $db ('busy', 'mass')
+{
+	fill_for($db, 4);
+	$enough{$db} = int($node->safe_psql($db, 'SELECT count(*) FROM idem_keys') * 3 / 4);
+}
+
+# It has more all the time.
+sub keep_full
+{
+	my ($db) = @_;
+
+	fill_for($db, 1) if $node->safe_psql($db, "SELECT count(*) FROM (SELECT FROM idem_keys LIMIT $enough{$db}) few") < $enough{$db};
+	return;
+}
 
 sub configure
 {
@@ -52,7 +77,7 @@ sub visits
 	my @seen;
 
 	eventually(sub {
-		$node->safe_psql($_, $refill) for @full;
+		keep_full($_) for @full;
 		@seen = slurp_file($node->logfile, $log_start) =~ /purge worker of database "(\w+)" has ended/g;
 		return $times <= grep { $_ eq $db } @seen;
 	}) or die "$db was not visited $times times: @seen";
@@ -79,7 +104,6 @@ my $backlog = 'SELECT count(*) > 1000 FROM idem_keys WHERE expires_at <= now()';
 # A database that is busy keeps no other from its turn: a worker works for a second, and
 # the other's turn comes every second
 #
-$node->safe_psql($_, $refill) for 'busy', 'mass';
 my $log_start = configure('busy, mass, idle', '1 s');
 my @seen = visits($log_start, 'idle', 3, 'busy', 'mass');
 sql_is($node, $_, $backlog, 't', "$_ had more all the time") for 'busy', 'mass';

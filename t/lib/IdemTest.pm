@@ -240,13 +240,14 @@ SQL
 sub eventually
 {
 	my ($code) = @_;
+	my $end = time() + $PostgreSQL::Test::Utils::timeout_default;
 
-	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
+	until ($code->())
 	{
-		return 1 if $code->();
+		return 0 if time() > $end;
 		usleep(10_000);
 	}
-	return 0;
+	return 1;
 }
 
 # What a file over a restart must end with: CRC-32C of the rest.
