@@ -108,8 +108,8 @@ SQL
 	[ 'guard, one commit of two claims', "BEGIN; SELECT idem_begin('g'); SELECT idem_begin('g2'); COMMIT", 'started 2 guard_errors 1', 'ID005' ],
 	[ 'guard, a statement alone', "SELECT idem_begin('g')", 'started 1 guard_errors 1', 'ID005' ],
 	[ 'guard, PREPARE', "BEGIN; SELECT idem_begin('g'); PREPARE TRANSACTION 'g'", 'started 1 guard_errors 1', 'ID005' ],
-	[ 'guard, expired', "BEGIN; SELECT idem_claim('x', '1 millisecond'); CALL wait_until(now() + '2 milliseconds'); COMMIT", 'claimed 1 guard_errors 1', 'ID005' ],
-	[ 'guard, expired at PREPARE', "BEGIN; SELECT idem_claim('x', '1 millisecond'); CALL wait_until(now() + '2 milliseconds'); PREPARE TRANSACTION 'x'", 'claimed 1 guard_errors 1', 'ID005' ],
+	[ 'guard, expired', "BEGIN; SELECT idem_claim('x', '1 millisecond'); CALL wait_until(clock_timestamp() + '2 milliseconds'); COMMIT", 'claimed 1 guard_errors 1', 'ID005' ],
+	[ 'guard, expired at PREPARE', "BEGIN; SELECT idem_claim('x', '1 millisecond'); CALL wait_until(clock_timestamp() + '2 milliseconds'); PREPARE TRANSACTION 'x'", 'claimed 1 guard_errors 1', 'ID005' ],
 	[ 'guard, rolled back', "BEGIN; SELECT idem_begin('g'); ROLLBACK", 'started 1' ],
 
 	# the throttle, with a table of 16 limits
