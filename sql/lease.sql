@@ -567,7 +567,7 @@ BEGIN;
 SELECT idem_extend('gu-7', '1 ms', fence => :fence) AS first_end \gset
 SELECT idem_checkpoint('gu-7', 'a', fence => :fence) IS NOT NULL AS done;
 SELECT idem_extend('gu-7', '1 hour', fence => :fence) > clock_timestamp() AS running;
-DO $$ BEGIN WHILE clock_timestamp() < now() + '400 ms' LOOP PERFORM pg_sleep(0.002); END LOOP; END $$;
+DO $$ DECLARE until timestamptz := clock_timestamp() + '400 ms'; BEGIN WHILE clock_timestamp() < until LOOP PERFORM pg_sleep(0.002); END LOOP; END $$;
 SELECT clock_timestamp() > :'first_end'::timestamptz + '300 ms' AS it_would_have_expired;
 COMMIT;
 SELECT :looks FROM idem_lookup('gu-7');
@@ -575,7 +575,7 @@ SELECT :looks FROM idem_lookup('gu-7');
 BEGIN;
 SELECT state FROM idem_begin('gu-8', lease => '1 ms', ttl => '300 ms');
 SELECT idem_extend('gu-8', '1 hour') > clock_timestamp() AS running;
-DO $$ BEGIN WHILE clock_timestamp() < now() + '400 ms' LOOP PERFORM pg_sleep(0.002); END LOOP; END $$;
+DO $$ DECLARE until timestamptz := clock_timestamp() + '400 ms'; BEGIN WHILE clock_timestamp() < until LOOP PERFORM pg_sleep(0.002); END LOOP; END $$;
 COMMIT;
 SELECT :looks FROM idem_lookup('gu-8');
 -- also when the shortening itself is undone
