@@ -49,22 +49,11 @@ is($restored->safe_psql('postgres', "SELECT count(*) FROM idem_keys l FULL JOIN 
 	0, 'and so do leases');
 
 # the clients repeat all of their requests
-$restored->safe_psql('postgres', <<'SQL');
-UPDATE idem_keys SET lease_until = clock_timestamp() WHERE finished_at IS NULL;
-CREATE TABLE fences (fence bigint);
-DO $$
-BEGIN
-	FOR i IN 0 .. 19999 LOOP
-		INSERT INTO fences VALUES (request('2-' || 1 + i % 4 || '-' || 1 + i / 4));
-		COMMIT;
-	END LOOP;
-END $$;
-SQL
+my @repeated = repeat_storm($restored, 2, 4, 5000);
 is($restored->safe_psql('postgres', 'SELECT count(*), count(DISTINCT k) FROM orders'), '20100|20100', 'repeated, each request has had its effect once');
 is($restored->safe_psql('postgres', disagreeing()), '', 'keys and orders agree');
 
-my @again = ($restored->safe_psql('postgres', take_over('shared')),
-	split /\n/, $restored->safe_psql('postgres', 'SELECT fence FROM fences'));
+my @again = ($restored->safe_psql('postgres', take_over('shared')), @repeated);
 is(scalar @again, 20001, 'a fence for each of them');
 is(twice(@before, $holder, @after, @again), '', 'no fence is issued twice');
 cmp_ok(min(@again), '>', max(@before, @after), 'and new ones are higher');

@@ -135,19 +135,9 @@ step('idem_fence');
 is(scalar @blocks, 0, 'that was all');
 
 # The clients repeat everything.
-$new->safe_psql('postgres', <<'SQL');
-UPDATE idem_keys SET lease_until = clock_timestamp() WHERE finished_at IS NULL;
-CREATE TABLE fences (fence bigint);
-DO $$
-BEGIN
-	FOR i IN 0 .. 8999 LOOP
-		INSERT INTO fences VALUES (request('2-' || 1 + i % 3 || '-' || 1 + i / 3));
-		COMMIT;
-	END LOOP;
-END $$;
-SQL
+my @repeated = repeat_storm($new, 2, 3, 3000);
 agree('repeated: each request once');
-is(twice(@old_fences, $taken, split /\n/, $new->safe_psql('postgres', 'SELECT fence FROM fences')), '', 'no fence is issued twice');
+is(twice(@old_fences, $taken, @repeated), '', 'no fence is issued twice');
 sql_is($new, 'postgres', "SELECT state, result, failed FROM idem_begin('failed')", 'replayed|"sold out"|t', 'a failure replays');
 sql_is($new, 'postgres', "SELECT idem_claim('expired')", 'f', 'what was claimed again after its expiry is known');
 sql_is($new, 'postgres', "SELECT state FROM handed_out, idem_token_redeem('login', secret) WHERE name = 'token'", 'redeemed', 'a token can be redeemed');

@@ -11,7 +11,7 @@ use Exporter 'import';
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(request_function start_storm end_storm storm take_over twice disagreeing cut_off);
+our @EXPORT = qw(request_function start_storm end_storm storm repeat_storm take_over twice disagreeing cut_off);
 
 # request(k): an order under the key, and the fence of a lease, in one transaction.
 sub request_function
@@ -69,6 +69,27 @@ sub storm
 	my ($node, $requests) = @_;
 
 	return end_storm(start_storm($node, 1, $requests));
+}
+
+# The sessions of the storm of that number repeat so many of their requests each, after all leases have run out.
+# Returns their fences.
+sub repeat_storm
+{
+	my ($node, $storm, $sessions, $requests) = @_;
+	my $last = $sessions * $requests - 1;
+
+	$node->safe_psql('postgres', <<"SQL");
+UPDATE idem_keys SET lease_until = clock_timestamp() WHERE finished_at IS NULL;
+CREATE TABLE fences (fence bigint);
+DO \$\$
+BEGIN
+	FOR i IN 0 .. $last LOOP
+		INSERT INTO fences VALUES (request('$storm-' || 1 + i % $sessions || '-' || 1 + i / $sessions));
+		COMMIT;
+	END LOOP;
+END \$\$;
+SQL
+	return split /\n/, $node->safe_psql('postgres', 'SELECT fence FROM fences');
 }
 
 # SQL for the fence of a key that somebody had a lease of, which has run out.
