@@ -674,6 +674,132 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION idem_revoke(regrole, text[]) IS
 'take back what idem_grant() gave';
 
+CREATE FUNCTION idem_tenant_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION idem_tenant_support(internal) IS
+'planner support of the functions that idem_distribute() makes: refuses a null tenant';
+
+CREATE FUNCTION idem_distribute(colocate_with regclass)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+	schema text;
+	owner text;
+	keys regclass;
+	tenant_keys text;
+	tenant_type text;
+	stable boolean;
+	live bigint;
+	node record;
+	routine record;
+	made regprocedure;
+BEGIN
+	IF colocate_with IS NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'table must not be null';
+	END IF;
+	IF current_setting('is_superuser') <> 'on' THEN
+		RAISE insufficient_privilege USING MESSAGE = 'must be superuser to distribute idempotency keys';
+	END IF;
+	IF to_regclass('pg_catalog.pg_dist_partition') IS NULL THEN
+		RAISE object_not_in_prerequisite_state USING MESSAGE = 'extension "citus" is not installed in this database',
+			HINT = 'Create it, add the nodes, and distribute the table whose rows the keys protect.';
+	END IF;
+	IF (SELECT g.groupid FROM pg_catalog.pg_dist_local_group g) <> 0 THEN
+		RAISE object_not_in_prerequisite_state USING MESSAGE = 'this node is not the coordinator of the cluster';
+	END IF;
+
+	SELECT format_type(a.atttypid, NULL), o.provolatile <> 'i'
+	INTO tenant_type, stable
+	FROM pg_catalog.pg_dist_partition p
+	JOIN pg_attribute a ON a.attrelid = p.logicalrelid AND a.attname = column_to_column_name(p.logicalrelid, p.partkey)
+	JOIN pg_type t ON t.oid = a.atttypid
+	JOIN pg_proc o ON o.oid = t.typoutput
+	WHERE p.logicalrelid = colocate_with AND p.partmethod = 'h';
+	IF tenant_type IS NULL THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('table "%s" is not distributed by the hash of a column', colocate_with),
+			HINT = format('Distribute it first: SELECT create_distributed_table(%L, ''tenant'').', colocate_with);
+	END IF;
+	IF stable THEN
+		RAISE feature_not_supported USING
+			MESSAGE = format('cannot distribute idempotency keys by a tenant of type %s', tenant_type),
+			DETAIL = 'Its text depends on settings, and the text is the scope of the keys.';
+	END IF;
+
+	SELECT e.extnamespace::regnamespace::text, c.oid, c.relowner::regrole::text
+	INTO schema, keys, owner
+	FROM pg_extension e JOIN pg_class c ON c.relnamespace = e.extnamespace AND c.relname = 'idem_keys'
+	WHERE e.extname = 'idempotency';
+	tenant_keys := schema || '.idem_tenant_keys';
+	IF to_regclass(tenant_keys) IS NOT NULL THEN
+		RAISE duplicate_table USING MESSAGE = format('table "%s" already exists', tenant_keys);
+	END IF;
+	FOR node IN
+		SELECT r.nodename, r.nodeport
+		FROM run_command_on_workers('SELECT extversion FROM pg_catalog.pg_extension WHERE extname = ''idempotency''') r
+		WHERE r.result IS DISTINCT FROM (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'idempotency')
+	LOOP
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('node %s:%s does not have the same version of extension "idempotency"', node.nodename, node.nodeport),
+			HINT = 'Install the same package on all nodes, and create or update the extension there.';
+	END LOOP;
+
+	/* waits for claims, and keeps new ones out until all keys go to the new table */
+	EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', keys);
+	EXECUTE format('SELECT count(*) FROM %s WHERE expires_at > clock_timestamp()', keys) INTO live;
+	IF live > 0 THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('table "%s" has %s keys that have not expired', keys, live),
+			DETAIL = 'They would no longer be found, and their requests could run again.',
+			HINT = 'Wait until they have expired.';
+	END IF;
+
+	/* a connection for each node, since Citus makes functions by one that has made nothing else */
+	PERFORM set_config('citus.multi_shard_modify_mode', 'sequential', true);
+	EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS, '
+		'tenant %s NOT NULL, PRIMARY KEY (digest, tenant))', tenant_keys, keys, tenant_type);
+	EXECUTE format('COMMENT ON TABLE %s IS %L', tenant_keys, 'idempotency keys, each beside the other rows of its tenant');
+	EXECUTE format('ALTER TABLE %s OWNER TO %s', tenant_keys, owner);
+	PERFORM create_distributed_table(tenant_keys, 'tenant', colocate_with => colocate_with::text);
+
+	FOR routine IN
+		SELECT p.proname || '_for' AS name,
+			p.proname AS original,
+			pg_get_function_result(p.oid) AS result,
+			(SELECT string_agg(CASE a.mode WHEN 'o' THEN 'OUT ' ELSE '' END || format('%I ', a.name) || format_type(a.type, NULL)
+					|| CASE WHEN a.n <= p.pronargs THEN coalesce(' DEFAULT ' || pg_get_function_arg_default(p.oid, a.n::integer), '') ELSE '' END,
+					', ' ORDER BY a.n)
+				FROM unnest(coalesce(p.proallargtypes, p.proargtypes::oid[]), p.proargnames, p.proargmodes) WITH ORDINALITY a (type, name, mode, n)
+				WHERE a.mode IS DISTINCT FROM 't' AND a.name <> 'scope') AS parameters,
+			(SELECT string_agg(format('%I => ', a.name)
+					|| CASE a.name WHEN 'scope' THEN format('pg_catalog.format(''%%s'', %I.tenant)', p.proname || '_for')
+						ELSE format('%I.%I', p.proname || '_for', a.name) END, ', ' ORDER BY a.n)
+				FROM unnest(p.proargnames) WITH ORDINALITY a (name, n)
+				WHERE a.n <= p.pronargs) AS arguments
+		FROM pg_proc p
+		JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
+		JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'idempotency'
+		WHERE p.proname IN ('idem_begin', 'idem_finish', 'idem_fail', 'idem_release', 'idem_extend', 'idem_checkpoint', 'idem_claim',
+			'idem_claim_many', 'idem_call', 'idem_http_begin', 'idem_http_finish', 'idem_import', 'idem_lookup', 'idem_forget')
+		ORDER BY p.proname
+	LOOP
+		EXECUTE format('CREATE FUNCTION %s.%I(tenant %s, %s) RETURNS %s LANGUAGE sql VOLATILE COST 1000 '
+			'SUPPORT %s.idem_tenant_support AS %L',
+			schema, routine.name, tenant_type, routine.parameters, routine.result, schema,
+			format('SELECT * FROM %s.%I(%s)', schema, routine.original, routine.arguments));
+		made := (SELECT p.oid FROM pg_proc p WHERE p.pronamespace = schema::regnamespace AND p.proname = routine.name);
+		EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made);
+		EXECUTE format('COMMENT ON FUNCTION %s IS %L', made, routine.original || '() on the node that has the rows of the tenant');
+		EXECUTE format('ALTER FUNCTION %s OWNER TO %s', made, owner);
+		PERFORM create_distributed_function(made, '$1', colocate_with => tenant_keys, force_delegation => true);
+	END LOOP;
+END $function$;
+COMMENT ON FUNCTION idem_distribute(regclass) IS
+'distribute idempotency keys over a Citus cluster, by tenant, beside the rows of a table';
+
 REVOKE ALL ON FUNCTION
 	idem_digest(text, text),
 	idem_begin(text, interval, text, jsonb, interval, interval, integer),
@@ -706,7 +832,9 @@ REVOKE ALL ON FUNCTION
 	idem_forget(text, text),
 	idem_forget_scope(text),
 	idem_grant(regrole, text[]),
-	idem_revoke(regrole, text[])
+	idem_revoke(regrole, text[]),
+	idem_tenant_support(internal),
+	idem_distribute(regclass)
 FROM PUBLIC;
 
 REVOKE ALL ON PROCEDURE idem_purge(integer, bigint, interval, bigint, bigint, bigint) FROM PUBLIC;

@@ -45,6 +45,22 @@
 				 "created it; pg_repack and audit tools create such triggers.", \
 				 quote_identifier(trigger_), (qualified_))))
 
+/* 0A000: a node of a cluster has an idem_keys that the other nodes do not look at */
+#define error_keys_on_worker(name_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+			 errmsg("cannot keep idempotency keys in table \"%s\" of a Citus worker", (name_)), \
+			 errdetail("Each node has a table of its own, so a request could run once on each."), \
+			 errhint("Call idem_distribute() on the coordinator.")))
+
+/* 0A000: a batch is written to one table */
+#define error_many_tenants(scope_, other_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+			 errmsg("keys of tenants \"%s\" and \"%s\" in one batch", key_text_display(scope_), \
+					key_text_display(other_)), \
+			 errhint("The keys are distributed by tenant: make a batch for each.")))
+
 /* 0A000: a function that idem_call cannot call */
 #define error_not_callable(function_, detail_) \
 	ereport(ERROR, \
@@ -88,6 +104,16 @@
 			 errmsg("%s \"%s\" is too long", (what_), key_text_display(text_)), \
 			 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", (size_), (limit_)), \
 			 errhint("Use a hash of it instead.")))
+
+/* 22023: the scope of keys that are distributed by tenant */
+#define error_not_tenant(scope_, type_, written_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+			 errmsg("idempotency scope \"%s\" is not a tenant of type %s", key_text_display(scope_), \
+					format_type_be(type_)), \
+			 VARSIZE_ANY_EXHDR(scope_) == 0 \
+				 ? errhint("The keys are distributed by tenant: give the tenant as the scope.") \
+				 : errhint("Write the tenant as the server does: \"%s\".", (written_))))
 
 /* 22023: an element of keep_errors */
 #define error_invalid_sqlstate(code_) \
@@ -317,6 +343,28 @@
 					key_display(key_)), \
 			 errhint("Roll back and retry the transaction; it then gets the stored result.")))
 
+/* 40001, or 55000 if the shard was never on this node */
+#define error_shard_elsewhere(scope_, was_here_) \
+	ereport(ERROR, \
+			(errcode((was_here_) ? ERRCODE_T_R_SERIALIZATION_FAILURE \
+								 : ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 (was_here_) ? errmsg("could not serialize access: the keys of tenant \"%s\" have moved to " \
+								  "another node", \
+								  key_text_display(scope_)) \
+						 : errmsg("the keys of tenant \"%s\" are on another node", \
+								  key_text_display(scope_)), \
+			 (was_here_) ? errhint("Roll back and retry the transaction.") \
+						 : errhint("Call a function that Citus sends to that node, such as " \
+								   "idem_begin_for() or one that create_distributed_function() has " \
+								   "distributed by tenant.")))
+
+/* 40001: between two looks */
+#define error_shards_gone() \
+	ereport(ERROR, \
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), \
+			 errmsg("could not serialize access: the table of idempotency keys is no longer distributed"), \
+			 errhint("Roll back and retry the transaction.")))
+
 /* 40001: while idem_call waited for its key */
 #define error_function_changed(name_, identity_) \
 	ereport(ERROR, \
@@ -411,6 +459,21 @@
 			 errmsg("column \"%s\" of table \"%s\" is not what version %s of the library knows", \
 					(column_), (table_), IDEM_VERSION), \
 			 hint_table_changed()))
+
+#define error_citus_catalog(catalog_, column_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("column \"%s\" of Citus catalog \"%s\" is not what version %s of the library knows", \
+					(column_), (catalog_), IDEM_VERSION), \
+			 errhint("Use versions of Citus and idempotency that were tested together.")))
+
+/* 54000 */
+#define error_too_many_groups(group_, limit_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), \
+			 errmsg("node group %d cannot issue fences", (group_)), \
+			 errdetail("The groups of a cluster must have numbers below %d.", (limit_)), \
+			 errhint("Use claims without a lease for the tenants on this node.")))
 
 #define error_no_primary_key(table_) \
 	ereport( \

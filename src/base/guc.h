@@ -8,6 +8,7 @@
 #ifndef IDEM_GUC_H
 #define IDEM_GUC_H
 
+extern bool idem_allow_keys_on_worker; /* of a Citus cluster, in its own idem_keys */
 extern char *idem_default_scope;   /* used where a caller gives no scope; "" for none */
 extern int idem_default_ttl;	   /* seconds a finished key is kept when the
 								 * caller gives no ttl; -1: for ever */

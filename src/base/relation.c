@@ -27,6 +27,7 @@
 #include "utils/plancache.h"
 #include "utils/reltrigger.h"
 
+#include "base/citus.h"
 #include "base/compat.h"
 #include "base/errors.h"
 #include "base/relation.h"
@@ -141,6 +142,8 @@ relation_check_plain(Relation rel)
 {
 	const char *name = RelationGetRelationName(rel);
 
+	if (citus_has_table(RelationGetRelid(rel)))
+		relation_refuse(name, "Citus has distributed it, or keeps it in its metadata.");
 	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->rd_rel->relam != HEAP_TABLE_AM_OID)
 		relation_refuse(name, "It is not a heap table.");
 	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
@@ -197,8 +200,14 @@ owner_leave(const OwnerContext *saved)
 void
 own_sql_start(OwnSql *sql, const char *relation, LOCKMODE lockmode)
 {
+	own_sql_start_on(sql, relation_find(relation), lockmode);
+}
+
+void
+own_sql_start_on(OwnSql *sql, Oid relid, LOCKMODE lockmode)
+{
 	sql->caller = CurrentMemoryContext;
-	sql->rel = table_open(relation_find(relation), lockmode);
+	sql->rel = table_open(relid, lockmode);
 	relation_check_plain(sql->rel);
 	owner_become(sql->rel, &sql->owner);
 	idem_restrict_search_path();

@@ -76,6 +76,9 @@ typedef struct OwnSql
  */
 extern void own_sql_start(OwnSql *sql, const char *relation, LOCKMODE lockmode);
 
+/* The same for a table that is no member, such as a shard. */
+extern void own_sql_start_on(OwnSql *sql, Oid relid, LOCKMODE lockmode);
+
 /* A parameter of a statement; "given" false: NULL. */
 typedef struct OwnParam
 {

@@ -323,7 +323,7 @@ batch_claim(const ClaimRequest *request, BatchKey *keys, int64 n, bool stop)
 	batch.per_key = AllocSetContextCreate(context, "key of a batch", ALLOCSET_DEFAULT_SIZES);
 	/* a read-only transaction can only learn that keys are taken */
 	if (n >= FEW_KEYS && !XactReadOnly)
-		batch.store = store_batch_begin();
+		batch.store = store_batch_begin(keys[0].key.scope);
 	stopped = claim_keys(&batch, keys, n);
 	if (batch.request.insert_first)
 		careful.last /= 2;

@@ -323,7 +323,7 @@ write_begin(Attempt *attempt)
 	write.ttl = request->ttl;
 	write.lease_until = ttl_after(GetCurrentTimestamp(), request->lease, "lease", key);
 	write.expires_at = lease_expiry(write.lease_until, &request->ttl, key);
-	write.fence = store_new_fence(row->fence);
+	write.fence = store_new_fence(key, row->fence);
 	if (!store_claim(key, &write, row))
 		return false;
 	pending_lease(key, write.fence, write.expires_at);

@@ -18,11 +18,13 @@
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
+#include "base/citus.h"
 #include "base/compat.h"
 #include "base/interval.h"
 #include "base/qualified_name.h"
 #include "once/arguments.h"
 #include "once/errors.h"
+#include "store/store.h"
 
 /* Arguments of the trigger */
 enum
@@ -340,6 +342,11 @@ check_table(TriggerData *trigdata)
 		error_table(trigdata, "temporary table");
 	if (class->relkind == RELKIND_FOREIGN_TABLE)
 		error_table(trigdata, "foreign table");
+	/* rows of one table are on many nodes, and a scope of the trigger is no tenant */
+	if (store_is_distributed())
+		error_distributed(trigdata, "The keys are distributed by tenant.");
+	if (citus_is_shard(trigdata->tg_relation))
+		error_distributed(trigdata, "The table is a shard, which can move away from its keys.");
 }
 
 void

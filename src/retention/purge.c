@@ -36,6 +36,7 @@
 #include "retention/reclaim.h"
 #include "retention/sweep.h"
 #include "stat/stats.h"
+#include "store/shard.h"
 
 PG_FUNCTION_INFO_V1(idem_purge);
 
@@ -165,8 +166,11 @@ is_over(const Purge *purge)
 
 /* Purge from page "from" up to "end".  False if the purge ended before that. */
 static bool
-purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, BlockNumber end)
+purge_pages(Purge *purge, Progress *progress, int table, Oid shard, BlockNumber from,
+			BlockNumber end)
 {
+	SweepTable swept_table = {tables[table], shard};
+
 	while (from < end)
 	{
 		SweepLimits limits = {
@@ -180,9 +184,10 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 		if (is_over(purge))
 			return false;
 		/* if these pages cannot be read, the next purge continues after them */
-		set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
+		if (!OidIsValid(shard))
+			set_position(table, from + Min(end - from, SWEEP_MAX_PAGES));
 		PushActiveSnapshot(GetTransactionSnapshot());
-		swept = sweep_batch(tables[table], purge->nowait, from, end, &limits, &batch);
+		swept = sweep_batch(&swept_table, purge->nowait, from, end, &limits, &batch);
 		PopActiveSnapshot();
 		if (!swept)
 		{
@@ -194,7 +199,7 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 			purge->commit();
 
 		/* count only what is committed */
-		if (purge->commit != NULL)
+		if (purge->commit != NULL && !OidIsValid(shard))
 			(void) count_dead(purge, table, batch.tuples);
 		purge->removed[table] += batch.deleted;
 		purge->tuples += batch.tuples;
@@ -202,7 +207,8 @@ purge_pages(Purge *purge, Progress *progress, int table, BlockNumber from, Block
 		progress->pages_read += batch.next - from;
 		progress->pages_left -= batch.next - from;
 		from = batch.next;
-		set_position(table, from);
+		if (!OidIsValid(shard))
+			set_position(table, from);
 		tell_progress(purge, progress);
 	}
 	return true;
@@ -250,6 +256,7 @@ is_subscribed(const char *name)
 static bool
 purge_table(Purge *purge, Progress *progress, int table)
 {
+	SweepTable member = {tables[table], InvalidOid};
 	BlockNumber pages;
 	BlockNumber start;
 	bool complete;
@@ -262,17 +269,55 @@ purge_table(Purge *purge, Progress *progress, int table)
 							tables[table])));
 		return true;
 	}
-	purge->locked[table] = !sweep_pages(tables[table], purge->nowait, &pages);
+	purge->locked[table] = !sweep_pages(&member, purge->nowait, &pages);
 	if (purge->locked[table])
 		return true;
 	start = pages == 0 ? 0 : (BlockNumber) (get_position(purge, table) % pages);
 	progress->pages_read = 0;
 	progress->pages_left = pages;
-	complete = purge_pages(purge, progress, table, start, pages) &&
-		purge_pages(purge, progress, table, 0, start);
+	complete = purge_pages(purge, progress, table, InvalidOid, start, pages) &&
+		purge_pages(purge, progress, table, InvalidOid, 0, start);
 	if (!purge->locked[table])
 		reclaim(purge, table);
 	return complete;
+}
+
+/* Where a purge of a shard ended is not remembered: it has a part of the keys only. */
+static BlockNumber
+start_in_shard(const Purge *purge, BlockNumber pages)
+{
+	if (purge->max_rows == PG_INT64_MAX && TIMESTAMP_IS_NOEND(purge->deadline))
+		return 0;
+	return pg_prng_uint32(&pg_global_prng_state) % Max(pages, 1);
+}
+
+/*
+ * If the keys are distributed, those of the shards that are on this node.  The shards need not
+ * be locked against moves: a copy that is made meanwhile has expired rows of its own, which the
+ * other node purges.
+ */
+static bool
+purge_shards(Purge *purge, Progress *progress)
+{
+	List *shards = shard_tables();
+	ListCell *lc;
+
+	foreach(lc, shards)
+	{
+		SweepTable table = {tables[PURGE_KEYS], lfirst_oid(lc)};
+		BlockNumber pages;
+		BlockNumber start;
+
+		if (!sweep_pages(&table, purge->nowait, &pages))
+			continue;
+		start = start_in_shard(purge, pages);
+		progress->pages_read = 0;
+		progress->pages_left = pages;
+		if (!purge_pages(purge, progress, PURGE_KEYS, table.shard, start, pages) ||
+			!purge_pages(purge, progress, PURGE_KEYS, table.shard, 0, start))
+			return false;
+	}
+	return true;
 }
 
 void
@@ -289,7 +334,8 @@ purge_run(Purge *purge)
 
 		/* even if this table fails or is cut short every time, the others still get a turn */
 		set_position(POSITION_TABLE, table + 1);
-		purge->complete = purge_table(purge, &progress, table);
+		purge->complete = purge_table(purge, &progress, table) &&
+			(table != PURGE_KEYS || purge_shards(purge, &progress));
 	}
 	stats_purged();
 }

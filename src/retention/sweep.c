@@ -31,26 +31,31 @@
 /* about what a TOAST chunk holds; deleting one costs as much as deleting a row */
 #define CHUNK_BYTES 2000
 
-/* Retry if the table is dropped between look-up and lock.  NULL: the table is locked. */
+/*
+ * Retry if the table is dropped between look-up and lock.  NULL: the table is locked, or it is a
+ * shard that is gone.
+ */
 static Relation
-open_table(const char *table, LOCKMODE lockmode, bool nowait)
+open_table(const SweepTable *table, LOCKMODE lockmode, bool nowait)
 {
 	Relation rel = NULL;
 
 	while (rel == NULL)
 	{
-		Oid relid = relation_find(table);
+		Oid relid = OidIsValid(table->shard) ? table->shard : relation_find(table->name);
 
 		if (nowait && !ConditionalLockRelationOid(relid, lockmode))
 			return NULL;
 		rel = try_table_open(relid, nowait ? NoLock : lockmode);
+		if (rel == NULL && OidIsValid(table->shard))
+			return NULL;
 	}
 	relation_check_plain(rel);
 	return rel;
 }
 
 bool
-sweep_pages(const char *table, bool nowait, BlockNumber *pages)
+sweep_pages(const SweepTable *table, bool nowait, BlockNumber *pages)
 {
 	Relation rel = open_table(table, AccessShareLock, nowait);
 
@@ -157,7 +162,7 @@ delete_expired(Relation rel, TableScanDesc scan, const SweepLimits *limits, Swee
 }
 
 bool
-sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
+sweep_batch(const SweepTable *table, bool nowait, BlockNumber from, BlockNumber end,
 			const SweepLimits *limits, SweepBatch *batch)
 {
 	Relation rel = open_table(table, RowExclusiveLock, nowait);

@@ -19,6 +19,13 @@
 /* The most pages that a batch reads. */
 #define SWEEP_MAX_PAGES 128
 
+/* A member of the extension, by name, or a shard of its table of keys. */
+typedef struct SweepTable
+{
+	const char *name;
+	Oid shard; /* or InvalidOid */
+} SweepTable;
+
 /* A batch ends at the first limit that it reaches. */
 typedef struct SweepLimits
 {
@@ -35,10 +42,10 @@ typedef struct SweepBatch
 } SweepBatch;
 
 /*
- * Get the number of pages.  With "nowait", returns false if the table is locked.  42P01 if the
- * extension has no such table.
+ * Get the number of pages.  With "nowait", returns false if the table is locked.  False for a
+ * shard that is gone.  42P01 if the extension has no such table.
  */
-extern bool sweep_pages(const char *table, bool nowait, BlockNumber *pages);
+extern bool sweep_pages(const SweepTable *table, bool nowait, BlockNumber *pages);
 
 /*
  * Delete expired rows from page "from" on, until page "end" or a limit.  Deletes at least one
@@ -47,10 +54,10 @@ extern bool sweep_pages(const char *table, bool nowait, BlockNumber *pages);
  * empty.
  *
  * The caller must have an active snapshot.  The table stays locked until the transaction ends.
- * With "nowait", returns false if the table is locked by others.  0A000 or 55000 if the table was
+ * With "nowait", returns false if the table is locked by others; also for a shard that is gone.  0A000 or 55000 if the table was
  * altered.
  */
-extern bool sweep_batch(const char *table, bool nowait, BlockNumber from, BlockNumber end,
+extern bool sweep_batch(const SweepTable *table, bool nowait, BlockNumber from, BlockNumber end,
 						const SweepLimits *limits, SweepBatch *batch);
 
 #endif /* IDEM_SWEEP_H */

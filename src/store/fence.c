@@ -35,6 +35,9 @@
 #define FENCE_GAP (INT64CONST(1) << 20)
 #define FENCE_SPREAD (INT64CONST(1) << 36)
 
+/* nodes of a cluster that can issue fences; microseconds times this fit until the year 2255 */
+#define MAX_GROUPS 1024
+
 /*
  * Fences come from a sequence.  WAL brings it back after a crash, but not if the server goes
  * back in time: an asynchronous standby that is promoted lacks the newest WAL, and so does a
@@ -145,13 +148,40 @@ begin_run(Relation sequence)
 }
 
 /*
+ * Each node of a cluster has a sequence of its own, so a fence ends with the number of the node's
+ * group.  The row may have come from a node whose sequence is ahead.  Then ours goes past it.
+ */
+static int64
+next_of_node(Relation sequence, int64 last)
+{
+	int32 group = shard_group();
+	int64 next;
+
+	if (group < 0 || group >= MAX_GROUPS)
+		error_too_many_groups(group, MAX_GROUPS);
+	next = nextval_internal(RelationGetRelid(sequence), false);
+	if (last > 0 && next <= last / MAX_GROUPS)
+	{
+		/* as in begin_run() */
+		LockRelation(sequence, ShareUpdateExclusiveLock);
+		if (last_value(sequence) <= last / MAX_GROUPS)
+			set_value(sequence, last / MAX_GROUPS);
+		UnlockRelation(sequence, ShareUpdateExclusiveLock);
+		next = nextval_internal(RelationGetRelid(sequence), false);
+	}
+	if (next > PG_INT64_MAX / MAX_GROUPS - 1)
+		error_sequence_behind("idem_fence", TABLE_NAME);
+	return next * MAX_GROUPS + group;
+}
+
+/*
  * The sequence's advance survives a rollback.  Once we return a number, the advance must
  * also survive a crash and the promotion of a synchronous standby, whether the claim commits
  * or not, and whatever the session's synchronous_commit.  So we make WAL durable up to the
  * last record of the sequence's page; the server logs it once every 32 numbers.
  */
 int64
-store_new_fence(int64 last)
+store_new_fence(const IdemKey *key, int64 last)
 {
 	Store store;
 	Relation sequence;
@@ -159,12 +189,14 @@ store_new_fence(int64 last)
 	XLogRecPtr lsn;
 	int64 fence = 0;
 
-	store_open(&store, RowExclusiveLock);
+	store_open(&store, key->scope, SHARD_WRITE, RowExclusiveLock);
 	sequence = relation_open(store_fence_sequence(), AccessShareLock);
 	if (sequence->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
 		relation_refuse(TABLE_NAME,
 						"Its sequence is not logged: a crash would issue fences again.");
 	begin_run(sequence);
+	if (store.tenant_column != NO_COLUMN)
+		fence = next_of_node(sequence, last);
 	/* a sequence with a cache may return numbers below those of other sessions */
 	for (int i = 0; i < FENCE_TRIES && fence <= Max(last, 0); i++)
 		fence = nextval_internal(store_fence_sequence(), false);

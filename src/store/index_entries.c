@@ -30,10 +30,9 @@
  * and either may see a duplicate first.
  */
 static bool
-is_key_index(Relation index)
+is_key_index(const Store *store, Relation index)
 {
-	return index->rd_index->indisunique && index->rd_index->indnkeyatts == 1 &&
-		index->rd_index->indkey.values[0] == COL_DIGEST + 1 &&
+	return index->rd_index->indisunique && is_key_of(index, store->tenant_column) &&
 		RelationGetIndexPredicate(index) == NIL;
 }
 
@@ -77,7 +76,7 @@ remember_key_index(KeyIndexes *keys, Relation index)
  */
 
 /*
- * Is the index that the store has opened the only one, on the digest and nothing else?
+ * Is the index that the store has opened the only one, without any further columns?
  * The table's lock keeps it so until the entry is inserted: whoever adds an index waits for
  * that lock, with REINDEX CONCURRENTLY as well.
  */
@@ -91,29 +90,30 @@ has_only_primary_key(Store *store)
 	if (!store->heap->rd_indexvalid)
 		list_free(RelationGetIndexList(store->heap));
 	return list_length(store->heap->rd_indexlist) == 1 &&
-		linitial_oid(store->heap->rd_indexlist) == RelationGetRelid(index) && form->indnatts == 1 &&
-		form->indisready && form->indimmediate && index->rd_rel->relam == BTREE_AM_OID &&
-		is_key_index(index);
+		linitial_oid(store->heap->rd_indexlist) == RelationGetRelid(index) &&
+		form->indnatts == form->indnkeyatts && form->indisready && form->indimmediate && index->rd_rel->relam == BTREE_AM_OID &&
+		is_key_index(store, index);
 }
 
 /* False if "check" does not raise an error for a duplicate, and there may be one. */
 static bool
 insert_primary_key(Store *store, const IdemKey *key, ItemPointer tid, IndexUniqueCheck check)
 {
-	Datum value = UUIDPGetDatum(&key->digest);
-	bool isnull = false;
+	int n = store->tenant_column == NO_COLUMN ? 1 : 2;
+	Datum values[] = {UUIDPGetDatum(&key->digest), store->tenant};
+	bool isnull[] = {false, false};
 	IndexInfo info = {
 		.type = T_IndexInfo,
-		.ii_NumIndexAttrs = 1,
-		.ii_NumIndexKeyAttrs = 1,
-		.ii_IndexAttrNumbers = {COL_DIGEST + 1},
+		.ii_NumIndexAttrs = n,
+		.ii_NumIndexKeyAttrs = n,
+		.ii_IndexAttrNumbers = {COL_DIGEST + 1, store->tenant_column + 1},
 		.ii_Unique = true,
 		.ii_ReadyForInserts = true,
 		.ii_Am = BTREE_AM_OID,
 		.ii_Context = CurrentMemoryContext,
 	};
 
-	return index_insert(store->index, &value, &isnull, tid, store->heap, check, false, &info);
+	return index_insert(store->index, values, isnull, tid, store->heap, check, false, &info);
 }
 
 /* ------------------------------------------------------------------------
@@ -132,7 +132,7 @@ open_indexes(IndexWriter *writer, KeyIndexes *keys)
 	{
 		Relation index = rri->ri_IndexRelationDescs[i];
 
-		if (is_key_index(index))
+		if (is_key_index(writer->store, index))
 			remember_key_index(keys, index);
 	}
 	writer->indexes = rri;

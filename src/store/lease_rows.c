@@ -36,7 +36,7 @@ open_leased(LeasedRow *row, const IdemKey *key, int64 fence)
 {
 	Version *found = &row->version;
 
-	store_open(&row->store, RowExclusiveLock);
+	store_open(&row->store, key->scope, SHARD_WRITE, RowExclusiveLock);
 	row->slot = table_slot_create(row->store.heap, NULL);
 	find_version(&row->store, key, row->slot, found);
 	if ((found->state != STORE_LEASED && found->state != STORE_ABANDONED) || found->fence != fence)

@@ -139,6 +139,9 @@ typedef struct StoreRenewal
 
 extern void store_init(void);
 
+/* Does Citus distribute the keys by tenant?  Then each scope is a tenant: see shard.h. */
+extern bool store_is_distributed(void);
+
 /* Look up the key's row as it is now. */
 extern void store_probe(const IdemKey *key, StoreRow *row);
 
@@ -179,11 +182,12 @@ extern bool store_claim(const IdemKey *key, const StoreWrite *write, const Store
 
 /*
  * Look up and write the rows of many keys, with the table opened once.  Look-ups may be
- * reported only after store_batch_end(), which makes them durable.
+ * reported only after store_batch_end(), which makes them durable.  If keys are distributed,
+ * all must have that scope (0A000).
  */
 typedef struct StoreBatch StoreBatch;
 
-extern StoreBatch *store_batch_begin(void);
+extern StoreBatch *store_batch_begin(text *scope);
 extern StoreState store_batch_probe(StoreBatch *batch, const IdemKey *key, bool *unseen);
 
 /*
@@ -218,7 +222,7 @@ extern bool store_lease_renew(const IdemKey *key, int64 fence, const StoreRenewa
  * than "last", the fence that the row has now: the sequence was set back, or was not copied
  * together with the table.
  */
-extern int64 store_new_fence(int64 last);
+extern int64 store_new_fence(const IdemKey *key, int64 last);
 
 /*
  * The row as the active snapshot sees it.  False if there is none, if it has expired, or if

@@ -19,6 +19,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -73,9 +74,37 @@ static struct
 	uint64 changes; /* number of changes to that table, also during the check */
 } known;
 
+/* A shard that was checked before. */
+typedef struct KnownShard
+{
+	Oid heap; /* the key */
+	Oid index;
+	int failed;
+	int tenant_column;
+} KnownShard;
+
+static HTAB *known_shards = NULL;
+static uint64 changes_of_any = 0; /* of whatever relation */
+
+static void
+forget_shards(Oid relid)
+{
+	changes_of_any++;
+	if (known_shards == NULL)
+		return;
+	if (OidIsValid(relid))
+		(void) hash_search(known_shards, &relid, HASH_REMOVE, NULL);
+	else
+	{
+		hash_destroy(known_shards);
+		known_shards = NULL;
+	}
+}
+
 static void
 forget_known(Datum arg, Oid relid)
 {
+	forget_shards(relid);
 	if (relid == InvalidOid || relid == known.heap)
 		known.heap = InvalidOid;
 	if (relid == InvalidOid || relid == known.checked)
@@ -85,6 +114,7 @@ forget_known(Datum arg, Oid relid)
 void
 store_init(void)
 {
+	shard_init();
 	CacheRegisterRelcacheCallback(forget_known, (Datum) 0);
 }
 
@@ -97,44 +127,63 @@ is_column(TupleDesc desc, int i, const char *name, Oid type, bool not_null)
 		strcmp(NameStr(att->attname), name) == 0;
 }
 
+static bool
+is_tenant_column(TupleDesc desc, int i)
+{
+	return is_column(desc, i, TENANT_COLUMN_NAME, TupleDescAttr(desc, i)->atttypid, true);
+}
+
 /*
- * Returns the place of column "failed".  A column that was added by hand and dropped again
- * still has an attribute, which may come before it.
+ * Finds the place of column "failed", and of "tenant" in a shard.  A column that was added by
+ * hand and dropped again still has an attribute, which may come before them.
  */
-static int
-check_columns(TupleDesc desc)
+static void
+check_columns(const char *name, TupleDesc desc, int *failed, int *tenant)
 {
 	bool same = desc->natts >= NCOLUMNS;
-	int failed = NO_COLUMN;
 
+	*failed = NO_COLUMN;
+	if (tenant != NULL)
+		*tenant = NO_COLUMN;
 	for (int i = 0; same && i < desc->natts; i++)
 	{
 		if (TupleDescAttr(desc, i)->attisdropped)
 			same = i >= NCOLUMNS;
 		else if (i < NCOLUMNS)
 			same = is_column(desc, i, columns[i].name, columns[i].type, columns[i].not_null);
+		else if (tenant != NULL && is_tenant_column(desc, i))
+			*tenant = i;
 		else
 		{
-			same = failed == NO_COLUMN && is_column(desc, i, FAILED_NAME, BOOLOID, false);
-			failed = i;
+			same = *failed == NO_COLUMN && is_column(desc, i, FAILED_NAME, BOOLOID, false);
+			*failed = i;
 		}
 	}
-	if (!same)
-		error_columns(TABLE_NAME);
-	return failed;
+	if (!same || (tenant != NULL && *tenant == NO_COLUMN))
+		error_columns(name);
 }
 
-/* InvalidOid if there is none, or none that we can use. */
+bool
+is_key_of(Relation index, int tenant)
+{
+	int nkeys = IndexRelationGetNumberOfKeyAttributes(index);
+	const int2vector *columns = &index->rd_index->indkey;
+
+	if (columns->values[0] != COL_DIGEST + 1)
+		return false;
+	return tenant == NO_COLUMN ? nkeys == 1 : nkeys == 2 && columns->values[1] == tenant + 1;
+}
+
+/* On the digest, and the tenant if there is one; InvalidOid if there is none that we can use. */
 static Oid
-find_primary_key(Relation rel)
+find_primary_key(Relation rel, int tenant)
 {
 	Oid pkey = idem_primary_key(rel);
 
 	if (OidIsValid(pkey))
 	{
 		Relation index = index_open(pkey, AccessShareLock);
-		bool good = IndexRelationGetNumberOfKeyAttributes(index) == 1 &&
-			index->rd_index->indkey.values[0] == COL_DIGEST + 1 && index->rd_index->indisvalid &&
+		bool good = is_key_of(index, tenant) && index->rd_index->indisvalid &&
 			index->rd_index->indimmediate && index->rd_rel->relam == BTREE_AM_OID;
 
 		index_close(index, NoLock);
@@ -165,8 +214,8 @@ check_table(Relation heap)
 
 		CHECK_FOR_INTERRUPTS();
 		relation_check_plain(heap);
-		known.failed = check_columns(RelationGetDescr(heap));
-		index = find_primary_key(heap);
+		check_columns(TABLE_NAME, RelationGetDescr(heap), &known.failed, NULL);
+		index = find_primary_key(heap, NO_COLUMN);
 		known.fence = relation_find(FENCE_NAME);
 		known.fence_run = relation_find_if_any(FENCE_RUN_NAME);
 		same = changes == known.changes;
@@ -215,18 +264,107 @@ open_and_check(LOCKMODE lockmode)
 	return heap;
 }
 
+/* ------------------------------------------------------------------------
+ * Shards
+ * ------------------------------------------------------------------------
+ */
+
+static void
+check_shard(Relation heap, KnownShard *shard)
+{
+	const char *name = RelationGetRelationName(heap);
+
+	relation_check_plain(heap);
+	shard->heap = RelationGetRelid(heap);
+	check_columns(name, RelationGetDescr(heap), &shard->failed, &shard->tenant_column);
+	shard->index = find_primary_key(heap, shard->tenant_column);
+	if (!OidIsValid(shard->index))
+	{
+		/* as in check_table() */
+		RelationCacheInvalidateEntry(RelationGetRelid(heap));
+		shard->index = find_primary_key(heap, shard->tenant_column);
+	}
+	if (!OidIsValid(shard->index))
+		error_no_primary_key(name);
+}
+
+/* Nothing is remembered of a shard that changes during its check. */
+static KnownShard
+know_shard(Relation heap)
+{
+	Oid relid = RelationGetRelid(heap);
+	HASHCTL control = {.keysize = sizeof(Oid), .entrysize = sizeof(KnownShard)};
+	KnownShard *entry = NULL;
+	KnownShard shard;
+	uint64 changes = changes_of_any;
+
+	if (known_shards != NULL)
+		entry = hash_search(known_shards, &relid, HASH_FIND, NULL);
+	if (entry != NULL)
+		return *entry;
+	check_shard(heap, &shard);
+	if (changes != changes_of_any)
+		return shard;
+	if (known_shards == NULL)
+		known_shards =
+			hash_create("idempotency checked shards", 64, &control, HASH_ELEM | HASH_BLOBS);
+	entry = hash_search(known_shards, &relid, HASH_ENTER, NULL);
+	*entry = shard;
+	return shard;
+}
+
+/* The shard of the scope, in place of idem_keys, which stays locked. */
+static void
+open_shard(Store *store, text *scope, ShardUse use, LOCKMODE lockmode)
+{
+	Relation heap;
+	KnownShard shard;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		heap = try_relation_open(shard_find(store->heap, scope, use, &store->tenant), lockmode);
+	} while (heap == NULL);
+	table_close(store->heap, NoLock);
+	shard = know_shard(heap);
+	store->heap = heap;
+	store->index = index_open(shard.index, lockmode);
+	store->failed = shard.failed;
+	store->tenant_column = shard.tenant_column;
+	store->scope = scope;
+}
+
 /*
  * Locks are held to the end of the transaction, so a finish works on the table that its
  * begin has opened.
  */
 void
-store_open(Store *store, LOCKMODE lockmode)
+store_open(Store *store, text *scope, ShardUse use, LOCKMODE lockmode)
 {
 	store->heap = open_known(lockmode);
 	if (store->heap == NULL)
 		store->heap = open_and_check(lockmode);
-	store->index = index_open(known.index, lockmode);
-	store->failed = known.failed;
+	if (shard_in_use(store->heap))
+		open_shard(store, scope, use, lockmode);
+	else
+	{
+		store->index = index_open(known.index, lockmode);
+		store->failed = known.failed;
+		store->tenant_column = NO_COLUMN;
+	}
+}
+
+bool
+store_is_distributed(void)
+{
+	Relation heap = open_known(AccessShareLock);
+	bool distributed;
+
+	if (heap == NULL)
+		heap = open_and_check(AccessShareLock);
+	distributed = shard_in_use(heap);
+	table_close(heap, NoLock);
+	return distributed;
 }
 
 void

@@ -12,6 +12,8 @@
 
 #include "utils/rel.h"
 
+#include "store/shard.h"
+
 #define TABLE_NAME "idem_keys"
 
 /* The columns, in the order of the install script. */
@@ -43,16 +45,24 @@ typedef struct Store
 	Relation heap;
 	Relation index; /* the primary key, on digest */
 	int failed;		/* its column, or NO_COLUMN before ALTER EXTENSION ... UPDATE */
+
+	/* of a shard: its column "tenant", and the tenant's value; else NO_COLUMN */
+	int tenant_column;
+	Datum tenant;
+	text *scope; /* whose tenant it is */
 } Store;
 
 /*
- * Open the table.  Its locks are held to the end of the transaction, so a finish works on
+ * Open the table that has the keys of the scope.  Its locks are held to the end of the transaction, so a finish works on
  * the table that its begin has opened.  0A000 if idem_keys is not a plain, logged, local
  * heap without triggers; 55000 if its columns are not those that this library expects, or
- * if its primary key is missing.
+ * if its primary key is missing.  If keys are distributed, see also shard.h.
  */
-extern void store_open(Store *store, LOCKMODE lockmode);
+extern void store_open(Store *store, text *scope, ShardUse use, LOCKMODE lockmode);
 extern void store_close(Store *store);
+
+/* Is the index on the digest alone, or on digest and tenant where "tenant" is a column? */
+extern bool is_key_of(Relation index, int tenant);
 
 /*
  * The sequence that issues fences, and the one that says which run moved it last: since

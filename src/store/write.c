@@ -48,7 +48,7 @@ change_init(Change *change, Store *store)
 	change->isnull = palloc(natts * sizeof(bool));
 	memset(change->isnull, true, natts * sizeof(bool));
 	change->replace = palloc0(natts * sizeof(bool));
-	change->failed = store->failed;
+	change->store = store;
 }
 
 void
@@ -90,12 +90,12 @@ set_answer(Change *change, const StoreWrite *write)
 {
 	set_jsonb(change, COL_RESULT, write->has_result, write->result);
 	/* definitions that can fail a claim come with the column, so somebody has dropped it */
-	if (write->failed && change->failed == NO_COLUMN)
+	if (write->failed && change->store->failed == NO_COLUMN)
 		error_columns(TABLE_NAME);
 	if (write->failed)
-		set_datum(change, change->failed, BoolGetDatum(true));
-	else if (change->failed != NO_COLUMN)
-		set_null(change, change->failed);
+		set_datum(change, change->store->failed, BoolGetDatum(true));
+	else if (change->store->failed != NO_COLUMN)
+		set_null(change, change->store->failed);
 }
 
 static void
@@ -148,6 +148,8 @@ set_key(Change *change, const IdemKey *key)
 	set_datum(change, COL_DIGEST, UUIDPGetDatum(&key->digest));
 	set_datum(change, COL_SCOPE, PointerGetDatum(key->scope));
 	set_datum(change, COL_KEY, PointerGetDatum(key->key));
+	if (change->store->tenant_column != NO_COLUMN)
+		set_datum(change, change->store->tenant_column, change->store->tenant);
 }
 
 static HeapTuple
@@ -157,7 +159,7 @@ form_row(Store *store, const IdemKey *key, const StoreWrite *write)
 	Datum values[FORM_COLUMNS];
 	bool isnull[FORM_COLUMNS];
 	bool replace[FORM_COLUMNS];
-	Change change = {values, isnull, replace, store->failed};
+	Change change = {values, isnull, replace, store};
 
 	/* more columns than that only if some were added and dropped again */
 	if (desc->natts > FORM_COLUMNS)
@@ -297,7 +299,7 @@ store_finish(const IdemKey *key, const StoreWrite *write, StoreState seen, int64
 {
 	Store store;
 
-	store_open(&store, RowExclusiveLock);
+	store_open(&store, key->scope, SHARD_WRITE, RowExclusiveLock);
 	if (seen == STORE_ABSENT)
 		insert_row(&store, key, write);
 	else
@@ -312,7 +314,7 @@ store_claim(const IdemKey *key, const StoreWrite *write, const StoreRow *row)
 	Store store;
 	bool written = false;
 
-	store_open(&store, RowExclusiveLock);
+	store_open(&store, key->scope, SHARD_WRITE, RowExclusiveLock);
 	/* a leased row will be updated: refuse now rather than after the work */
 	if (write->finished_at == 0)
 		relation_check_published(store.heap, CMD_UPDATE);

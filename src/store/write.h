@@ -20,7 +20,7 @@ typedef struct Change
 	Datum *values;
 	bool *isnull;
 	bool *replace;
-	int failed; /* column "failed", or NO_COLUMN */
+	const Store *store;
 } Change;
 
 extern void change_init(Change *change, Store *store);

@@ -31,6 +31,7 @@
 #include "utils/rel.h"
 
 #include "base/compat.h"
+#include "base/errors.h"
 #include "base/subtransaction.h"
 #include "store/durable.h"
 #include "store/find.h"
@@ -70,11 +71,11 @@ static struct
 } used;
 
 StoreBatch *
-store_batch_begin(void)
+store_batch_begin(text *scope)
 {
 	StoreBatch *batch = palloc0(sizeof(StoreBatch));
 
-	store_open(&batch->store, RowExclusiveLock);
+	store_open(&batch->store, scope, SHARD_WRITE, RowExclusiveLock);
 	version_scan_begin(&batch->scan, &batch->store);
 	batch->found = table_slot_create(batch->store.heap, NULL);
 	batch->position = InvalidXLogRecPtr;
@@ -104,11 +105,19 @@ store_batch_likely_new(StoreBatch *batch)
 	return store_likely_new() && has_only_primary_key(&batch->store);
 }
 
+static void
+check_tenant(StoreBatch *batch, const IdemKey *key)
+{
+	if (batch->store.tenant_column != NO_COLUMN && !key_same_text(batch->store.scope, key->scope))
+		error_many_tenants(batch->store.scope, key->scope);
+}
+
 StoreState
 store_batch_probe(StoreBatch *batch, const IdemKey *key, bool *unseen)
 {
 	Version version;
 
+	check_tenant(batch, key);
 	version_scan_find(&batch->scan, key, batch->found, &version);
 	*unseen = false;
 	if (!version.own &&
@@ -165,6 +174,7 @@ insert_rows(StoreBatch *batch, const IdemKey *const *keys, const StoreWrite *con
 	{
 		HeapTuple row;
 
+		check_tenant(batch, keys[count]);
 		if (count == 0 || writes[count] != writes[count - 1])
 			change_whole(change, writes[count]);
 		set_key(change, keys[count]);

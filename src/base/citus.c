@@ -1,0 +1,220 @@
+/*-------------------------------------------------------------------------
+ *
+ * citus.c
+ *	  What the catalogs of Citus say about this node, its tables and its shards.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_type.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+#include "base/citus.h"
+#include "base/errors.h"
+
+#define GROUP_CATALOG "pg_dist_local_group"
+#define TABLE_CATALOG "pg_dist_partition"
+#define TABLE_INDEX "pg_dist_partition_logical_relid_index"
+#define SHARD_CATALOG "pg_dist_shard"
+#define SHARD_INDEX "pg_dist_shard_logical_relid_index"
+#define SHARD_ID_INDEX "pg_dist_shard_shardid_index"
+/* so much of a table's name is in those of its shards, however long it is */
+#define SHORTEST_CUT 30
+
+#define PLACEMENT_CATALOG "pg_dist_placement"
+#define PLACEMENT_INDEX "pg_dist_placement_shardid_index"
+
+static Oid
+find_catalog(const char *name)
+{
+	return get_relname_relid(name, PG_CATALOG_NAMESPACE);
+}
+
+Oid
+citus_group_catalog(void)
+{
+	return find_catalog(GROUP_CATALOG);
+}
+
+/* A column of one of the catalogs; 55000 if it has not the type that all versions gave it. */
+static AttrNumber
+find_column(Relation catalog, const char *name, Oid type)
+{
+	AttrNumber column = get_attnum(RelationGetRelid(catalog), name);
+
+	if (column == InvalidAttrNumber || get_atttype(RelationGetRelid(catalog), column) != type)
+		error_citus_catalog(RelationGetRelationName(catalog), name);
+	return column;
+}
+
+static int32
+get_int32(Relation catalog, HeapTuple tuple, AttrNumber column)
+{
+	bool isnull;
+	Datum d = heap_getattr(tuple, column, RelationGetDescr(catalog), &isnull);
+
+	return isnull ? -1 : DatumGetInt32(d);
+}
+
+int32
+citus_group(void)
+{
+	Oid relid = citus_group_catalog();
+	Relation catalog;
+	AttrNumber column;
+	SysScanDesc scan;
+	HeapTuple tuple;
+	int32 group = 0;
+
+	if (!OidIsValid(relid))
+		return 0;
+	catalog = table_open(relid, AccessShareLock);
+	column = find_column(catalog, "groupid", INT4OID);
+	scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		group = get_int32(catalog, tuple, column);
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return group;
+}
+
+/* Rows whose first column of the index has that value. */
+static SysScanDesc
+begin_scan(Relation catalog, const char *index_name, AttrNumber column, RegProcedure equal,
+		   Datum value)
+{
+	Oid index = find_catalog(index_name);
+	ScanKeyData skey;
+
+	ScanKeyInit(&skey, column, BTEqualStrategyNumber, equal, value);
+	return systable_beginscan(catalog, index, OidIsValid(index), NULL, 1, &skey);
+}
+
+bool
+citus_has_table(Oid table)
+{
+	Oid relid = find_catalog(TABLE_CATALOG);
+	Relation catalog;
+	SysScanDesc scan;
+	bool found;
+
+	if (!OidIsValid(relid))
+		return false;
+	catalog = table_open(relid, AccessShareLock);
+	scan = begin_scan(catalog, TABLE_INDEX, find_column(catalog, "logicalrelid", REGCLASSOID),
+					  F_OIDEQ, ObjectIdGetDatum(table));
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
+}
+
+List *
+citus_shards(Oid table)
+{
+	Oid relid = find_catalog(SHARD_CATALOG);
+	Relation catalog;
+	AttrNumber column;
+	SysScanDesc scan;
+	HeapTuple tuple;
+	List *shards = NIL;
+
+	if (!OidIsValid(relid))
+		return NIL;
+	catalog = table_open(relid, AccessShareLock);
+	column = find_column(catalog, "shardid", INT8OID);
+	scan = begin_scan(catalog, SHARD_INDEX, find_column(catalog, "logicalrelid", REGCLASSOID),
+					  F_OIDEQ, ObjectIdGetDatum(table));
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		int64 *shard = palloc(sizeof(int64));
+		bool isnull;
+
+		*shard = DatumGetInt64(heap_getattr(tuple, column, RelationGetDescr(catalog), &isnull));
+		shards = lappend(shards, shard);
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return shards;
+}
+
+static Oid
+get_oid(Relation catalog, HeapTuple tuple, AttrNumber column)
+{
+	bool isnull;
+	Datum d = heap_getattr(tuple, column, RelationGetDescr(catalog), &isnull);
+
+	return isnull ? InvalidOid : DatumGetObjectId(d);
+}
+
+/* A table that merely ends with the number of a shard is none.  Citus shortens long names. */
+static bool
+is_name_of_shard(const char *name, int len, Oid table)
+{
+	const char *whole = get_rel_name(table);
+
+	return whole != NULL && strncmp(name, whole, Min(len, SHORTEST_CUT)) == 0;
+}
+
+bool
+citus_is_shard(Relation rel)
+{
+	const char *name = RelationGetRelationName(rel);
+	const char *number = strrchr(name, '_');
+	Oid relid = find_catalog(SHARD_CATALOG);
+	Relation catalog;
+	AttrNumber column;
+	SysScanDesc scan;
+	HeapTuple tuple;
+	char *end;
+	int64 shard;
+	bool found = false;
+
+	if (!OidIsValid(relid) || number == NULL)
+		return false;
+	shard = strtoi64(number + 1, &end, 10);
+	if (end == number + 1 || *end != '\0')
+		return false;
+	catalog = table_open(relid, AccessShareLock);
+	column = find_column(catalog, "logicalrelid", REGCLASSOID);
+	scan = begin_scan(catalog, SHARD_ID_INDEX, find_column(catalog, "shardid", INT8OID), F_INT8EQ,
+					  Int64GetDatum(shard));
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		found = is_name_of_shard(name, number - name, get_oid(catalog, tuple, column));
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
+}
+
+bool
+citus_has_shard(int64 shard)
+{
+	Oid relid = find_catalog(PLACEMENT_CATALOG);
+	int32 group = citus_group();
+	Relation catalog;
+	AttrNumber column;
+	SysScanDesc scan;
+	HeapTuple tuple;
+	bool found = false;
+
+	if (!OidIsValid(relid))
+		return false;
+	catalog = table_open(relid, AccessShareLock);
+	column = find_column(catalog, "groupid", INT4OID);
+	scan = begin_scan(catalog, PLACEMENT_INDEX, find_column(catalog, "shardid", INT8OID), F_INT8EQ,
+					  Int64GetDatum(shard));
+	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
+		found = get_int32(catalog, tuple, column) == group;
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
+}

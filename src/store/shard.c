@@ -1,0 +1,412 @@
+/*-------------------------------------------------------------------------
+ *
+ * shard.c
+ *	  Where the keys of a scope are, if Citus has distributed them.
+ *
+ * Of Citus this uses three catalogs (base/citus.h), the names of shards, and two SQL functions:
+ * get_shard_id_for_distribution_column() and lock_shard_metadata().  They have been the same since
+ * Citus 10.  Both run as the owner of the table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/value.h"
+#include "parser/parse_func.h"
+#include "storage/lock.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+#include "base/citus.h"
+#include "base/compat.h"
+#include "base/errors.h"
+#include "base/guc.h"
+#include "base/key.h"
+#include "base/relation.h"
+#include "store/shard.h"
+
+/*
+ * What this session knows.  Without a distributed table, any change of a relation may bring one,
+ * or Citus itself; to look again then costs a failed look-up in the catalog cache.
+ */
+static struct
+{
+	bool valid;
+	Oid group_catalog; /* InvalidOid: no Citus */
+	int32 group;
+	Oid keys;
+	Oid table; /* the distributed one; InvalidOid: none */
+
+	/* only with a distributed table */
+	MemoryContext context;
+	Oid tenant_type;
+	int16 tenant_length;
+	bool tenant_by_value;
+	FmgrInfo tenant_input;
+	FmgrInfo tenant_output;
+	Oid tenant_ioparam;
+	FmgrInfo find_shard;
+	FmgrInfo lock_shard;
+	HTAB *places;
+
+	/* of the last scope, since a transaction needs it at begin and at finish */
+	MemoryContext last;
+	text *scope; /* NULL: none */
+	Datum tenant;
+	int64 shard;
+} known;
+
+/* A shard that was on this node when it was looked for. */
+typedef struct Place
+{
+	int64 shard;
+	Oid relid; /* InvalidOid: look again */
+} Place;
+
+static void
+forget_place(Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	Place *place;
+
+	if (known.places == NULL)
+		return;
+	hash_seq_init(&status, known.places);
+	while ((place = hash_seq_search(&status)) != NULL)
+		if (relid == InvalidOid || place->relid == relid)
+			place->relid = InvalidOid;
+}
+
+static void
+forget_known(Datum arg, Oid relid)
+{
+	if (!OidIsValid(known.table) || relid == InvalidOid || relid == known.table ||
+		relid == known.keys || relid == known.group_catalog)
+		known.valid = false;
+	else
+		forget_place(relid);
+}
+
+void
+shard_init(void)
+{
+	CacheRegisterRelcacheCallback(forget_known, (Datum) 0);
+}
+
+/* ------------------------------------------------------------------------
+ * The distributed table
+ * ------------------------------------------------------------------------
+ */
+
+static Oid
+owner_of(Oid relid)
+{
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/*
+ * Is not a member of the extension, since Citus lets no member be distributed to new nodes.  Nobody but
+ * the owner of idem_keys can have made it, and no ordinary table can be in the catalog of Citus.
+ */
+static Oid
+find_tenant_table(Relation keys)
+{
+	Oid relid = get_relname_relid(TENANT_TABLE_NAME, RelationGetNamespace(keys));
+
+	if (!OidIsValid(relid))
+		return InvalidOid;
+	if (owner_of(relid) != keys->rd_rel->relowner)
+		relation_refuse(TENANT_TABLE_NAME, "It has another owner than table \"idem_keys\".");
+	if (!citus_has_table(relid))
+		relation_refuse(TENANT_TABLE_NAME, "Citus does not distribute it.");
+	return relid;
+}
+
+static void
+find_function(FmgrInfo *finfo, const char *name, Oid type1, Oid type2)
+{
+	Oid types[] = {type1, type2};
+	List *qualified = list_make2(makeString("pg_catalog"), makeString(pstrdup(name)));
+
+	fmgr_info_cxt(LookupFuncName(qualified, 2, types, false), finfo, known.context);
+}
+
+/* "any": the function asks for the type of its argument, and reads text as any other one */
+static void
+find_functions(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(known.context);
+	List *args = list_make2(makeNullConst(REGCLASSOID, -1, InvalidOid),
+							makeNullConst(TEXTOID, -1, InvalidOid));
+
+	find_function(&known.find_shard, "get_shard_id_for_distribution_column", REGCLASSOID, ANYOID);
+	fmgr_info_set_expr((Node *) makeFuncExpr(known.find_shard.fn_oid, INT8OID, args, InvalidOid,
+											 InvalidOid, COERCE_EXPLICIT_CALL),
+					   &known.find_shard);
+	find_function(&known.lock_shard, "lock_shard_metadata", INT4OID, INT8ARRAYOID);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+find_tenant_type(void)
+{
+	AttrNumber column = get_attnum(known.table, TENANT_COLUMN_NAME);
+	Oid input;
+	Oid output;
+	bool is_varlena;
+
+	if (column == InvalidAttrNumber)
+		error_columns(TENANT_TABLE_NAME);
+	known.tenant_type = get_atttype(known.table, column);
+	get_typlenbyval(known.tenant_type, &known.tenant_length, &known.tenant_by_value);
+	getTypeInputInfo(known.tenant_type, &input, &known.tenant_ioparam);
+	getTypeOutputInfo(known.tenant_type, &output, &is_varlena);
+	fmgr_info_cxt(input, &known.tenant_input, known.context);
+	fmgr_info_cxt(output, &known.tenant_output, known.context);
+}
+
+static void
+forget_all(void)
+{
+	known.table = InvalidOid;
+	known.scope = NULL;
+	forget_place(InvalidOid);
+}
+
+/* What is known of places stays: a shard that is looked for again may have been here. */
+static void
+make_memory(void)
+{
+	HASHCTL places = {.keysize = sizeof(int64), .entrysize = sizeof(Place)};
+
+	if (known.context == NULL)
+	{
+		known.context =
+			AllocSetContextCreate(TopMemoryContext, "idempotency shards", ALLOCSET_DEFAULT_SIZES);
+		known.last =
+			AllocSetContextCreate(TopMemoryContext, "idempotency tenant", ALLOCSET_SMALL_SIZES);
+		known.places = hash_create("idempotency shards", 64, &places, HASH_ELEM | HASH_BLOBS);
+	}
+	MemoryContextReset(known.context);
+}
+
+static void
+look(Relation keys)
+{
+	/* a change from here on makes it invalid again */
+	known.valid = true;
+	forget_all();
+	known.keys = RelationGetRelid(keys);
+	known.group_catalog = citus_group_catalog();
+	if (!OidIsValid(known.group_catalog))
+		return;
+	known.group = citus_group();
+	known.table = find_tenant_table(keys);
+	if (!OidIsValid(known.table))
+		return;
+	make_memory();
+	find_tenant_type();
+	find_functions();
+}
+
+bool
+shard_in_use(Relation keys)
+{
+	if (!known.valid || known.keys != RelationGetRelid(keys))
+	{
+		known.valid = false;
+		PG_TRY();
+		{
+			look(keys);
+		}
+		PG_CATCH();
+		{
+			known.valid = false;
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+	}
+	if (OidIsValid(known.table))
+		return true;
+	if (OidIsValid(known.group_catalog) && known.group != 0 && !idem_allow_keys_on_worker)
+		error_keys_on_worker(RelationGetRelationName(keys));
+	return false;
+}
+
+/* ------------------------------------------------------------------------
+ * The shard of a scope
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Two texts for one tenant would make two keys of one, so there is only one: '7', not '07'.
+ */
+static Datum
+read_tenant(text *scope)
+{
+	char *written = text_to_cstring(scope);
+	Datum tenant = InputFunctionCall(&known.tenant_input, written, known.tenant_ioparam, -1);
+	char *as_output = OutputFunctionCall(&known.tenant_output, tenant);
+
+	if (written[0] == '\0' || strcmp(written, as_output) != 0)
+		error_not_tenant(scope, known.tenant_type, as_output);
+	return tenant;
+}
+
+/* Sets known.tenant and known.shard, as the owner. */
+static void
+find_tenant(text *scope)
+{
+	MemoryContext old;
+	Datum tenant;
+
+	if (known.scope != NULL && key_same_text(known.scope, scope))
+		return;
+	known.scope = NULL;
+	tenant = read_tenant(scope);
+	known.shard = DatumGetInt64(FunctionCall2(&known.find_shard, ObjectIdGetDatum(known.table),
+											  PointerGetDatum(scope)));
+	MemoryContextReset(known.last);
+	old = MemoryContextSwitchTo(known.last);
+	known.tenant = datumCopy(tenant, known.tenant_by_value, known.tenant_length);
+	known.scope = DatumGetTextPCopy(PointerGetDatum(scope));
+	MemoryContextSwitchTo(old);
+}
+
+/* To the end of the transaction, as Citus does before it writes. */
+static void
+lock_shard(int64 shard)
+{
+	Datum element = Int64GetDatum(shard);
+	ArrayType *shards =
+		construct_array(&element, 1, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
+
+	(void) FunctionCall2(&known.lock_shard, Int32GetDatum(ShareLock), PointerGetDatum(shards));
+	pfree(shards);
+}
+
+/*
+ * Which shard has the tenant can change as well: tenants are isolated, and shards split.  So after
+ * the lock we look again, until we hold the lock of the shard that has the tenant.
+ */
+static void
+find_and_lock(Relation keys, text *scope, ShardUse use)
+{
+	int64 locked = 0;
+
+	for (;;)
+	{
+		AcceptInvalidationMessages();
+		if (!shard_in_use(keys))
+			error_shards_gone();
+		find_tenant(scope);
+		if (use == SHARD_READ || locked == known.shard)
+			return;
+		CHECK_FOR_INTERRUPTS();
+		lock_shard(known.shard);
+		locked = known.shard;
+	}
+}
+
+/* The shard's table, whether the shard is still here or not; InvalidOid if there is none. */
+static Oid
+find_table(Relation keys, int64 shard)
+{
+	Oid relid = get_relname_relid(psprintf("%s_" INT64_FORMAT, TENANT_TABLE_NAME, shard),
+								  RelationGetNamespace(keys));
+
+	if (OidIsValid(relid) && owner_of(relid) != keys->rd_rel->relowner)
+		relation_refuse(get_rel_name(relid), "It has another owner than table \"idem_keys\".");
+	return relid;
+}
+
+static Oid
+find_place(Relation keys, text *scope)
+{
+	int64 shard = known.shard;
+	bool found;
+	Place *place = hash_search(known.places, &shard, HASH_FIND, &found);
+	Oid relid;
+
+	if (found && OidIsValid(place->relid))
+		return place->relid;
+	relid = find_table(keys, shard);
+	if (!OidIsValid(relid) || !citus_has_shard(shard))
+		error_shard_elsewhere(scope, found || OidIsValid(relid));
+	if (known.valid)
+	{
+		place = hash_search(known.places, &shard, HASH_ENTER, &found);
+		place->relid = relid;
+	}
+	return relid;
+}
+
+Oid
+shard_find(Relation keys, text *scope, ShardUse use, Datum *tenant)
+{
+	OwnerContext owner;
+	Oid relid;
+
+	owner_become(keys, &owner);
+	idem_restrict_search_path();
+	find_and_lock(keys, scope, use);
+	relid = find_place(keys, scope);
+	*tenant = datumCopy(known.tenant, known.tenant_by_value, known.tenant_length);
+	owner_leave(&owner);
+	return relid;
+}
+
+/* ------------------------------------------------------------------------
+ * All shards of this node
+ * ------------------------------------------------------------------------
+ */
+
+List *
+shard_tables(void)
+{
+	Relation keys = table_open(relation_find("idem_keys"), AccessShareLock);
+	List *shards = NIL;
+	List *tables = NIL;
+	ListCell *lc;
+
+	if (shard_in_use(keys))
+		shards = citus_shards(known.table);
+	foreach(lc, shards)
+	{
+		int64 shard = *(int64 *) lfirst(lc);
+		Oid relid = citus_has_shard(shard) ? find_table(keys, shard) : InvalidOid;
+
+		if (OidIsValid(relid))
+			tables = lappend_oid(tables, relid);
+	}
+	table_close(keys, AccessShareLock);
+	return tables;
+}
+
+int32
+shard_group(void)
+{
+	return known.group;
+}
