@@ -109,8 +109,8 @@
 #define error_not_tenant(scope_, type_, written_) \
 	ereport(ERROR, \
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-			 errmsg("idempotency scope \"%s\" is not a tenant of type %s", key_text_display(scope_), \
-					format_type_be(type_)), \
+			 errmsg("idempotency scope \"%s\" is not a tenant of type %s", \
+					key_text_display(scope_), format_type_be(type_)), \
 			 VARSIZE_ANY_EXHDR(scope_) == 0 \
 				 ? errhint("The keys are distributed by tenant: give the tenant as the scope.") \
 				 : errhint("Write the tenant as the server does: \"%s\".", (written_))))
@@ -345,25 +345,28 @@
 
 /* 40001, or 55000 if the shard was never on this node */
 #define error_shard_elsewhere(scope_, was_here_) \
-	ereport(ERROR, \
-			(errcode((was_here_) ? ERRCODE_T_R_SERIALIZATION_FAILURE \
-								 : ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
-			 (was_here_) ? errmsg("could not serialize access: the keys of tenant \"%s\" have moved to " \
-								  "another node", \
-								  key_text_display(scope_)) \
-						 : errmsg("the keys of tenant \"%s\" are on another node", \
-								  key_text_display(scope_)), \
-			 (was_here_) ? errhint("Roll back and retry the transaction.") \
-						 : errhint("Call a function that Citus sends to that node, such as " \
-								   "idem_begin_for() or one that create_distributed_function() has " \
-								   "distributed by tenant.")))
+	ereport( \
+		ERROR, \
+		(errcode((was_here_) ? ERRCODE_T_R_SERIALIZATION_FAILURE \
+							 : ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+		 (was_here_) \
+			 ? errmsg("could not serialize access: the keys of tenant \"%s\" have moved to " \
+					  "another node", \
+					  key_text_display(scope_)) \
+			 : errmsg("the keys of tenant \"%s\" are on another node", key_text_display(scope_)), \
+		 (was_here_) ? errhint("Roll back and retry the transaction.") \
+					 : errhint("Call a function that Citus sends to that node, such as " \
+							   "idem_begin_for() or one that create_distributed_function() has " \
+							   "distributed by tenant.")))
 
 /* 40001: between two looks */
 #define error_shards_gone() \
-	ereport(ERROR, \
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), \
-			 errmsg("could not serialize access: the table of idempotency keys is no longer distributed"), \
-			 errhint("Roll back and retry the transaction.")))
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), \
+		 errmsg( \
+			 "could not serialize access: the table of idempotency keys is no longer distributed"), \
+		 errhint("Roll back and retry the transaction.")))
 
 /* 40001: while idem_call waited for its key */
 #define error_function_changed(name_, identity_) \
@@ -461,11 +464,13 @@
 			 hint_table_changed()))
 
 #define error_citus_catalog(catalog_, column_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
-			 errmsg("column \"%s\" of Citus catalog \"%s\" is not what version %s of the library knows", \
-					(column_), (catalog_), IDEM_VERSION), \
-			 errhint("Use versions of Citus and idempotency that were tested together.")))
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+		 errmsg( \
+			 "column \"%s\" of Citus catalog \"%s\" is not what version %s of the library knows", \
+			 (column_), (catalog_), IDEM_VERSION), \
+		 errhint("Use versions of Citus and idempotency that were tested together.")))
 
 /* 54000 */
 #define error_too_many_groups(group_, limit_) \

@@ -72,10 +72,10 @@ guc_init(void)
 	GucContext of_shared_memory =
 		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP;
 
-	DefineCustomBoolVariable(
-		"idempotency.allow_keys_on_worker", "Allows a Citus worker to have keys of its own.",
-		"Requests with the same key must then always reach the same node.",
-		&idem_allow_keys_on_worker, false, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("idempotency.allow_keys_on_worker",
+							 "Allows a Citus worker to have keys of its own.",
+							 "Requests with the same key must then always reach the same node.",
+							 &idem_allow_keys_on_worker, false, PGC_SUSET, 0, NULL, NULL, NULL);
 
 	DefineCustomStringVariable(
 		"idempotency.default_scope", "Scope of a key when the caller gives none.",

@@ -27,13 +27,13 @@
 
 /* 0A000 */
 #define error_distributed(trigdata_, detail_) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
-			 errmsg(ON_TABLE " cannot claim keys in a Citus cluster", \
-					trigger_and_table(trigdata_)), \
-			 errdetail("%s", (detail_)), \
-			 errhint("Make the distribution column part of a UNIQUE constraint: UNIQUE (tenant, " \
-					 "event_id).")))
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+		 errmsg(ON_TABLE " cannot claim keys in a Citus cluster", trigger_and_table(trigdata_)), \
+		 errdetail("%s", (detail_)), \
+		 errhint("Make the distribution column part of a UNIQUE constraint: UNIQUE (tenant, " \
+				 "event_id).")))
 
 /* 0A000 */
 #define error_generated_column(trigdata_, column_) \

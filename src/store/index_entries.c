@@ -91,8 +91,8 @@ has_only_primary_key(Store *store)
 		list_free(RelationGetIndexList(store->heap));
 	return list_length(store->heap->rd_indexlist) == 1 &&
 		linitial_oid(store->heap->rd_indexlist) == RelationGetRelid(index) &&
-		form->indnatts == form->indnkeyatts && form->indisready && form->indimmediate && index->rd_rel->relam == BTREE_AM_OID &&
-		is_key_index(store, index);
+		form->indnatts == form->indnkeyatts && form->indisready && form->indimmediate &&
+		index->rd_rel->relam == BTREE_AM_OID && is_key_index(store, index);
 }
 
 /* False if "check" does not raise an error for a duplicate, and there may be one. */

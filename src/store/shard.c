@@ -286,8 +286,8 @@ find_tenant(text *scope)
 		return;
 	known.scope = NULL;
 	tenant = read_tenant(scope);
-	known.shard = DatumGetInt64(FunctionCall2(&known.find_shard, ObjectIdGetDatum(known.table),
-											  PointerGetDatum(scope)));
+	known.shard = DatumGetInt64(
+		FunctionCall2(&known.find_shard, ObjectIdGetDatum(known.table), PointerGetDatum(scope)));
 	MemoryContextReset(known.last);
 	old = MemoryContextSwitchTo(known.last);
 	known.tenant = datumCopy(tenant, known.tenant_by_value, known.tenant_length);

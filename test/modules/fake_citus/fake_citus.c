@@ -65,9 +65,10 @@ get_shard_id_for_distribution_column(PG_FUNCTION_ARGS)
 
 	getTypeOutputInfo(get_fn_expr_argtype(fcinfo->flinfo, 1), &output, &varlena);
 	values[1] = CStringGetTextDatum(OidOutputFunctionCall(output, PG_GETARG_DATUM(1)));
-	PG_RETURN_INT64(run_query("SELECT coalesce((SELECT t.shardid FROM public.fake_tenants t WHERE t.tenant = $2),"
-							  " (SELECT min(s.shardid) FROM pg_catalog.pg_dist_shard s WHERE s.logicalrelid = $1))",
-							  2, types, values));
+	PG_RETURN_INT64(run_query(
+		"SELECT coalesce((SELECT t.shardid FROM public.fake_tenants t WHERE t.tenant = $2),"
+		" (SELECT min(s.shardid) FROM pg_catalog.pg_dist_shard s WHERE s.logicalrelid = $1))",
+		2, types, values));
 }
 
 /* lock_shard_metadata(integer, bigint[]) RETURNS void; as in Citus, only for the table's owner */
@@ -77,14 +78,15 @@ lock_shard_metadata(PG_FUNCTION_ARGS)
 	Datum *shards;
 	int n;
 
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
-					  &shards, NULL, &n);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+					  TYPALIGN_DOUBLE, &shards, NULL, &n);
 	for (int i = 0; i < n; i++)
 	{
 		Oid types[] = {INT8OID};
-		Oid table = (Oid) run_query("SELECT s.logicalrelid::oid::bigint FROM pg_catalog.pg_dist_shard s"
-									" WHERE s.shardid = $1",
-									1, types, &shards[i]);
+		Oid table =
+			(Oid) run_query("SELECT s.logicalrelid::oid::bigint FROM pg_catalog.pg_dist_shard s"
+							" WHERE s.shardid = $1",
+							1, types, &shards[i]);
 		int64 shard = DatumGetInt64(shards[i]);
 		LOCKTAG tag;
 
@@ -122,11 +124,13 @@ fake_invalidate(PG_FUNCTION_ARGS)
 		Oid types[] = {INT8OID};
 		Datum shard = SPI_getbinval(row, desc, SPI_fnumber(desc, column), &isnull);
 
-		relid = (Oid) run_query("SELECT s.logicalrelid::oid::bigint FROM pg_catalog.pg_dist_shard s WHERE s.shardid = $1",
-								1, types, &shard);
+		relid = (Oid) run_query(
+			"SELECT s.logicalrelid::oid::bigint FROM pg_catalog.pg_dist_shard s WHERE s.shardid = $1",
+			1, types, &shard);
 	}
 	else if (strcmp(column, "all") == 0)
-		relid = (Oid) run_query("SELECT 'public.idem_tenant_keys'::regclass::oid::bigint", 0, NULL, NULL);
+		relid = (Oid) run_query("SELECT 'public.idem_tenant_keys'::regclass::oid::bigint", 0, NULL,
+								NULL);
 	CacheInvalidateRelcacheByRelid(relid);
 	return PointerGetDatum(NULL);
 }
