@@ -174,10 +174,15 @@ for my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 # The tenant gets a shard of its own while a claim waits for the lock of the old one.
 $node->safe_psql($db, 'SELECT add_shard(1003, 0)');
 $two->query_safe('BEGIN; SELECT move_shard(1001, 0)');
+$one->query_safe('BEGIN');
 waiting($one, "SELECT idem_claim_for(7, 'isolated')");
 wait_for_waiters($node, $db, 1);
 $two->query_safe("INSERT INTO fake_tenants VALUES ('7', 1003); COMMIT");
 is($one->query_safe("SELECT 'end'"), "t\nend", 'a tenant is isolated while a claim waits');
+waiting($two, 'SELECT move_shard(1003, 0)');
+wait_for_waiters($node, $db, 1);
+$one->query_safe('COMMIT');
+is($two->query_safe("SELECT 'end'"), "1\nend", 'the new shard does not move before the claim has committed');
 session_says('SELECT count(*) FROM idem_tenant_keys_1001; SELECT count(*) FROM idem_tenant_keys_1003', '0 1', 'its key is in the new shard');
 $node->safe_psql($db, "DELETE FROM fake_tenants WHERE tenant = '7'");
 $_->quit for $one, $two;
@@ -186,6 +191,7 @@ $_->quit for $one, $two;
 # Roles, spoofs
 #
 session_says("SELECT idem_grant('app'); GRANT INSERT ON orders TO app", '', 'an ordinary role');
+session_says("SELECT count(*) FROM pg_proc p WHERE proname LIKE 'idem\\_%\\_for' AND has_function_privilege('app', p.oid, 'EXECUTE')", '10', 'gets functions for tenants with its jobs');
 session_says("SET ROLE app; BEGIN; SELECT state FROM idem_begin('role', scope => '7'); INSERT INTO orders VALUES (7, 'x'); SELECT idem_finish('role', '1', scope => '7'); COMMIT; SELECT idem_claim('many', scope => '7')",
 	'started 1 t', 'and finishes');
 session_says("SET ROLE app; SELECT * FROM idem_tenant_keys_1001", '42501', 'without a right to the shard');

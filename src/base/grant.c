@@ -97,6 +97,29 @@ find_function(const char *name, Oid schema, Oid extension)
 	return found;
 }
 
+/*
+ * The one that idem_distribute() has made of it: known by the support function, which nobody but a superuser
+ * can give to a function.
+ */
+static Oid
+find_function_for(const char *name, Oid schema, Oid extension)
+{
+	CatCList *list =
+		SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(psprintf("%s_for", name)));
+	Oid found = InvalidOid;
+
+	for (int i = 0; i < list->n_members && !OidIsValid(found); i++)
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
+
+		if (proc->pronamespace == schema && OidIsValid(proc->prosupport) &&
+			getExtensionOfObject(ProcedureRelationId, proc->prosupport) == extension)
+			found = proc->oid;
+	}
+	ReleaseSysCacheList(list);
+	return found;
+}
+
 static const Job *
 find_job(const char *name)
 {
@@ -126,12 +149,13 @@ run(const char *statement)
 static void
 change_function_acl(const char *name, Oid schema, Oid extension, const char *role, bool grant)
 {
-	Oid function = find_function(name, schema, extension);
+	Oid functions[] = {find_function(name, schema, extension),
+					   find_function_for(name, schema, extension)};
 
-	if (!OidIsValid(function))
-		return;
-	run(psprintf("%s EXECUTE ON ROUTINE %s %s %s", grant ? "GRANT" : "REVOKE",
-				 format_procedure_qualified(function), grant ? "TO" : "FROM", role));
+	for (int i = 0; i < lengthof(functions); i++)
+		if (OidIsValid(functions[i]))
+			run(psprintf("%s EXECUTE ON ROUTINE %s %s %s", grant ? "GRANT" : "REVOKE",
+						 format_procedure_qualified(functions[i]), grant ? "TO" : "FROM", role));
 }
 
 /* ------------------------------------------------------------------------
