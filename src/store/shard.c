@@ -91,9 +91,12 @@ forget_place(Oid relid)
 			place->relid = InvalidOid;
 }
 
+bool shard_no_citus = false;
+
 static void
 forget_known(Datum arg, Oid relid)
 {
+	shard_no_citus = false;
 	if (!OidIsValid(known.table) || relid == InvalidOid || relid == known.table ||
 		relid == known.keys || relid == known.group_catalog)
 		known.valid = false;
@@ -248,6 +251,7 @@ shard_in_use(Relation keys)
 		}
 		PG_END_TRY();
 	}
+	shard_no_citus = known.valid && !OidIsValid(known.group_catalog);
 	if (OidIsValid(known.table))
 		return true;
 	if (OidIsValid(known.group_catalog) && known.group != 0 && !idem_allow_keys_on_worker)

@@ -42,6 +42,9 @@ extern void shard_init(void);
  */
 extern bool shard_in_use(Relation keys);
 
+/* Is it known that there is no Citus?  Then shard_in_use() need not be asked. */
+extern bool shard_no_citus;
+
 /*
  * The shard of a scope, and its tenant in the type of the distribution column.  It may be dropped
  * before it is opened.  22023 if the scope is not a tenant as the type writes it; 40001 if the shard was on this

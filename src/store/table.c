@@ -344,7 +344,7 @@ store_open(Store *store, text *scope, ShardUse use, LOCKMODE lockmode)
 	store->heap = open_known(lockmode);
 	if (store->heap == NULL)
 		store->heap = open_and_check(lockmode);
-	if (shard_in_use(store->heap))
+	if (!shard_no_citus && shard_in_use(store->heap))
 		open_shard(store, scope, use, lockmode);
 	else
 	{
