@@ -197,7 +197,7 @@ session_says("SET ROLE app; BEGIN; SELECT state FROM idem_begin('role', scope =>
 session_says("SET ROLE app; SELECT * FROM idem_tenant_keys_1001", '42501', 'without a right to the shard');
 my $spoof = db('spoof', $fake . 'GRANT CREATE ON SCHEMA public TO app');
 says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (LIKE idem_keys, tenant text); RESET ROLE; SELECT idem_claim('a')", 't 42501', 'without a right to idem_keys there is no copy');
-says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (LIKE orders); RESET ROLE; SELECT create_distributed_table('idem_tenant_keys', 'tenant'); SELECT idem_claim('b')",
+says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (tenant bigint); RESET ROLE; SELECT create_distributed_table('idem_tenant_keys', 'tenant'); SELECT idem_claim('b')",
 	' 0A000', 'a table of that name that is another role\'s is refused');
 says_in($spoof, "ALTER TABLE idem_tenant_keys OWNER TO CURRENT_USER; DELETE FROM pg_dist_partition WHERE logicalrelid = 'idem_tenant_keys'::regclass; SELECT idem_claim('b')", '0A000', 'and one that Citus does not know');
 says_in($spoof, "DROP TABLE idem_tenant_keys; SELECT idem_claim('b')", 't', 'which is seen when it goes');
@@ -217,6 +217,12 @@ INSERT INTO idem_tenant_keys_1002 SELECT * FROM idem_tenant_keys_1001;
 SELECT idem_claim_for(7, 'live');
 SQL
 session_says('CALL idem_purge(); SELECT count(*) FROM idem_tenant_keys_1001; SELECT count(*) FROM idem_tenant_keys_1002', '1000|0|0 1 1000', 'a purge');
+$node->safe_psql($db, 'INSERT INTO idem_tenant_keys_1001 SELECT * FROM idem_tenant_keys_1002; INSERT INTO idem_tenant_keys_1003 SELECT * FROM idem_tenant_keys_1002');
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\nidempotency.purge_interval = '1s'\nidempotency.purge_batch_size = 100\nidempotency.purge_databases = '$db'\n");
+$node->restart;
+ok($node->poll_query_until($db, 'SELECT (SELECT count(*) FROM idem_tenant_keys_1001) + (SELECT count(*) FROM idem_tenant_keys_1003) = 1'), 'the background worker purges shard by shard');
+$node->append_conf('postgresql.conf', "idempotency.purge_interval = 0\n");
+$node->reload;
 session_says("INSERT INTO idem_tenant_keys_1003 SELECT * FROM idem_tenant_keys_1002; CALL idem_purge(max_rows => 10)", '10|0|0', 'a purge with a limit');
 
 done_testing();

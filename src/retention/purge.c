@@ -291,6 +291,32 @@ start_in_shard(const Purge *purge, BlockNumber pages)
 	return pg_prng_uint32(&pg_global_prng_state) % Max(pages, 1);
 }
 
+/* The shards to purge, kept over the commits of a purge. */
+static Oid *shards = NULL;
+static int max_shards = 0;
+
+static int
+list_shards(void)
+{
+	List *list = shard_tables();
+	int n = 0;
+	ListCell *lc;
+
+	if (list_length(list) > max_shards)
+	{
+		if (shards != NULL)
+			pfree(shards);
+		shards = NULL;
+		max_shards = 0;
+		shards = MemoryContextAlloc(TopMemoryContext, list_length(list) * sizeof(Oid));
+		max_shards = list_length(list);
+	}
+	foreach(lc, list)
+		shards[n++] = lfirst_oid(lc);
+	list_free(list);
+	return n;
+}
+
 /*
  * If the keys are distributed, those of the shards that are on this node.  The shards need not
  * be locked against moves: a copy that is made meanwhile has expired rows of its own, which the
@@ -299,12 +325,11 @@ start_in_shard(const Purge *purge, BlockNumber pages)
 static bool
 purge_shards(Purge *purge, Progress *progress)
 {
-	List *shards = shard_tables();
-	ListCell *lc;
+	int n = list_shards();
 
-	foreach(lc, shards)
+	for (int i = 0; i < n; i++)
 	{
-		SweepTable table = {tables[PURGE_KEYS], lfirst_oid(lc)};
+		SweepTable table = {tables[PURGE_KEYS], shards[i]};
 		BlockNumber pages;
 		BlockNumber start;
 
