@@ -198,7 +198,7 @@ session_says("SET ROLE app; SELECT * FROM idem_tenant_keys_1001", '42501', 'with
 my $spoof = db('spoof', $fake . 'GRANT CREATE ON SCHEMA public TO app');
 says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (LIKE idem_keys, tenant text); RESET ROLE; SELECT idem_claim('a')", 't 42501', 'without a right to idem_keys there is no copy');
 says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (tenant bigint); RESET ROLE; SELECT create_distributed_table('idem_tenant_keys', 'tenant'); SELECT idem_claim('b')",
-	' 0A000', 'a table of that name that is another role\'s is refused');
+	'0A000', 'a table of that name that is another role\'s is refused');
 says_in($spoof, "ALTER TABLE idem_tenant_keys OWNER TO CURRENT_USER; DELETE FROM pg_dist_partition WHERE logicalrelid = 'idem_tenant_keys'::regclass; SELECT idem_claim('b')", '0A000', 'and one that Citus does not know');
 says_in($spoof, "DROP TABLE idem_tenant_keys; SELECT idem_claim('b')", 't', 'which is seen when it goes');
 session_says("ALTER TABLE idem_tenant_keys_1001 OWNER TO app; SELECT idem_claim_for(7, 'spoof'); ALTER TABLE idem_tenant_keys_1001 OWNER TO CURRENT_USER; SELECT idem_claim_for(7, 'spoof')", 't 0A000',
