@@ -16,8 +16,8 @@ $node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\
 $node->start;
 
 my $shown = 0;
-# t/065_switch_over.pl runs the one that needs two servers
-for my $file ('README.md', grep { $_ ne 'doc/switch-over.md' } sort glob('doc/*.md'))
+# t/065_switch_over.pl runs the one that needs two servers, t/070_citus.pl the one that needs Citus
+for my $file ('README.md', grep { !/switch-over|scale/ } sort glob('doc/*.md'))
 {
 	(my $db = $file) =~ s/\W/_/g;
 	my @blocks = blocks($file);

@@ -11,6 +11,7 @@ use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use IdemDocs;
 use IdemTest;
 use IPC::Run;
 use List::Util qw(shuffle);
@@ -196,6 +197,41 @@ for my $mode ('block_writes', 'force_logical')
 sql($coordinator, "SELECT idem_claim_for($here, 'short', ttl => '1 ms'); SELECT idem_claim_for($there, 'short', ttl => '1 ms')");
 sql($_, 'CALL idem_purge()') for @nodes;
 is(sql($coordinator, "SELECT count(*) FROM idem_tenant_keys WHERE key = 'short'"), '0', 'each node purges its shards');
+
+#
+# doc/scale.md, block by block, in a database of its own
+#
+for my $node ($coordinator, @workers)
+{
+	sql($node, 'CREATE DATABASE shop');
+	$node->safe_psql('shop', 'CREATE EXTENSION citus');
+}
+$coordinator->safe_psql('shop', "SELECT citus_set_coordinator_host('$host', " . $coordinator->port . '); ' . join '', map { "SELECT citus_add_node('$host', " . $_->port . ');' } @workers);
+{
+	my @blocks = blocks("$FindBin::RealBin/../doc/scale.md");
+	my $start = sub {
+		my ($sql, $out, $err) = @_;
+
+		return IPC::Run::start([ 'psql', '-XqP', 'pager=off', '-d', $coordinator->connstr('shop') ], '<', \$sql, '>', $out, '2>', $err);
+	};
+
+	while (my $block = shift @blocks)
+	{
+		my ($language, $sql, $line) = @$block;
+		my ($out, $err, $other_out, $other_err) = ('') x 4;
+
+		next if $language ne 'sql';
+		my $run = $start->($sql, \$out, \$err);
+		# requests go on while a shard moves
+		my $other = @blocks && $blocks[0][1] =~ /^-- meanwhile/ ? $start->((shift @blocks)->[1], \$other_out, \$other_err) : undef;
+		$run->finish;
+		$other->finish if $other;
+		# a claim may have to run again when its shard moves, and is
+		$err =~ s/^.*could not serialize access.*\n(?:HINT|CONTEXT|PL|while).*\n//mg if $other;
+		is($err . $other_err, '', "doc/scale.md:$line runs");
+		is(trimmed($out), trimmed($blocks[0][1]), "doc/scale.md:$line shows what is printed") if @blocks && $blocks[0][0] eq 'text';
+	}
+}
 
 #
 # A storm: clients send the same requests, each in an order of its own, until each request has
