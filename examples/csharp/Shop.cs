@@ -81,6 +81,9 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
             // A replay has the first status, 201, not 200.  Retry-After of a 409 is whole seconds already.
             : (new Answer(row.GetInt32(1), row["body"] as string,
                 JsonSerializer.Deserialize<Dictionary<string, string>>(row["headers"] as string ?? "{}")!, row.GetBoolean(4)), (long?)null));
+        // 400, 409 and 422 say where your API's documentation is
+        if (claim.Single().Item1 is { Replayed: false } refused)
+            refused.Headers["Link"] = "<https://shop.example/docs/idempotency>; rel=\"describedby\"";
         return claim.Single();
     }
 
@@ -110,7 +113,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         if (claim.Answer is not null) return claim.Answer;
         await transaction.SaveAsync("work");
         var answer = await PlaceOrderAsync(transaction, request);
-        // A business failure is an answer, too: undo the work, and store what says no.
+        // A business failure is an answer, too: undo the work, and store the answer with its status.
         if (answer.Status >= 400) await transaction.RollbackAsync("work");
         return await FinishAsync(transaction, idempotencyKey, answer);
     });
@@ -160,12 +163,12 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // A statement of its own, which counts and decides in one; it needs no transaction.
     public async Task<bool> TryClickAsync(string userId)
     {
-        var (allowed, remaining, wait) = (await QueryAsync(With(db.CreateCommand("""
-            SELECT allowed, remaining, CASE WHEN allowed THEN reset_after ELSE retry_after END
+        // Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+        // reset_after is until all five are, a minute for each.
+        var (allowed, remaining, seconds) = (await QueryAsync(With(db.CreateCommand("""
+            SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int
             FROM idem_throttle($1, '5 min', 5, 'clicks')
-            """), userId), row => (row.GetBoolean(0), row.GetInt32(1), row.GetDouble(2)))).Single();
-        // whole seconds, rounded up: who comes back a moment too early is refused again
-        var seconds = Math.Ceiling(wait);
+            """), userId), row => (row.GetBoolean(0), row.GetInt32(1), row.GetInt32(2)))).Single();
         Http.Response.Headers["RateLimit-Policy"] = "\"clicks\";q=5;w=300";
         Http.Response.Headers["RateLimit"] = $"\"clicks\";r={remaining};t={seconds}";
         if (allowed) await ExecuteAsync(With(db.CreateCommand("INSERT INTO clicks (user_name) VALUES ($1)"), userId));
@@ -302,7 +305,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     public async Task<IResult> DeliverAsync(List<JsonElement> messages) => await TransactionAsync(async transaction =>
     {
         int worked = 0, parked = 0;
-        // Keys come back, payloads do not: this is the way from one to the other.
+        // idem_claim_many returns keys, not payloads: this leads back to those.
         var payloads = new Dictionary<string, string?>();
         foreach (var message in messages.Select(Message.From))
         {

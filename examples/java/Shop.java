@@ -286,7 +286,9 @@ public class Shop {
             }
         }
         Answer answer = new Answer(row.getInt("status"), headers, row.getString("body"));
-        return row.getBoolean("replayed") ? answer.with("Idempotent-Replayed", "true") : answer;
+        // 400, 409 and 422 say where your API's documentation is
+        return row.getBoolean("replayed") ? answer.with("Idempotent-Replayed", "true")
+                : answer.with("Link", "<https://shop.example/docs/idempotency>; rel=\"describedby\"");
     }
 
     // The scope is that of the begin: a claim is a key in a scope.
@@ -338,7 +340,7 @@ public class Shop {
             try {
                 answer = placeOrder(connection, user, order);
             } catch (Problem refused) {
-                // A business failure is an answer, too: undo the work, and store what says no.
+                // A business failure is an answer, too: undo the work, and store the answer with its status.
                 connection.rollback(work);
                 answer = refused.answer;
             }
@@ -348,14 +350,16 @@ public class Shop {
 
     // ---- clicks
 
-    record Call(boolean allowed, int remaining, long seconds) {}
+    record Call(boolean allowed, int remaining, int seconds) {}
 
     static Answer clicks(Request request) throws SQLException {
         String user = request.user();
-        // whole seconds, rounded up: who comes back a moment too early is refused again
-        Call call = autocommit(connection -> one(connection, "SELECT * FROM idem_throttle(?, '5 min', 5, 'clicks')",
-                row -> new Call(row.getBoolean("allowed"), row.getInt("remaining"),
-                        (long) Math.ceil(row.getDouble(row.getBoolean("allowed") ? "reset_after" : "retry_after"))), user));
+        // Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+        // reset_after is until all five are, a minute for each.
+        Call call = autocommit(connection -> one(connection, """
+                SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int
+                  FROM idem_throttle(?, '5 min', 5, 'clicks')""",
+                row -> new Call(row.getBoolean(1), row.getInt(2), row.getInt(3)), user));
         Answer answer;
         if (call.allowed()) {
             autocommit(connection -> update(connection, "INSERT INTO clicks (user_name) VALUES (?)", user));
@@ -546,7 +550,7 @@ public class Shop {
         valid(messages.isArray() && messages.size() <= 100, "messages is missing or wrong");
         return transaction(connection -> {
             int worked = 0, parked = 0;
-            // Keys come back, payloads do not: this is the way from one to the other.
+            // idem_claim_many returns keys, not payloads: this map leads back to those.
             Map<String, JsonNode> payloads = new LinkedHashMap<>();
             for (JsonNode message : messages) {
                 JsonNode id = message.path("id"), payload = message.path("payload");
