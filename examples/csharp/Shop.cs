@@ -70,8 +70,8 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // ---- claims
 
     // The answer to send or, if there is none yet and the work is to be done, the fence of a lease.
-    // No key is NULL, and NULL is answered with 400.  Without a transaction around it this would fail with ID005:
-    // its own would end without the finish.
+    // A missing key is null, which idem_http_begin answers with 400.
+    // In autocommit mode it fails with ID005: its transaction ends without the finish.
     async Task<(Answer? Answer, long? Fence)> BeginAsync(NpgsqlTransaction transaction, string? key, int? leaseMs = null)
     {
         var claim = await QueryAsync(Sql(transaction, """
@@ -305,7 +305,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     public async Task<IResult> DeliverAsync(List<JsonElement> messages) => await TransactionAsync(async transaction =>
     {
         int worked = 0, parked = 0;
-        // idem_claim_many returns keys, not payloads: this leads back to those.
+        // idem_claim_many returns keys, not payloads: this dictionary leads back to those.
         var payloads = new Dictionary<string, string?>();
         foreach (var message in messages.Select(Message.From))
         {
@@ -326,7 +326,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
             }
             catch (PostgresException e) when (e.SqlState[..2] is "22" or "23" or "54")
             {
-                // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+                // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
                 // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                 await transaction.RollbackAsync("message");
                 await ParkAsync(id, payloads[id], e.MessageText);

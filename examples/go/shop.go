@@ -254,8 +254,8 @@ type claim struct {
 	answer *answer // to send, unless run
 }
 
-// No key is NULL, and NULL is answered with 400.  In autocommit mode this would fail with ID005:
-// its transaction would end without the finish.
+// A missing key is nil, which idem_http_begin answers with 400.
+// In autocommit mode it fails with ID005: its transaction ends without the finish.
 func begin(ctx context.Context, tx pgx.Tx, r *request, leaseMs *int) (*claim, error) {
 	c := claim{answer: noBody(0)}
 	var status *int
@@ -663,8 +663,8 @@ func deliveries(r *request) (*answer, error) {
 					FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)`, id, m.payload())
 				return err
 			})
-			// Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are parked,
-			// still claimed.  Anything else fails the batch, and the broker sends it again.
+			// Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+			// parked, still claimed.  Anything else fails the batch, and the broker sends it again.
 			if poison.MatchString(sqlState(err)) {
 				counts.Parked++
 				err = park(ctx, tx, &id, m, err.Error())

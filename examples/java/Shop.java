@@ -265,8 +265,8 @@ public class Shop {
     /** To run, under a fence if it is leased, or the answer to send. */
     record Claim(boolean run, Long fence, Answer answer) {}
 
-    // No key is NULL, and NULL is answered with 400.  In autocommit mode this would fail with ID005: its transaction
-    // would end without the finish.
+    // A missing key is null, which idem_http_begin answers with 400.
+    // In autocommit mode it fails with ID005: its transaction ends without the finish.
     static Claim begin(Connection connection, Request request, Integer leaseMs) throws SQLException {
         return one(connection, """
                 SELECT run, status, headers, body, replayed, fence
@@ -570,8 +570,8 @@ public class Shop {
                             id, textOf(payloads.get(id)));
                     worked++;
                 } catch (SQLException e) {
-                    // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and
-                    // are parked, still claimed.  Anything else fails the batch, and the broker sends it again.
+                    // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+                    // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                     if (!hasState(e, "(22|23|54)..."))
                         throw e;
                     connection.rollback(message);

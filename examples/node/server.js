@@ -104,8 +104,8 @@ async function one(client, sql, ...values) {
 const scopeOf = request => `${user(request)} ${request.method} ${request.routeOptions.url}`;
 
 // The answer to send, or, if there is none yet, what says to run.
-// No key is NULL, and NULL is answered with 400.  In autocommit mode this would fail with ID005:
-// its transaction would end without the finish.
+// A missing key is null, which idem_http_begin answers with 400.
+// In autocommit mode it fails with ID005: its transaction ends without the finish.
 async function begin(client, request, lease = null) {
   const claim = await one(client,
     'SELECT * FROM idem_http_begin($1, $2, $3, wait_ms => 500, lease_ms => $4)',
@@ -335,8 +335,8 @@ app.post('/deliveries', async (request, reply) => {
           FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)`, [key, payloadOf(byId.get(key)) ?? 'null']);
         worked++;
       } catch (error) {
-        // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are parked,
-        // still claimed.  Anything else fails the batch, and the broker sends it again.
+        // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+        // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
         if (!/^(22|23|54)/.test(error.code)) throw error;
         await client.query('ROLLBACK TO SAVEPOINT message');
         await park(client, key, byId.get(key), error.message);

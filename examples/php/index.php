@@ -192,8 +192,8 @@ function transaction(callable $work): mixed
 }
 
 // What says to run, or the answer to send.
-// No key is null, and NULL is answered with 400.  In autocommit mode, without beginTransaction(), this would fail with
-// ID005: its transaction would end without the finish.
+// A missing key is null, which idem_http_begin answers with 400.
+// In autocommit mode, without beginTransaction(), it fails with ID005: its transaction ends without the finish.
 function begin(PDO $db, ?int $leaseMs = null): array|Answer
 {
     $claim = query($db, 'SELECT * FROM idem_http_begin(?, ?, ?, wait_ms => 500, lease_ms => ?)',
@@ -488,7 +488,7 @@ function postDeliveries(): Answer
                     $key, $payloads[$key]);
                 $new++;
             } catch (PDOException $error) {
-                // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+                // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
                 // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                 preg_match('/^(22|23|54)/', sqlState($error)) || throw $error;
                 $db->exec('ROLLBACK TO SAVEPOINT message');

@@ -119,8 +119,8 @@ class Once:
         self.scope = f'{user} {request.method} {request.url.path}'
 
     async def begin(self, conn, lease_ms=None):
-        # No key is NULL, and NULL is answered with 400.  On an autocommit connection this would fail with ID005:
-        # its transaction would end without the finish.
+        # A missing key is None, which idem_http_begin answers with 400.
+        # On an autocommit connection it fails with ID005: its transaction ends without the finish.
         return await one(conn, 'SELECT * FROM idem_http_begin(%s, %s, %s, wait_ms => 500, lease_ms => %s)',
                          self.key, self.body, self.scope, lease_ms)
 
@@ -381,8 +381,8 @@ async def post_deliveries(batch: Batch):
                         FROM jsonb_to_record(%s::jsonb) AS p(order_number text, quantity int)""", [row.key, by_id[row.key]])
                 new += 1
             except psycopg.Error as error:
-                # Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and
-                # are parked, still claimed.  Anything else fails the batch, and the broker sends it again.
+                # Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+                # parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                 if (error.sqlstate or '')[:2] not in ('22', '23', '54'):
                     raise
                 parked.append((row.key, by_id[row.key], str(error)))

@@ -154,8 +154,8 @@ def one(db, sql, *values) = db.exec_params(sql, values).first&.transform_keys(&:
 def scope = "#{user} #{request.request_method} #{request.path}"
 
 # What says to run, or the answer to send.
-# No key is nil, and NULL is answered with 400.  In autocommit mode this would fail with ID005: its transaction
-# would end without the finish.
+# A missing key is nil, which idem_http_begin answers with 400.
+# In autocommit mode it fails with ID005: its transaction ends without the finish.
 def begin_once(db, lease_ms: nil)
   claim = one(db, 'SELECT * FROM idem_http_begin($1, $2, $3, wait_ms => 500, lease_ms => $4)',
               key, body_text, scope, lease_ms)
@@ -408,7 +408,7 @@ post '/deliveries' do
           FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)', [id, payload])
         new += 1
       rescue PG::DataException, PG::IntegrityConstraintViolation, PG::ProgramLimitExceeded => e
-        # Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+        # Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
         # parked, still claimed.  Anything else fails the batch, and the broker sends it again.
         db.exec('ROLLBACK TO SAVEPOINT message')
         park(db, id, payload, e.message)
