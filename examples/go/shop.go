@@ -602,19 +602,13 @@ func claimMany(ctx context.Context, tx pgx.Tx, ids []string) (fresh []string, er
 	if err := array.Set(ids); err != nil {
 		return nil, err
 	}
-	rows, err := tx.Query(ctx, "SELECT key FROM idem_claim_many($1, '7 days', 'deliveries')", array)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var key string
-		if err := rows.Scan(&key); err != nil {
-			return nil, err
-		}
-		fresh = append(fresh, key)
-	}
-	return fresh, rows.Err()
+	var key string
+	_, err = tx.QueryFunc(ctx, "SELECT key FROM idem_claim_many($1, '7 days', 'deliveries')", []interface{}{array},
+		[]interface{}{&key}, func(pgx.QueryFuncRow) error {
+			fresh = append(fresh, key)
+			return nil
+		})
+	return fresh, err
 }
 
 var poison = regexp.MustCompile(`^(22|23|54)`)

@@ -373,15 +373,6 @@ public class Shop {
 
     // ---- payments
 
-    static String sha256(String text) {
-        try {
-            byte[] digest = MessageDigest.getInstance("SHA-256").digest(text.getBytes(StandardCharsets.UTF_8));
-            return HexFormat.of().formatHex(digest);
-        } catch (NoSuchAlgorithmException e) {
-            throw new IllegalStateException(e);
-        }
-    }
-
     /** The charge, or null if it was declined. */
     static String charge(String remoteKey, int amount) throws Exception {
         HttpRequest request = HttpRequest.newBuilder(URI.create(System.getenv("PAYMENT_URL") + "/charges"))
@@ -445,7 +436,12 @@ public class Shop {
     }
 
     static String remoteKey(Request request) {
-        return sha256(request.scope() + "\n" + request.bareKey());
+        byte[] text = (request.scope() + "\n" + request.bareKey()).getBytes(StandardCharsets.UTF_8);
+        try {
+            return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(text));
+        } catch (NoSuchAlgorithmException e) {
+            throw new IllegalStateException(e);
+        }
     }
 
     // ---- magic links and codes
