@@ -185,7 +185,7 @@ $session->query_until(qr/inserted/, preamble('slow') . insert("[$lamp, $lamp]") 
 my $busy = post('slow', "[$lamp, $lamp]");
 is_refused($busy, 409, 'while the first runs');
 like($busy->{headers}{'Retry-After'}, qr/^[1-9][0-9]*$/, 'with Retry-After, whole seconds');
-is_deeply([ sort keys %{ $busy->{headers} } ], ['Retry-After'], 'and no field that PostgREST sets');
+is_deeply([ sort keys %{ $busy->{headers} } ], [ 'Link', 'Retry-After' ], 'a link to the documentation, and no field that PostgREST sets');
 is_new(post('other', "[$book]"), 1, 'another key does not wait'); # lamp's stock is locked
 $session->query_safe('COMMIT');
 $before = orders();

@@ -42,12 +42,12 @@ app.UseExceptionHandler(new ExceptionHandlerOptions { StatusCodeSelector = error
 app.UseStatusCodePages();
 app.Use(async (http, next) =>
 {
+    http.Request.Headers.Accept = "application/json";    // problems also for those who do not ask for them
     http.Items["body"] = await JsonSetup.TextOfAsync(http.Request);
     // ASCII only: what a byte above 127 means in a header differs between servers.
     if (http.Request.Headers["Idempotency-Key"].ToString().Any(c => c is not '\t' and (< ' ' or > '~')))
         throw new BadHttpRequestException("The key is not ASCII.");
     if (http.Request.Path.StartsWithSegments("/magic-links")) http.Response.Headers.CacheControl = "no-store";
-    http.Request.Headers.Accept = "application/json";    // problems also for those who do not ask for them
     await next(http);
 });
 app.UseAuthentication();

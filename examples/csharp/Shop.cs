@@ -67,29 +67,36 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         return rows;
     }
 
+    static async Task<T> OneAsync<T>(NpgsqlCommand sql, Func<NpgsqlDataReader, T> read) => (await QueryAsync(sql, read)).Single();
+
     // ---- claims
 
     // The answer to send or, if there is none yet and the work is to be done, the fence of a lease.
-    // No key is NULL, and NULL is answered with 400.  Without a transaction around it this would fail with ID005:
-    // its own would end without the finish.
+    // A missing key is null, which idem_http_begin answers with 400.
+    // In autocommit mode it fails with ID005: its transaction ends without the finish.
     async Task<(Answer? Answer, long? Fence)> BeginAsync(NpgsqlTransaction transaction, string? key, int? leaseMs = null)
     {
-        var claim = await QueryAsync(Sql(transaction, """
+        return await OneAsync(Sql(transaction, """
             SELECT run, status, headers, body, replayed, fence
             FROM idem_http_begin($1, $2, $3, wait_ms => 500, lease_ms => $4)
-            """, key, Http.Items["body"], Scope, leaseMs), row => row.GetBoolean(0) ? (null, row["fence"] as long?)
+            """, key, Http.Items["body"], Scope, leaseMs), row =>
+        {
+            if (row.GetBoolean(0)) return ((Answer?)null, row["fence"] as long?);
             // A replay has the first status, 201, not 200.  Retry-After of a 409 is whole seconds already.
-            : (new Answer(row.GetInt32(1), row["body"] as string,
-                JsonSerializer.Deserialize<Dictionary<string, string>>(row["headers"] as string ?? "{}")!, row.GetBoolean(4)), (long?)null));
-        return claim.Single();
+            var headers = JsonSerializer.Deserialize<Dictionary<string, string>>(row["headers"] as string ?? "{}")!;
+            var replayed = row.GetBoolean(4);
+            // 400, 409 and 422 say where your API's documentation is
+            if (!replayed) headers["Link"] = "<https://shop.example/docs/idempotency>; rel=\"describedby\"";
+            return (new Answer(row.GetInt32(1), row["body"] as string, headers, replayed), null);
+        });
     }
 
     // The scope is that of the begin: a claim is a key in a scope.
     async Task<Answer> FinishAsync(NpgsqlTransaction transaction, string? key, Answer answer, long? fence = null)
     {
-        var status = await QueryAsync(Sql(transaction, "SELECT idem_http_finish($1, $2, $3, $4, $5, $6)",
+        var status = await OneAsync(Sql(transaction, "SELECT idem_http_finish($1, $2, $3, $4, $5, $6)",
             key, answer.Status, answer.Body, JsonSerializer.Serialize(answer.Headers), Scope, fence), row => row.GetInt32(0));
-        return answer with { Status = status.Single() };
+        return answer with { Status = status };
     }
 
     // ---- orders
@@ -110,7 +117,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         if (claim.Answer is not null) return claim.Answer;
         await transaction.SaveAsync("work");
         var answer = await PlaceOrderAsync(transaction, request);
-        // A business failure is an answer, too: undo the work, and store what says no.
+        // A business failure is an answer, too: undo the work, and store the answer with its status.
         if (answer.Status >= 400) await transaction.RollbackAsync("work");
         return await FinishAsync(transaction, idempotencyKey, answer);
     });
@@ -120,10 +127,9 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         var order = new Order { UserName = UserName, Item = request.Item, Quantity = request.Quantity, OrderNumber = request.OrderNumber };
         try
         {
-            var id = await QueryAsync(Sql(transaction, """
+            order.Id = await OneAsync(Sql(transaction, """
                 INSERT INTO orders (user_name, item, quantity, order_number) VALUES ($1, $2, $3, $4) RETURNING id
                 """, order.UserName, order.Item, order.Quantity, order.OrderNumber), row => row.GetInt64(0));
-            order.Id = id.Single();
         }
         catch (PostgresException e) when (IsNumberTaken(e))
         {
@@ -160,12 +166,12 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // A statement of its own, which counts and decides in one; it needs no transaction.
     public async Task<bool> TryClickAsync(string userId)
     {
-        var (allowed, remaining, wait) = (await QueryAsync(With(db.CreateCommand("""
-            SELECT allowed, remaining, CASE WHEN allowed THEN reset_after ELSE retry_after END
+        // Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+        // reset_after is until all five are, a minute for each.
+        var (allowed, remaining, seconds) = await OneAsync(With(db.CreateCommand("""
+            SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int
             FROM idem_throttle($1, '5 min', 5, 'clicks')
-            """), userId), row => (row.GetBoolean(0), row.GetInt32(1), row.GetDouble(2)))).Single();
-        // whole seconds, rounded up: who comes back a moment too early is refused again
-        var seconds = Math.Ceiling(wait);
+            """), userId), row => (row.GetBoolean(0), row.GetInt32(1), row.GetInt32(2)));
         Http.Response.Headers["RateLimit-Policy"] = "\"clicks\";q=5;w=300";
         Http.Response.Headers["RateLimit"] = $"\"clicks\";r={remaining};t={seconds}";
         if (allowed) await ExecuteAsync(With(db.CreateCommand("INSERT INTO clicks (user_name) VALUES ($1)"), userId));
@@ -259,14 +265,14 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
         return Results.Accepted();
     }
 
-    public async Task<string> PeekTokenAsync(string token) =>
-        (await QueryAsync(With(db.CreateCommand("SELECT state FROM idem_token_peek('login', $1)"), token), row => row.GetString(0))).Single();
+    public Task<string> PeekTokenAsync(string token) =>
+        OneAsync(With(db.CreateCommand("SELECT state FROM idem_token_peek('login', $1)"), token), row => row.GetString(0));
 
     // The e-mail address of the token, which is used up now, or null.
     public Task<string?> RedeemTokenAsync(string token) => TransactionAsync(async transaction =>
     {
-        var (state, email) = (await QueryAsync(Sql(transaction, "SELECT state, subject FROM idem_token_redeem('login', $1)", token),
-            row => (row.GetString(0), row["subject"] as string))).Single();
+        var (state, email) = await OneAsync(Sql(transaction, "SELECT state, subject FROM idem_token_redeem('login', $1)", token),
+            row => (row.GetString(0), row["subject"] as string));
         if (state != "redeemed") return null;
         await ExecuteAsync(Sql(transaction, "INSERT INTO logins (email) VALUES ($1)", email));
         return email;
@@ -287,9 +293,9 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     // A wrong attempt commits as well, or it would not count.
     public async Task<IResult> VerifyCodeAsync(string email, string code) => await TransactionAsync(async transaction =>
     {
-        var (state, attemptsLeft) = (await QueryAsync(Sql(transaction,
+        var (state, attemptsLeft) = await OneAsync(Sql(transaction,
             "SELECT state, attempts_left FROM idem_code_verify('login', $1, $2)", email, code),
-            row => (row.GetString(0), row["attempts_left"] as int?))).Single();
+            row => (row.GetString(0), row["attempts_left"] as int?));
         if (state is "wrong" or "locked")
             return Answer.Problem(403, "This is not the code.", members: new() { ["attempts_left"] = attemptsLeft });
         if (state != "verified") return Answer.Problem(410, "There is no such code any more; ask for a new one.");
@@ -302,7 +308,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
     public async Task<IResult> DeliverAsync(List<JsonElement> messages) => await TransactionAsync(async transaction =>
     {
         int worked = 0, parked = 0;
-        // Keys come back, payloads do not: this is the way from one to the other.
+        // idem_claim_many returns keys, not payloads: this dictionary leads back to those.
         var payloads = new Dictionary<string, string?>();
         foreach (var message in messages.Select(Message.From))
         {
@@ -323,7 +329,7 @@ class Shop(NpgsqlDataSource db, ShopContext context, IHttpContextAccessor access
             }
             catch (PostgresException e) when (e.SqlState[..2] is "22" or "23" or "54")
             {
-                // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+                // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
                 // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                 await transaction.RollbackAsync("message");
                 await ParkAsync(id, payloads[id], e.MessageText);

@@ -10,12 +10,10 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"math"
 	"net"
 	"net/http"
 	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -256,8 +254,8 @@ type claim struct {
 	answer *answer // to send, unless run
 }
 
-// No key is NULL, and NULL is answered with 400.  In autocommit mode this would fail with ID005:
-// its transaction would end without the finish.
+// A missing key is nil, which idem_http_begin answers with 400.
+// In autocommit mode it fails with ID005: its transaction ends without the finish.
 func begin(ctx context.Context, tx pgx.Tx, r *request, leaseMs *int) (*claim, error) {
 	c := claim{answer: noBody(0)}
 	var status *int
@@ -274,8 +272,10 @@ func begin(ctx context.Context, tx pgx.Tx, r *request, leaseMs *int) (*claim, er
 	if headers != nil {
 		err = json.Unmarshal([]byte(*headers), &c.answer.headers)
 	}
-	if replayed != nil && *replayed {
+	if *replayed {
 		c.answer.with("Idempotent-Replayed", "true")
+	} else { // 400, 409 and 422 say where your API's documentation is
+		c.answer.with("Link", `<https://shop.example/docs/idempotency>; rel="describedby"`)
 	}
 	return &c, err
 }
@@ -349,7 +349,7 @@ func orders(r *request) (a *answer, err error) {
 			a, err = placeOrder(ctx, savepoint, r.user, o)
 			return err
 		})
-		// A business failure is an answer, too: the savepoint has undone the work, what says no is stored.
+		// A business failure is an answer, too: the savepoint has undone the work, the answer is stored with its status.
 		var refused problem
 		if errors.As(err, &refused) {
 			a = refused.answer
@@ -365,30 +365,21 @@ func orders(r *request) (a *answer, err error) {
 
 func clicks(r *request) (*answer, error) {
 	var allowed bool
-	var remaining int
-	var retryAfter, resetAfter *float64
+	var remaining, seconds int
+	// Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+	// reset_after is until all five are, a minute for each.
 	err := withConn(r.Context(), func(conn *pgxpool.Conn) error {
-		return conn.QueryRow(r.Context(), `SELECT allowed, remaining, retry_after, reset_after
-			FROM idem_throttle($1, '5 min', 5, 'clicks')`, r.user).Scan(&allowed, &remaining, &retryAfter, &resetAfter)
+		return conn.QueryRow(r.Context(), `SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int
+			FROM idem_throttle($1, '5 min', 5, 'clicks')`, r.user).Scan(&allowed, &remaining, &seconds)
 	})
-	if err != nil {
-		return nil, err
-	}
-	var a *answer
-	var seconds string
-	// whole seconds, rounded up: who comes back a moment too early is refused again
-	if allowed {
-		seconds = strconv.Itoa(int(math.Ceil(*resetAfter)))
-		if err := exec(r.Context(), "INSERT INTO clicks (user_name) VALUES ($1)", r.user); err != nil {
-			return nil, err
-		}
-		a = noBody(204)
+	a := noBody(204)
+	if err == nil && allowed {
+		err = exec(r.Context(), "INSERT INTO clicks (user_name) VALUES ($1)", r.user)
 	} else {
-		seconds = strconv.Itoa(int(math.Ceil(*retryAfter)))
-		a = refuse(429, "Too many clicks.").with("Retry-After", seconds)
+		a = refuse(429, "Too many clicks.").with("Retry-After", fmt.Sprint(seconds))
 	}
 	return a.with("RateLimit-Policy", `"clicks";q=5;w=300`).
-		with("RateLimit", fmt.Sprintf(`"clicks";r=%d;t=%s`, remaining, seconds)), nil
+		with("RateLimit", fmt.Sprintf(`"clicks";r=%d;t=%d`, remaining, seconds)), err
 }
 
 // ---- payments
@@ -611,19 +602,13 @@ func claimMany(ctx context.Context, tx pgx.Tx, ids []string) (fresh []string, er
 	if err := array.Set(ids); err != nil {
 		return nil, err
 	}
-	rows, err := tx.Query(ctx, "SELECT key FROM idem_claim_many($1, '7 days', 'deliveries')", array)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var key string
-		if err := rows.Scan(&key); err != nil {
-			return nil, err
-		}
-		fresh = append(fresh, key)
-	}
-	return fresh, rows.Err()
+	var key string
+	_, err = tx.QueryFunc(ctx, "SELECT key FROM idem_claim_many($1, '7 days', 'deliveries')", []interface{}{array},
+		[]interface{}{&key}, func(pgx.QueryFuncRow) error {
+			fresh = append(fresh, key)
+			return nil
+		})
+	return fresh, err
 }
 
 var poison = regexp.MustCompile(`^(22|23|54)`)
@@ -644,7 +629,7 @@ func deliveries(r *request) (*answer, error) {
 	}
 	err := transaction(ctx, func(tx pgx.Tx) error {
 		counts.Received, counts.New, counts.Parked = len(body.Messages), 0, 0
-		// Keys come back, payloads do not: this is the way from one to the other.
+		// idem_claim_many returns keys, not payloads: byID leads back to those.
 		byID := map[string]message{}
 		ids := []string{}
 		for _, raw := range body.Messages {
@@ -672,8 +657,8 @@ func deliveries(r *request) (*answer, error) {
 					FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)`, id, m.payload())
 				return err
 			})
-			// Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are parked,
-			// still claimed.  Anything else fails the batch, and the broker sends it again.
+			// Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+			// parked, still claimed.  Anything else fails the batch, and the broker sends it again.
 			if poison.MatchString(sqlState(err)) {
 				counts.Parked++
 				err = park(ctx, tx, &id, m, err.Error())

@@ -265,8 +265,8 @@ public class Shop {
     /** To run, under a fence if it is leased, or the answer to send. */
     record Claim(boolean run, Long fence, Answer answer) {}
 
-    // No key is NULL, and NULL is answered with 400.  In autocommit mode this would fail with ID005: its transaction
-    // would end without the finish.
+    // A missing key is null, which idem_http_begin answers with 400.
+    // In autocommit mode it fails with ID005: its transaction ends without the finish.
     static Claim begin(Connection connection, Request request, Integer leaseMs) throws SQLException {
         return one(connection, """
                 SELECT run, status, headers, body, replayed, fence
@@ -286,7 +286,9 @@ public class Shop {
             }
         }
         Answer answer = new Answer(row.getInt("status"), headers, row.getString("body"));
-        return row.getBoolean("replayed") ? answer.with("Idempotent-Replayed", "true") : answer;
+        // 400, 409 and 422 say where your API's documentation is
+        return row.getBoolean("replayed") ? answer.with("Idempotent-Replayed", "true")
+                : answer.with("Link", "<https://shop.example/docs/idempotency>; rel=\"describedby\"");
     }
 
     // The scope is that of the begin: a claim is a key in a scope.
@@ -338,7 +340,7 @@ public class Shop {
             try {
                 answer = placeOrder(connection, user, order);
             } catch (Problem refused) {
-                // A business failure is an answer, too: undo the work, and store what says no.
+                // A business failure is an answer, too: undo the work, and store the answer with its status.
                 connection.rollback(work);
                 answer = refused.answer;
             }
@@ -348,14 +350,16 @@ public class Shop {
 
     // ---- clicks
 
-    record Call(boolean allowed, int remaining, long seconds) {}
+    record Call(boolean allowed, int remaining, int seconds) {}
 
     static Answer clicks(Request request) throws SQLException {
         String user = request.user();
-        // whole seconds, rounded up: who comes back a moment too early is refused again
-        Call call = autocommit(connection -> one(connection, "SELECT * FROM idem_throttle(?, '5 min', 5, 'clicks')",
-                row -> new Call(row.getBoolean("allowed"), row.getInt("remaining"),
-                        (long) Math.ceil(row.getDouble(row.getBoolean("allowed") ? "reset_after" : "retry_after"))), user));
+        // Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+        // reset_after is until all five are, a minute for each.
+        Call call = autocommit(connection -> one(connection, """
+                SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int
+                  FROM idem_throttle(?, '5 min', 5, 'clicks')""",
+                row -> new Call(row.getBoolean(1), row.getInt(2), row.getInt(3)), user));
         Answer answer;
         if (call.allowed()) {
             autocommit(connection -> update(connection, "INSERT INTO clicks (user_name) VALUES (?)", user));
@@ -368,15 +372,6 @@ public class Shop {
     }
 
     // ---- payments
-
-    static String sha256(String text) {
-        try {
-            byte[] digest = MessageDigest.getInstance("SHA-256").digest(text.getBytes(StandardCharsets.UTF_8));
-            return HexFormat.of().formatHex(digest);
-        } catch (NoSuchAlgorithmException e) {
-            throw new IllegalStateException(e);
-        }
-    }
 
     /** The charge, or null if it was declined. */
     static String charge(String remoteKey, int amount) throws Exception {
@@ -441,7 +436,12 @@ public class Shop {
     }
 
     static String remoteKey(Request request) {
-        return sha256(request.scope() + "\n" + request.bareKey());
+        byte[] text = (request.scope() + "\n" + request.bareKey()).getBytes(StandardCharsets.UTF_8);
+        try {
+            return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(text));
+        } catch (NoSuchAlgorithmException e) {
+            throw new IllegalStateException(e);
+        }
     }
 
     // ---- magic links and codes
@@ -546,7 +546,7 @@ public class Shop {
         valid(messages.isArray() && messages.size() <= 100, "messages is missing or wrong");
         return transaction(connection -> {
             int worked = 0, parked = 0;
-            // Keys come back, payloads do not: this is the way from one to the other.
+            // idem_claim_many returns keys, not payloads: this map leads back to those.
             Map<String, JsonNode> payloads = new LinkedHashMap<>();
             for (JsonNode message : messages) {
                 JsonNode id = message.path("id"), payload = message.path("payload");
@@ -566,8 +566,8 @@ public class Shop {
                             id, textOf(payloads.get(id)));
                     worked++;
                 } catch (SQLException e) {
-                    // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and
-                    // are parked, still claimed.  Anything else fails the batch, and the broker sends it again.
+                    // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+                    // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                     if (!hasState(e, "(22|23|54)..."))
                         throw e;
                     connection.rollback(message);

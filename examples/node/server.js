@@ -104,14 +104,18 @@ async function one(client, sql, ...values) {
 const scopeOf = request => `${user(request)} ${request.method} ${request.routeOptions.url}`;
 
 // The answer to send, or, if there is none yet, what says to run.
-// No key is NULL, and NULL is answered with 400.  In autocommit mode this would fail with ID005:
-// its transaction would end without the finish.
+// A missing key is null, which idem_http_begin answers with 400.
+// In autocommit mode it fails with ID005: its transaction ends without the finish.
 async function begin(client, request, lease = null) {
   const claim = await one(client,
     'SELECT * FROM idem_http_begin($1, $2, $3, wait_ms => 500, lease_ms => $4)',
     request.headers['idempotency-key'] ?? null, request.text, scopeOf(request), lease);
+  if (claim.run) return claim;
   // A replay has the first status, 201, not 200.  Retry-After of a 409 is whole seconds already.
-  return claim.run ? claim : { ...claim, headers: JSON.parse(claim.headers ?? '{}') };
+  const headers = JSON.parse(claim.headers ?? '{}');
+  // 400, 409 and 422 say where your API's documentation is
+  if (!claim.replayed) headers.Link = '<https://shop.example/docs/idempotency>; rel="describedby"';
+  return { ...claim, headers };
 }
 
 // The scope is that of the begin: a claim is a key in a scope.
@@ -154,7 +158,7 @@ app.post('/orders', async (request, reply) => {
     if (!claim.run) return claim;
     await client.query('SAVEPOINT work');
     const answer = await placeOrder(client, who, order).catch(async error => {
-      // A business failure is an answer, too: undo the work, and store what says no.
+      // A business failure is an answer, too: undo the work, and store the answer with its status.
       const refused = refusal(error);
       await client.query('ROLLBACK TO SAVEPOINT work');
       return refused;
@@ -167,11 +171,13 @@ app.post('/orders', async (request, reply) => {
 
 app.post('/clicks', async (request, reply) => {
   const who = user(request);
-  const call = await one(pool, "SELECT * FROM idem_throttle($1, '5 min', 5, 'clicks')", who);
-  // whole seconds, rounded up: who comes back a moment too early is refused again
-  const seconds = Math.ceil(call.allowed ? call.reset_after : call.retry_after);
-  reply.headers({ 'RateLimit-Policy': '"clicks";q=5;w=300', 'RateLimit': `"clicks";r=${call.remaining};t=${seconds}` });
-  if (!call.allowed) return send(reply, problem(429, 'Too many clicks.', { headers: { 'Retry-After': `${seconds}` } }));
+  // Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+  // reset_after is until all five are, a minute for each.
+  const { allowed, remaining, seconds } = await one(pool, `
+    SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int AS seconds
+    FROM idem_throttle($1, '5 min', 5, 'clicks')`, who);
+  reply.headers({ 'RateLimit-Policy': '"clicks";q=5;w=300', 'RateLimit': `"clicks";r=${remaining};t=${seconds}` });
+  if (!allowed) return send(reply, problem(429, 'Too many clicks.', { headers: { 'Retry-After': `${seconds}` } }));
   await pool.query('INSERT INTO clicks (user_name) VALUES ($1)', [who]);
   return reply.code(204).send();
 });
@@ -311,7 +317,7 @@ app.post('/deliveries', async (request, reply) => {
 
   return send(reply, await transaction(async client => {
     let parked = 0, worked = 0;
-    // Keys come back, payloads do not: this is the way from one to the other.
+    // idem_claim_many returns keys, not payloads: byId leads back to those.
     const byId = new Map();
     for (const message of messages) {
       if (usable(message?.id)) {
@@ -329,8 +335,8 @@ app.post('/deliveries', async (request, reply) => {
           FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)`, [key, payloadOf(byId.get(key)) ?? 'null']);
         worked++;
       } catch (error) {
-        // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are parked,
-        // still claimed.  Anything else fails the batch, and the broker sends it again.
+        // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+        // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
         if (!/^(22|23|54)/.test(error.code)) throw error;
         await client.query('ROLLBACK TO SAVEPOINT message');
         await park(client, key, byId.get(key), error.message);

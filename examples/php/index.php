@@ -192,8 +192,8 @@ function transaction(callable $work): mixed
 }
 
 // What says to run, or the answer to send.
-// No key is null, and NULL is answered with 400.  In autocommit mode, without beginTransaction(), this would fail with
-// ID005: its transaction would end without the finish.
+// A missing key is null, which idem_http_begin answers with 400.
+// In autocommit mode, without beginTransaction(), it fails with ID005: its transaction ends without the finish.
 function begin(PDO $db, ?int $leaseMs = null): array|Answer
 {
     $claim = query($db, 'SELECT * FROM idem_http_begin(?, ?, ?, wait_ms => 500, lease_ms => ?)',
@@ -203,9 +203,10 @@ function begin(PDO $db, ?int $leaseMs = null): array|Answer
     }
     // A replay has the first status, 201, not 200.  Retry-After of a 409 is whole seconds already.
     $headers = json_decode($claim['headers'] ?? '{}', true, flags: JSON_THROW_ON_ERROR);
-    if ($claim['replayed']) {
-        $headers['Idempotent-Replayed'] = 'true';
-    }
+    // 400, 409 and 422 say where your API's documentation is
+    $headers += $claim['replayed']
+        ? ['Idempotent-Replayed' => 'true']
+        : ['Link' => '<https://shop.example/docs/idempotency>; rel="describedby"'];
     return new Answer($claim['status'], $headers, $claim['body']);
 }
 
@@ -262,7 +263,7 @@ function postOrder(): Answer
         try {
             $answer = placeOrder($db, $user, $item, $quantity, $number);
         } catch (Refused $refused) {
-            // A business failure is an answer, too: undo the work, and store what says no.
+            // A business failure is an answer, too: undo the work, and store the answer with its status.
             $db->exec('ROLLBACK TO SAVEPOINT work');
             $answer = $refused->answer;
         }
@@ -276,15 +277,16 @@ function postClick(): Answer
 {
     $user = user();
     $db = connect();
-    $call = query($db, "SELECT * FROM idem_throttle(?, '5 min', 5, 'clicks')", $user)->fetch();
-    // whole seconds, rounded up: who comes back a moment too early is refused again
-    $seconds = (int) ceil((float) ($call['allowed'] ? $call['reset_after'] : $call['retry_after']));
+    // Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+    // reset_after is until all five are, a minute for each.
+    $call = query($db, "SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int AS seconds
+        FROM idem_throttle(?, '5 min', 5, 'clicks')", $user)->fetch();
     $headers = [
         'RateLimit-Policy' => '"clicks";q=5;w=300',
-        'RateLimit' => "\"clicks\";r={$call['remaining']};t=$seconds",
+        'RateLimit' => "\"clicks\";r={$call['remaining']};t={$call['seconds']}",
     ];
     if (!$call['allowed']) {
-        return problem(429, 'Too many clicks.', headers: $headers + ['Retry-After' => $seconds]);
+        return problem(429, 'Too many clicks.', headers: $headers + ['Retry-After' => $call['seconds']]);
     }
     query($db, 'INSERT INTO clicks (user_name) VALUES (?)', $user);
     return new Answer(204, $headers);
@@ -463,7 +465,7 @@ function postDeliveries(): Answer
     $messages = messages();
     return transaction(function (PDO $db) use ($messages) {
         $new = $parked = 0;
-        // Keys come back, payloads do not: this is the way from one to the other.
+        // idem_claim_many returns keys, not payloads: this array leads back to those.
         $payloads = [];
         foreach ($messages as $message) {
             $id = $message->id ?? null;
@@ -486,7 +488,7 @@ function postDeliveries(): Answer
                     $key, $payloads[$key]);
                 $new++;
             } catch (PDOException $error) {
-                // Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+                // Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
                 // parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                 preg_match('/^(22|23|54)/', sqlState($error)) || throw $error;
                 $db->exec('ROLLBACK TO SAVEPOINT message');

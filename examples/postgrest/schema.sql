@@ -77,13 +77,14 @@ BEGIN
 	scope := jsonb_build_array(claims ->> 'sub', current_setting('request.method', true),
 		current_setting('request.path', true), TG_TABLE_NAME, statement);
 
-	-- PostgREST does not say what the body was: the rows are compared below.
+	-- PostgREST does not say what the body was: the rows are compared below.  Without a key its
+	-- argument is NULL, which it answers with 400.
 	SELECT * INTO answer FROM idem_http_begin(headers ->> 'idempotency-key',
 		nullif(current_setting('request.body', true), ''), scope, wait_ms => 500);
 	IF NOT (answer.run OR answer.replayed) THEN
-		-- 400, 409 with Retry-After, 422
-		PERFORM shop.refuse(answer.status, answer.body::json ->> 'detail',
-			(answer.headers::jsonb - 'Content-Type')::text);
+		-- 400, 409 with Retry-After in whole seconds, 422; they say where your API's documentation is
+		PERFORM shop.refuse(answer.status, answer.body::json ->> 'detail', (answer.headers::jsonb - 'Content-Type'
+			|| '{"Link": "<https://shop.example/docs/idempotency>; rel=\"describedby\""}')::text);
 	END IF;
 	IF answer.replayed THEN
 		PERFORM set_config('response.headers', '[{"Idempotent-Replayed": "true"}]', true);
@@ -162,6 +163,8 @@ DECLARE
 	lines text := current_setting('shop.lines') || current_setting('shop.tail');
 BEGIN
 	IF NOT (claim -> 'replayed')::boolean THEN
+		-- The scope is that of the begin: a claim is a key in a scope.  201 is what PostgREST answers,
+		-- to the first request and to its replay.
 		PERFORM idem_http_finish(claim ->> 'key', 201, lines, NULL, claim ->> 'scope');
 	ELSIF split_part(lines, E'\n', current_setting('shop.row')::int + 1) <> '' THEN
 		PERFORM shop.refuse(422, 'This Idempotency-Key was used with another request.');

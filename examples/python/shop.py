@@ -3,7 +3,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 from http import HTTPStatus
@@ -56,6 +55,8 @@ def stored(claim):
     headers = json.loads(claim.headers or '{}')
     if claim.replayed:
         headers['Idempotent-Replayed'] = 'true'
+    else:    # 400, 409 and 422 say where your API's documentation is
+        headers['Link'] = '<https://shop.example/docs/idempotency>; rel="describedby"'
     return Response(claim.body, claim.status, headers)
 
 
@@ -107,16 +108,19 @@ def current_user(x_user: str = Header(default='')):
 class Once:
     """Runs a request once: begin, the work and finish in one transaction."""
 
-    def __init__(self, request: Request, user: str = Depends(current_user), body: str = Depends(body_text),
-                 idempotency_key: Optional[str] = Header(default=None, regex=r'^[\t -~]*\Z')):
+    def __init__(self, request: Request, user: str = Depends(current_user), body: str = Depends(body_text)):
+        # Header() takes one of two fields; joined, as HTTP says, they are malformed.
+        fields = request.headers.getlist('Idempotency-Key')
+        self.key, self.body, self.user = ', '.join(fields) if fields else None, body, user
         # ASCII only: what a byte above 127 means in a header differs between servers.
+        if re.search('[^\t -~]', self.key or ''):
+            raise HTTPException(400, 'The key is not ASCII.')
         # Method and path go into the scope, and so does the user: nobody gets the answer to another's request.
-        self.key, self.body, self.user = idempotency_key, body, user
         self.scope = f'{user} {request.method} {request.url.path}'
 
     async def begin(self, conn, lease_ms=None):
-        # No key is NULL, and NULL is answered with 400.  On an autocommit connection this would fail with ID005:
-        # its transaction would end without the finish.
+        # A missing key is None, which idem_http_begin answers with 400.
+        # On an autocommit connection it fails with ID005: its transaction ends without the finish.
         return await one(conn, 'SELECT * FROM idem_http_begin(%s, %s, %s, wait_ms => 500, lease_ms => %s)',
                          self.key, self.body, self.scope, lease_ms)
 
@@ -194,7 +198,7 @@ async def post_order(order: Order, once: Once = Depends()):
             async with conn.transaction():    # inside a transaction it is a savepoint
                 answer = await place_order(conn, once.user, order)
         except Refused as error:
-            answer = error.answer    # a failure is an answer, too: the work is undone, and what says no is stored
+            answer = error.answer    # a business failure is an answer, too: the work is undone, the answer stored
         return await once.finish(conn, answer)
     return await transaction(work)
 
@@ -204,12 +208,13 @@ async def post_order(order: Order, once: Once = Depends()):
 @app.post('/clicks')
 async def post_click(user: str = Depends(current_user)):
     async with pool.connection() as conn:
-        call = await one(conn, "SELECT * FROM idem_throttle(%s, '5 min', 5, 'clicks')", user)
-        # whole seconds, rounded up: who comes back a moment too early is refused again
-        seconds = math.ceil(call.reset_after if call.allowed else call.retry_after)
-        headers = {'RateLimit-Policy': '"clicks";q=5;w=300', 'RateLimit': f'"clicks";r={call.remaining};t={seconds}'}
+        # Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+        # reset_after is until all five are, a minute for each.
+        call = await one(conn, """SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int AS seconds
+            FROM idem_throttle(%s, '5 min', 5, 'clicks')""", user)
+        headers = {'RateLimit-Policy': '"clicks";q=5;w=300', 'RateLimit': f'"clicks";r={call.remaining};t={call.seconds}'}
         if not call.allowed:
-            return problem(429, 'Too many clicks.', headers={**headers, 'Retry-After': str(seconds)})
+            return problem(429, 'Too many clicks.', headers={**headers, 'Retry-After': str(call.seconds)})
         await conn.execute('INSERT INTO clicks (user_name) VALUES (%s)', [user])
     return Response(status_code=204, headers=headers)
 
@@ -356,7 +361,7 @@ def usable(message_id):
 
 @app.post('/deliveries')
 async def post_deliveries(batch: Batch):
-    # Keys come back, payloads do not: this is the way from one to the other.
+    # idem_claim_many returns keys, not payloads: by_id leads back to those.
     by_id, without_id = {}, []
     for message in batch.messages:
         message = message if isinstance(message, dict) else {}
@@ -376,8 +381,8 @@ async def post_deliveries(batch: Batch):
                         FROM jsonb_to_record(%s::jsonb) AS p(order_number text, quantity int)""", [row.key, by_id[row.key]])
                 new += 1
             except psycopg.Error as error:
-                # Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and
-                # are parked, still claimed.  Anything else fails the batch, and the broker sends it again.
+                # Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
+                # parked, still claimed.  Anything else fails the batch, and the broker sends it again.
                 if (error.sqlstate or '')[:2] not in ('22', '23', '54'):
                     raise
                 parked.append((row.key, by_id[row.key], str(error)))

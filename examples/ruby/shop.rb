@@ -154,8 +154,8 @@ def one(db, sql, *values) = db.exec_params(sql, values).first&.transform_keys(&:
 def scope = "#{user} #{request.request_method} #{request.path}"
 
 # What says to run, or the answer to send.
-# No key is nil, and NULL is answered with 400.  In autocommit mode this would fail with ID005: its transaction
-# would end without the finish.
+# A missing key is nil, which idem_http_begin answers with 400.
+# In autocommit mode it fails with ID005: its transaction ends without the finish.
 def begin_once(db, lease_ms: nil)
   claim = one(db, 'SELECT * FROM idem_http_begin($1, $2, $3, wait_ms => 500, lease_ms => $4)',
               key, body_text, scope, lease_ms)
@@ -163,7 +163,11 @@ def begin_once(db, lease_ms: nil)
 
   # A replay has the first status, 201, not 200.  Retry-After of a 409 is whole seconds already.
   headers = JSON.parse(claim[:headers] || '{}')
-  headers['Idempotent-Replayed'] = 'true' if claim[:replayed]
+  if claim[:replayed]
+    headers['Idempotent-Replayed'] = 'true'
+  else    # 400, 409 and 422 say where your API's documentation is
+    headers['Link'] = '<https://shop.example/docs/idempotency>; rel="describedby"'
+  end
   [nil, Answer.new(claim[:status], headers, claim[:body])]
 end
 
@@ -206,7 +210,7 @@ post '/orders' do
       begin
         told = place_order(db, who, order)
       rescue Refused => e
-        # A business failure is an answer, too: undo the work, and store what says no.
+        # A business failure is an answer, too: undo the work, and store the answer with its status.
         db.exec('ROLLBACK TO SAVEPOINT work')
         told = e.answer
       end
@@ -222,11 +226,12 @@ end
 post '/clicks' do
   who = user
   with_connection do |db|
-    call = one(db, "SELECT * FROM idem_throttle($1, '5 min', 5, 'clicks')", who)
-    # whole seconds, rounded up: who comes back a moment too early is refused again
-    seconds = (call[:allowed] ? call[:reset_after] : call[:retry_after]).ceil
-    headers 'RateLimit-Policy' => '"clicks";q=5;w=300', 'RateLimit' => "\"clicks\";r=#{call[:remaining]};t=#{seconds}"
-    next reply(problem(429, 'Too many clicks.', headers: { 'Retry-After' => seconds.to_s })) unless call[:allowed]
+    # Whole seconds until one call more is allowed, rounded up: who comes back a moment too early is refused again.
+    # reset_after is until all five are, a minute for each.
+    call = one(db, "SELECT allowed, remaining, ceil(reset_after - 60 * (4 - remaining))::int AS seconds
+      FROM idem_throttle($1, '5 min', 5, 'clicks')", who)
+    headers 'RateLimit-Policy' => '"clicks";q=5;w=300', 'RateLimit' => "\"clicks\";r=#{call[:remaining]};t=#{call[:seconds]}"
+    next reply(problem(429, 'Too many clicks.', headers: { 'Retry-After' => call[:seconds].to_s })) unless call[:allowed]
 
     db.exec_params('INSERT INTO clicks (user_name) VALUES ($1)', [who])
     204
@@ -386,7 +391,7 @@ post '/deliveries' do
   valid(messages.is_a?(Array) && messages.size <= 100, 'messages is missing or wrong')
   messages = messages.map { |message| message.is_a?(Hash) ? message : {} }
   usable, unusable = messages.partition { |m| text?(m['id'], /./m) && m['id'].bytesize <= 1024 }
-  # Keys come back, payloads do not: this is the way from one to the other.
+  # idem_claim_many returns keys, not payloads: by_id leads back to those.
   by_id = usable.uniq { |message| message['id'] }.to_h { |message| [message['id'], message] }
 
   reply(transaction do |db|
@@ -403,7 +408,7 @@ post '/deliveries' do
           FROM jsonb_to_record($2::jsonb) AS p(order_number text, quantity int)', [id, payload])
         new += 1
       rescue PG::DataException, PG::IntegrityConstraintViolation, PG::ProgramLimitExceeded => e
-        # Poison: bad values, broken constraints, and what is too large or too deep (class 54) stay so, and are
+        # Poison is what will always fail: class 22 (bad values), 23 (constraints), 54 (too large, too deep).  It is
         # parked, still claimed.  Anything else fails the batch, and the broker sends it again.
         db.exec('ROLLBACK TO SAVEPOINT message')
         park(db, id, payload, e.message)
