@@ -198,15 +198,44 @@ sql($coordinator, "SELECT idem_claim_for($here, 'short', ttl => '1 ms'); SELECT 
 sql($_, 'CALL idem_purge()') for @nodes;
 is(sql($coordinator, "SELECT count(*) FROM idem_tenant_keys WHERE key = 'short'"), '0', 'each node purges its shards');
 
+# A database of its own in the cluster.
+sub cluster_database
+{
+	my ($db) = @_;
+
+	for my $node ($coordinator, @workers)
+	{
+		sql($node, "CREATE DATABASE $db");
+		$node->safe_psql($db, 'CREATE EXTENSION citus');
+	}
+	$coordinator->safe_psql($db, "SELECT citus_set_coordinator_host('$host', " . $coordinator->port . ');' . join '', map { "SELECT citus_add_node('$host', " . $_->port . ');' } @workers);
+	return $db;
+}
+
+#
+# Tenants of a type that is passed by reference.  † Citus takes NULL for a value, and its coordinator
+# crashes.
+#
+for my $type ([ 'text', 'a b', "o''clock", 'ä' ], [ 'uuid', '11111111-2222-3333-4444-555555555555' ])
+{
+	my ($name, @tenants) = @$type;
+	my $db = cluster_database("tenants_$name");
+
+	$coordinator->safe_psql($db, "CREATE EXTENSION idempotency; CREATE TABLE orders (tenant $name); SELECT create_distributed_table('orders', 'tenant', shard_count => 4); SELECT idem_distribute('orders')");
+	for my $tenant (@tenants)
+	{
+		is($coordinator->safe_psql($db, "SELECT idem_claim_for('$tenant', 'k'); SELECT idem_claim_for('$tenant', 'k')"), "t\nf", "$name: tenant $tenant");
+	}
+	sql_fails($coordinator, $db, $_, '22004', "$name: no tenant: $_")
+	  for "SELECT idem_claim_for(NULL, 'k')", "PREPARE p($name) AS SELECT * FROM idem_begin_for(\$1, 'k'); EXECUTE p(NULL)", "SELECT * FROM idem_http_begin_for(NULL::$name, 'k')";
+	sql_fails($coordinator, $db, "SELECT idem_claim_for(t, 'k') FROM (VALUES (NULL::$name)) v(t)", '22004', "$name: none, from a row");
+	is($coordinator->safe_psql($db, 'SELECT count(*) FROM idem_tenant_keys'), scalar @tenants, "$name: the coordinator is still up");
+}
+
 #
 # doc/scale.md, block by block, in a database of its own
 #
-for my $node ($coordinator, @workers)
-{
-	sql($node, 'CREATE DATABASE shop');
-	$node->safe_psql('shop', 'CREATE EXTENSION citus');
-}
-$coordinator->safe_psql('shop', "SELECT citus_set_coordinator_host('$host', " . $coordinator->port . '); ' . join '', map { "SELECT citus_add_node('$host', " . $_->port . ');' } @workers);
+cluster_database('shop');
 {
 	my @blocks = blocks("$FindBin::RealBin/../doc/scale.md");
 	my $start = sub {
