@@ -96,6 +96,15 @@ my %ruby = (
 
 my %php = (%any, 'caught error' => 'true', run => 'true', finish => 201, commit => 'true', replayed => 'true', jsonb => 'string');
 
+my %laravel = (autocommit => 'QueryException ID005', 'no finish' => 'PDOException ID005', 'afterCommit of ID005' => 0,
+	'afterCommit of ID005, after the next' => 1, errorInfo => '22012', 'caught error' => 'no error', 'and the key' => 'free',
+	'and afterCommit' => 1, nested => 'finished free', 'afterCommit of all' => 2,
+	'attempts: 40001' => '40001, 3', 'attempts: 40001 of the COMMIT' => '40001, 3', 'attempts: deadlock detected' => '40P01, 3',
+	'attempts: its German message' => '40P01, 1', 'attempts: 55P03' => '55P03, 1', 'attempts: inner alone' => '40001, 1',
+	'attempts: outer' => '40001, 3', 'connection lost' => 'sent 2', 'connection lost, in a transaction' => 'HY000',
+	interval => 'started', jsonb => 'string', named => 'replayed', 'array as text' => 2, array => 'Array to string conversion',
+	raise => 'QueryException 23505', skip => 'Undefined array key 0');
+
 my %go = (
 	pgx => { %any, caught => '22012', 'caught error' => 'true', map => 'started', string => 'replayed', bytes => 'replayed',
 		another => 'mismatch', array => 2, BeginFunc => 'no', savepoint => 'finished free' },
@@ -106,7 +115,8 @@ my %go = (
 sub said
 {
 	my ($name, @command) = @_;
-	local @ENV{qw(PGHOST PGPORT PGDATABASE PGSSLMODE PYTHONDONTWRITEBYTECODE)} = ($node->host, $node->port, 'postgres', 'disable', 1);
+	local @ENV{qw(PGHOST PGPORT PGDATABASE PGUSER PGSSLMODE PYTHONDONTWRITEBYTECODE)} =
+	  ($node->host, $node->port, 'postgres', scalar getpwuid($<), 'disable', 1);
 	my ($out, $err) = ('', '');
 	my $ran = eval { IPC::Run::run(\@command, '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(180)); 1 };
 
@@ -131,6 +141,7 @@ my $lib = "$FindBin::RealBin/lib";
 same_as_said("Python's $_", $python{$_}, '/usr/bin/python3', "$lib/clients.py", $_) for sort keys %python;
 same_as_said("Ruby's $_", $ruby{$_}, '/usr/bin/ruby', "$lib/clients.rb", $_) for sort keys %ruby;
 same_as_said("PHP's PDO", \%php, '/usr/bin/php', "$lib/clients.php");
+same_as_said("PHP's Laravel", \%laravel, '/usr/bin/php', "$lib/clients_laravel.php");
 
 # Debian's libraries for Go are found the old way, without modules.
 my $gocode = '/usr/share/gocode';
@@ -155,10 +166,19 @@ my %java = (
 		Duration => '07006', '::interval' => 'started', make_interval => 'started', int => 400, long => '42883',
 		autosave => 'finished', constraint => '23505 once' },
 	spring => { %any, 'caught error' => '22012', nested => 'finished free', raise => 'DuplicateKeyException' });
+my %jpa = (
+	jpa => { 'no finish' => 'RollbackException ID005', 'caught error' => 'RollbackException', 'and the key' => 'free',
+		'without a transaction' => 'PersistenceException ID005', text => 'PersistenceException 42883', CAST => 'started', '::jsonb' => 'started',
+		null => 'started', named => 'in_progress', jsonb => 'PGobject', claim => 'true false', 'raise, persist' => 'RollbackException 23505',
+		'raise, flush' => 'PersistenceException 23505', 'skip 0' => 'id 1', 'skip 1' => 'id 2', 'skip, rows' => '1' },
+	spring => { 'no finish' => 'TransactionSystemException ID005', 'one connection' => 'true',
+		'caught JDBC error' => 'DataIntegrityViolationException 22012', 'and the key' => 'free', 'caught JPA error' => 'TransactionSystemException',
+		'checked exception' => 'finished', rollbackFor => 'free' });
 my @jars = map { "/usr/share/java/$_.jar" } qw(postgresql spring3-core spring3-beans spring3-transaction spring3-jdbc commons-logging);
+my @jpa_jars = map { "/usr/share/java/$_.jar" } qw(spring3-orm spring3-aop eclipselink eclipselink-jpa-2.1-spec);
 SKIP:
 {
-	skip "Java's pgjdbc and Spring JDBC are not installed", 2 if grep { !-e } '/usr/bin/javac', @jars;
+	skip "Java's pgjdbc and Spring JDBC are not installed", 4 if grep { !-e } '/usr/bin/javac', @jars;
 	my $password = join '', map { chr(97 + int rand 26) } 1 .. 32;
 
 	$node->safe_psql('postgres', "CREATE ROLE java LOGIN PASSWORD '$password'; SELECT idem_grant('java', ARRAY['claims', 'lookup']); CREATE TABLE java_once (k text);
@@ -169,6 +189,31 @@ SKIP:
 	$node->restart;
 	local @ENV{qw(JDBC_URL JDBC_USER JDBC_PASSWORD)} = ('jdbc:postgresql://127.0.0.1:' . $node->port . '/postgres', 'java', $password);
 	same_as_said("Java's $_", $java{$_}, '/usr/bin/java', '-cp', join(':', @jars), "$lib/Clients.java", $_) for sort keys %java;
+
+	skip "Java's EclipseLink and Spring ORM are not installed", 2 if grep { !-e } @jpa_jars;
+	my $classes = PostgreSQL::Test::Utils::tempdir();
+	my $path = join ':', $classes, @jars, @jpa_jars;
+
+	mkdir "$classes/META-INF" or die "META-INF: $!";
+	append_to_file("$classes/META-INF/persistence.xml", <<'XML');
+<persistence xmlns="http://xmlns.jcp.org/xml/ns/persistence" version="2.1">
+  <persistence-unit name="clients" transaction-type="RESOURCE_LOCAL">
+    <provider>org.eclipse.persistence.jpa.PersistenceProvider</provider>
+    <class>ClientsJpa$Raise</class>
+    <class>ClientsJpa$Skip</class>
+    <exclude-unlisted-classes>true</exclude-unlisted-classes>
+    <properties><property name="eclipselink.logging.level" value="OFF"/></properties>
+  </persistence-unit>
+</persistence>
+XML
+	# Spring 4 reads no classes that are newer
+	PostgreSQL::Test::Utils::system_or_bail('/usr/bin/javac', '--release', '8', '-Xlint:-options', '-cp', $path, '-d', $classes, "$lib/ClientsJpa.java");
+	$node->safe_psql('postgres', "CREATE TABLE jpa_raise (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, k text);
+		CREATE TRIGGER once AFTER INSERT ON jpa_raise FOR EACH ROW EXECUTE FUNCTION idem_once('k');
+		CREATE TABLE jpa_skip (id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, k text);
+		CREATE TRIGGER once BEFORE INSERT ON jpa_skip FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip');
+		GRANT ALL ON jpa_raise, jpa_skip, jpa_raise_id_seq, jpa_skip_id_seq TO java");
+	same_as_said("Java's JPA, $_", $jpa{$_}, '/usr/bin/java', '-cp', $path, 'ClientsJpa', $_) for sort keys %jpa;
 }
 
 #
