@@ -1,5 +1,6 @@
 
-# The traps of doc/clients.md, as the clients of Node.js show them, in the versions of t/lib/npm/package-lock.json.
+# The traps of doc/clients.md, as the clients of Node.js show them, in the versions of
+# t/lib/npm/package-lock.json and t/lib/prisma/package-lock.json.
 
 use strict;
 use warnings;
@@ -8,6 +9,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
 use IdemNpm;
+use File::Copy qw(copy);
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -29,13 +31,32 @@ my %expected = (
 	kysely => { %any, 'caught error' => 'AbortedTransactionError' });
 
 local @ENV{qw(PGHOST PGPORT PGDATABASE PGUSER)} = ($node->host, $node->port, 'postgres', scalar getpwuid($<));
-for my $client (sort keys %expected)
+
+sub same_as_said
 {
+	my ($client, $folder, $expected) = @_;
 	my ($out, $err) = ('', '');
 
 	eval { IPC::Run::run([ 'node', "$folder/clients.js", $client ], '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(180)) };
 	my %said = map { split /\t/, $_, 2 } grep { /\t/ } split /\n/, $out;
-	is_deeply(\%said, $expected{$client}, $client) || diag("$@$err");
+	is_deeply(\%said, $expected, $client) || diag("$@$err");
+}
+
+same_as_said($_, $folder, $expected{$_}) for sort keys %expected;
+
+# Prisma's client is generated.  Its command line would first fetch the engine of its migrations, which
+# "generate" does not run; any file that is there will do.
+SKIP:
+{
+	$folder = npm_ci("$FindBin::RealBin/lib/prisma") or skip 'npm does not bring Prisma here', 1;
+	copy("$FindBin::RealBin/lib/npm/clients.js", $folder) or die "clients.js: $!";
+	local @ENV{qw(PRISMA_SCHEMA_ENGINE_BINARY CHECKPOINT_DISABLE HOME)} = ("$folder/package.json", 1, $folder);
+	PostgreSQL::Test::Utils::system_or_bail('node', "$folder/node_modules/prisma/build/index.js", 'generate', '--schema', "$folder/schema.prisma");
+	same_as_said('prisma', $folder, {
+		%any, autocommit => 'P2010 ID005', record => 'UnsupportedNativeDataType', 'and the claim' => 'in_progress',
+		void => 'UnsupportedNativeDataType', '$executeRaw' => 1, object => 'object', 'text[]' => 'bigint 2', raise => 'P2002 once', skip => 'null',
+		'wait of 1 s' => 'in_progress', 'wait of 6 s' => 'P2028 5000', 'wait of 6 s, timeout' => 'in_progress',
+		maxWait => 'P2028 Unable to start a transaction in the given time.' });
 }
 
 done_testing();
