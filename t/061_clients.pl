@@ -8,12 +8,13 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
+use IdemBouncer;
 use IdemWire;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('main');
+my $node = new_node('main', conf => "shared_preload_libraries = 'idempotency'\n");
 
 #
 # Any client
@@ -71,16 +72,17 @@ is_deeply([ $again->{error}, $again->{tag}, $again->{rows} ], [ undef, 'INSERT 0
 # Python, Ruby, PHP and Go
 #
 my %base = ('no finish' => 'ID005', 'caught error' => 'no error', 'and the key' => 'started');
-my %dbapi = (%base, autocommit => 'ID005', None => 'replayed', 'JSON null' => 'mismatch', dict => 'ProgrammingError',
-	raise => 'UniqueViolation once');
+my %dbapi = (%base, 'transaction status' => 'True', autocommit => 'ID005', None => 'replayed', 'JSON null' => 'mismatch', dict => 'ProgrammingError',
+	raise => 'UniqueViolation once', poison => 'DataError IntegrityError OperationalError', timedelta => 'started', list => 2);
 my %python = (
-	psycopg => \%dbapi,
+	psycopg => { %dbapi, nested => '40001 40001', 'pool: terminated' => 'no error', 'pool: transaction status' => 'False', 'pool: and the key' => 'True' },
 	psycopg2 => \%dbapi,
-	asyncpg => { %base, autocommit => 'ID005', jsonb => 'str', dict => 'DataError 22000',
+	asyncpg => { %base, autocommit => 'ID005', jsonb => 'str', set_type_codec => 'dict', dict => 'DataError 22000',
 		'interval as text' => 'DataError 22000', timedelta => 'started' },
 	sqlalchemy => { 'no finish' => 'ID005', 'caught error' => 'no error', connect => '[True, True]', begin => '[True, False]',
-		None => 'replayed', 'JSON null' => 'mismatch', raise => 'IntegrityError once', skip => "['no error', 'FlushError']" },
-	django => { 'no finish' => 'ID005', on_commit => 0, 'caught error' => 'no error', 'and the key' => 'True', Hidden => 'passes',
+		None => 'replayed', 'JSON null' => 'mismatch', 'null()' => 'replayed', CAST => 'replayed', raise => 'IntegrityError once', skip => "['no error', 'FlushError']" },
+	django => { 'no finish' => 'ID005', on_commit => 0, 'caught error' => 'no error', 'and the key' => 'True', jsonb => 'str',
+		set_rollback => 'nothing raised', 'set_rollback, and the key' => 'True', Hidden => 'passes',
 		Checked => 'fails: True', Good => 'passes', Committed => 'fails: True', raise => 'IntegrityError once',
 		decorator => q(['201 {"call": 1} None', '201 {"call": 1} true', '422 problem None', '400 problem None', '422 {"call": 2} None', '422 {"call": 2} true']),
 		'decorator, failures' => q(['ValueError', '22023', '201 {"call": 5} None']) });
@@ -88,8 +90,9 @@ my %python = (
 my %any = (autocommit => 'ID005', 'no finish' => 'ID005', 'caught error' => 'no error', 'and the key' => 'free');
 my %ruby = (
 	pg => { %any, transaction_status => 'true', Hash => 'replayed', String => 'mismatch', jsonb => 'String', bigint => 'Integer',
-		return => 'finished', break => 'finished', throw => 'finished', raise => 'free' },
-	activerecord => { %any, 'query cache' => '[true, true]', exec_query => '[true, false]', uncached => '[true, false]',
+		poison => 'PG::DataException PG::IntegrityConstraintViolation PG::ProgramLimitExceeded', return => 'finished', break => 'finished', throw => 'finished', raise => 'free' },
+	activerecord => { %any, 'query cache' => '[true, true]', find_by_sql => '[true, true]', throttle => '[8, 8]',
+		'throttle, exec_query' => '[7, 6]', exec_query => '[true, false]', uncached => '[true, false]',
 		return => 'finished', 'Rollback, requires_new false' => 'finished', 'Rollback, requires_new true' => 'free',
 		'no finish, with a model' => 'ID005', after_commit => 0, 'after_commit, committed' => 1,
 		raise => 'ActiveRecord::RecordNotUnique', skip => '[true, nil]' });
@@ -107,16 +110,18 @@ my %laravel = (autocommit => 'QueryException ID005', 'no finish' => 'PDOExceptio
 
 my %go = (
 	pgx => { %any, caught => '22012', 'caught error' => 'true', map => 'started', string => 'replayed', bytes => 'replayed',
-		another => 'mismatch', array => 2, BeginFunc => 'no', savepoint => 'finished free' },
+		another => 'mismatch', array => 2, BeginFunc => 'no', savepoint => 'finished free', constraint => 'true' },
 	pq => { %any, caught => '22012', 'caught error' => 'true', Duration => '<nil>', 'and the lease' => 'true', 'interval as text' => 'started',
-		string => 'replayed', bytes => 'mismatch', array => 2, slice => 'true' });
+		string => 'replayed', bytes => 'mismatch', array => 2, slice => 'true', constraint => 'once' });
+
+our @where;    # PgBouncer, if that is between
 
 # The lines "NAME<tab>RESULT" of a program; undef if it is not there, or says that its driver is not.
 sub said
 {
 	my ($name, @command) = @_;
-	local @ENV{qw(PGHOST PGPORT PGDATABASE PGUSER PGSSLMODE PYTHONDONTWRITEBYTECODE)} =
-	  ($node->host, $node->port, 'postgres', scalar getpwuid($<), 'disable', 1);
+	local %ENV = (PGHOST => $node->host, PGPORT => $node->port, PGDATABASE => 'postgres', PGUSER => scalar getpwuid($<), PGSSLMODE => 'disable',
+		PYTHONDONTWRITEBYTECODE => 1, %ENV{ grep { !/^PG(HOST|PORT|DATABASE|USER|SSLMODE)$/ } keys %ENV }, @where);
 	my ($out, $err) = ('', '');
 	my $ran = eval { IPC::Run::run(\@command, '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(180)); 1 };
 
@@ -137,10 +142,36 @@ sub same_as_said
 	}
 }
 
+# The same client behind PgBouncer, with each setting that the page gives, and, if it has to fail there, without.
+my @bouncer = start_bouncer($node);
+
+sub behind_bouncer
+{
+	my ($name, $key, $settings, $fails, @command) = @_;
+  SKIP:
+	{
+		skip 'PgBouncer is not installed', 1 if !@bouncer;
+		local @where = @bouncer;
+		for my $setting (@$settings, $fails ? 'without' : ())
+		{
+			my $said = said($name, @command, $setting) or skip "$name is not installed", 1;
+			my ($resolved, $stored) = ($said->{resolved} // -1, stored($node, "$key $setting"));
+
+			note("$name, $setting: of 40 transactions $resolved did not fail, and $stored were stored");
+			is($stored, $resolved, "$name, $setting: what did not fail is stored");
+			ok($setting eq 'without' ? $resolved < 40 : $resolved == 40, "$name behind PgBouncer, $setting");
+		}
+	}
+}
+
 my $lib = "$FindBin::RealBin/lib";
 same_as_said("Python's $_", $python{$_}, '/usr/bin/python3', "$lib/clients.py", $_) for sort keys %python;
 same_as_said("Ruby's $_", $ruby{$_}, '/usr/bin/ruby', "$lib/clients.rb", $_) for sort keys %ruby;
 same_as_said("PHP's PDO", \%php, '/usr/bin/php', "$lib/clients.php");
+behind_bouncer("Python's $_", $_, ['with'], /^(psycopg|asyncpg)$/ ? 1 : 0, '/usr/bin/python3', "$lib/clients.py", $_) for sort keys %python;
+behind_bouncer("Ruby's $_", $_, ['with'], 1, '/usr/bin/ruby', "$lib/clients.rb", $_) for sort keys %ruby;
+behind_bouncer("PHP's PDO", 'php', ['with'], 1, '/usr/bin/php', "$lib/clients.php");
+behind_bouncer("PHP's Laravel", 'laravel', ['with'], 1, '/usr/bin/php', "$lib/clients_laravel.php");
 same_as_said("PHP's Laravel", \%laravel, '/usr/bin/php', "$lib/clients_laravel.php");
 
 # Debian's libraries for Go are found the old way, without modules.
@@ -155,6 +186,7 @@ for my $driver (sort keys %go)
 		local @ENV{qw(GO111MODULE GOPATH GOCACHE GOFLAGS)} = ('off', $gocode, PostgreSQL::Test::Utils::tempdir(), '');
 		PostgreSQL::Test::Utils::system_or_bail('/usr/bin/go', 'build', '-o', $program, "$lib/clients_$driver.go");
 		same_as_said("Go's $driver", $go{$driver}, $program);
+		behind_bouncer("Go's $driver", $driver, $driver eq 'pgx' ? [qw(describe capacity simple)] : ['with'], $driver eq 'pgx', $program);
 	}
 }
 
@@ -188,12 +220,24 @@ SKIP:
 	$node->append_conf('postgresql.conf', "listen_addresses = '127.0.0.1'\n");
 	$node->restart;
 	local @ENV{qw(JDBC_URL JDBC_USER JDBC_PASSWORD)} = ('jdbc:postgresql://127.0.0.1:' . $node->port . '/postgres', 'java', $password);
-	same_as_said("Java's $_", $java{$_}, '/usr/bin/java', '-cp', join(':', @jars), "$lib/Clients.java", $_) for sort keys %java;
-
-	skip "Java's EclipseLink and Spring ORM are not installed", 2 if grep { !-e } @jpa_jars;
 	my $classes = PostgreSQL::Test::Utils::tempdir();
+	my $jpa = !grep { !-e } @jpa_jars;
 	my $path = join ':', $classes, @jars, @jpa_jars;
 
+	# Spring 4 reads no classes that are newer
+	PostgreSQL::Test::Utils::system_or_bail('/usr/bin/javac', '--release', '8', '-Xlint:-options', '-cp', $path, '-d', $classes,
+		"$lib/Clients.java", $jpa ? "$lib/ClientsJpa.java" : ());
+	my @java = ('/usr/bin/java', '-cp', $path);
+	same_as_said("Java's $_", $java{$_}, @java, 'Clients', $_) for sort keys %java;
+	my $behind_bouncer = sub {
+		my ($key, $class) = @_;
+		my %bouncer = @bouncer;
+		local @ENV{qw(JDBC_URL JDBC_USER JDBC_PASSWORD)} = ("jdbc:postgresql://127.0.0.1:$bouncer{PGPORT}/postgres", @bouncer{qw(PGUSER PGPASSWORD)}) if @bouncer;
+		behind_bouncer("Java's $key", $key, ['with'], 1, @java, $class, $key);
+	};
+	$behind_bouncer->($_, 'Clients') for sort keys %java;
+
+	skip "Java's EclipseLink and Spring ORM are not installed", 2 if !$jpa;
 	mkdir "$classes/META-INF" or die "META-INF: $!";
 	append_to_file("$classes/META-INF/persistence.xml", <<'XML');
 <persistence xmlns="http://xmlns.jcp.org/xml/ns/persistence" version="2.1">
@@ -206,14 +250,13 @@ SKIP:
   </persistence-unit>
 </persistence>
 XML
-	# Spring 4 reads no classes that are newer
-	PostgreSQL::Test::Utils::system_or_bail('/usr/bin/javac', '--release', '8', '-Xlint:-options', '-cp', $path, '-d', $classes, "$lib/ClientsJpa.java");
 	$node->safe_psql('postgres', "CREATE TABLE jpa_raise (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, k text);
 		CREATE TRIGGER once AFTER INSERT ON jpa_raise FOR EACH ROW EXECUTE FUNCTION idem_once('k');
 		CREATE TABLE jpa_skip (id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, k text);
 		CREATE TRIGGER once BEFORE INSERT ON jpa_skip FOR EACH ROW EXECUTE FUNCTION idem_once('k', NULL, 'skip');
 		GRANT ALL ON jpa_raise, jpa_skip, jpa_raise_id_seq, jpa_skip_id_seq TO java");
-	same_as_said("Java's JPA, $_", $jpa{$_}, '/usr/bin/java', '-cp', $path, 'ClientsJpa', $_) for sort keys %jpa;
+	same_as_said("Java's JPA, $_", $jpa{$_}, @java, 'ClientsJpa', $_) for sort keys %jpa;
+	$behind_bouncer->('jpa', 'ClientsJpa');
 }
 
 #
@@ -221,7 +264,7 @@ XML
 #
 SKIP:
 {
-	skip "Perl's DBD::Pg is not installed", 5 if !eval { require DBI; require DBD::Pg; 1 };
+	skip "Perl's DBD::Pg is not installed", 7 if !eval { require DBI; require DBD::Pg; 1 };
 	my $db = DBI->connect('dbi:Pg:dbname=postgres;host=' . $node->host . ';port=' . $node->port, '', '', { RaiseError => 1, PrintError => 0, PrintWarn => 0 });
 
 	eval { $db->do('SELECT idem_begin(?)', undef, 'perl') };
@@ -237,7 +280,39 @@ SKIP:
 	is($db->ping, 4, 'DBD::Pg: ping knows an aborted transaction');
 	ok($db->commit, 'DBD::Pg: whose commit is true');
 	is_deeply($db->selectrow_arrayref('SELECT idem_claim(?)', undef, 'perl'), [1], 'DBD::Pg: and stores nothing');
+	is_deeply($db->selectrow_arrayref('SELECT count(*) FROM idem_claim_many(?)', undef, [ 'perl 1', 'perl 2', 'perl 1' ]), [2], 'DBD::Pg: an array');
+	$db->do("CREATE TABLE perl_once (k text); CREATE TRIGGER once AFTER INSERT ON perl_once FOR EACH ROW EXECUTE FUNCTION idem_once('k')");
+	eval { $db->do("INSERT INTO perl_once VALUES ('a'), ('a')") };
+	is($db->state, '23505', 'DBD::Pg: state');
 	$db->disconnect;
+
+	skip 'PgBouncer is not installed', 4 if !@bouncer;
+	my %bouncer = @bouncer;
+	for my $setting ('with', 'without')
+	{
+		my @db = map { DBI->connect("dbi:Pg:dbname=postgres;host=$bouncer{PGHOST};port=$bouncer{PGPORT};sslmode=disable", @bouncer{qw(PGUSER PGPASSWORD)},
+			{ RaiseError => 1, PrintError => 0, PrintWarn => 0, $setting eq 'with' ? (pg_server_prepare => 0) : () }) } 0, 1;
+		# an application keeps statements
+		my @sth = map { my $db = $_; [ map { $db->prepare($_) } 'SELECT idem_begin(?)', 'SELECT idem_finish(?)' ] } @db;
+		my ($resolved, $count) = (0, 0);
+
+		# see swap of clients.py
+		for my $attempt (0 .. 24)
+		{
+			my @inside;
+			for my $i ($attempt < 10 ? 0 : $attempt % 2 == 0 ? (1, 0) : (0, 1))
+			{
+				my $k = "perl $setting " . ++$count;
+				push @inside, $i if eval { $db[$i]->begin_work; $_->execute($k), $_->finish for @{ $sth[$i] }; 1 };
+				eval { $db[$i]->rollback } if !@inside || $inside[-1] != $i;
+			}
+			@inside = reverse @inside if $attempt % 4 >= 2;
+			eval { $db[$_]->commit; $resolved++ } for @inside;
+		}
+		is(stored($node, "perl $setting"), $resolved, "DBD::Pg, $setting: what did not fail is stored");
+		ok($setting eq 'without' ? $resolved < 40 : $resolved == 40, "DBD::Pg behind PgBouncer, $setting");
+		note("DBD::Pg, $setting: $resolved of 40");
+	}
 }
 
 done_testing();

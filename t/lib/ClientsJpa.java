@@ -18,6 +18,7 @@ import org.springframework.aop.framework.ProxyFactory;
 import org.springframework.dao.DataAccessException;
 import org.springframework.jdbc.core.JdbcTemplate;
 import org.springframework.jdbc.datasource.DriverManagerDataSource;
+import org.springframework.jdbc.datasource.SingleConnectionDataSource;
 import org.springframework.orm.jpa.EntityManagerFactoryUtils;
 import org.springframework.orm.jpa.JpaTransactionManager;
 import org.springframework.orm.jpa.vendor.EclipseLinkJpaDialect;
@@ -215,7 +216,37 @@ public class ClientsJpa {
         say("rollbackFor", state("spring jpa 3"));
     }
 
+    /** An EntityManager on a connection that stays. */
+    static Clients.Client jpaClient(String options) throws SQLException {
+        SingleConnectionDataSource source = new SingleConnectionDataSource(Clients.connect(options), true);
+        EntityManager em = Persistence.createEntityManagerFactory("clients", Collections.singletonMap("javax.persistence.nonJtaDataSource", source)).createEntityManager();
+        return new Clients.Client() {
+            @Override
+            public void begin(String key) {
+                em.getTransaction().begin();
+                value(em, BEGIN, key);
+                value(em, "SELECT CAST(idem_finish(?1) AS text)", key);
+            }
+
+            @Override
+            public void commit() {
+                em.getTransaction().commit();
+            }
+
+            @Override
+            public void rollback() {
+                if (em.getTransaction().isActive())
+                    em.getTransaction().rollback();
+            }
+        };
+    }
+
     public static void main(String[] args) throws Exception {
+        if (args.length > 1) {
+            String options = args[1].equals("with") ? "?prepareThreshold=0" : "";
+            Clients.swap("jpa " + args[1], jpaClient(options), jpaClient(options));
+            System.exit(0);
+        }
         DriverManagerDataSource source = new DriverManagerDataSource(System.getenv("JDBC_URL"), System.getenv("JDBC_USER"), System.getenv("JDBC_PASSWORD"));
         db = new JdbcTemplate(source);
         factory = Persistence.createEntityManagerFactory("clients", Collections.singletonMap("javax.persistence.nonJtaDataSource", source));

@@ -32,10 +32,29 @@ function outcome(callable $work, bool $class = false): mixed
 }
 
 $manager = new Manager();
-$manager->addConnection([
-    'driver' => 'pgsql', 'host' => getenv('PGHOST'), 'port' => getenv('PGPORT'), 'database' => getenv('PGDATABASE'),
-    'username' => getenv('PGUSER'), 'charset' => 'utf8',
-]);
+foreach (['default', 'other'] as $name) {
+    $manager->addConnection([
+        'driver' => 'pgsql', 'host' => getenv('PGHOST'), 'port' => getenv('PGPORT'), 'database' => getenv('PGDATABASE'),
+        'username' => getenv('PGUSER'), 'password' => getenv('PGPASSWORD') ?: '', 'charset' => 'utf8',
+        'options' => ($argv[1] ?? null) === 'with' ? [PDO::PGSQL_ATTR_DISABLE_PREPARES => true] : [],
+    ], $name);
+}
+if (isset($argv[1])) {
+    require __DIR__ . '/clients_swap.php';
+    swap("laravel $argv[1]", array_map(function (string $name) use ($manager): array {
+        $db = $manager->getConnection($name);
+        return [
+            'begin' => function (string $key) use ($db): void {
+                $db->beginTransaction();
+                $db->select('SELECT state FROM idem_begin(?)', [$key]);
+                $db->select('SELECT idem_finish(?)', [$key]);
+            },
+            'commit' => fn () => $db->commit(),
+            'rollback' => fn () => $db->rollBack(),
+        ];
+    }, ['default', 'other']));
+    exit;
+}
 $manager->bootEloquent();
 $db = $manager->getConnection();
 $db->setTransactionManager(new DatabaseTransactionsManager());
