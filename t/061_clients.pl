@@ -54,6 +54,11 @@ for my $attempt (1 .. 3)
 $client->query('ROLLBACK');
 is(value($client, "SELECT state FROM idem_begin('late')"), 'replayed', 'in a new transaction: the answer');
 
+# Of a row that is taken apart each column is a call: the first begins, and its fence is lost.
+my $columns = $client->query("SELECT (idem_begin('columns', lease => '1 min')).*");
+is_deeply([ @{ $columns->{rows}[0] }[ 0, 3 ] ], [ 'started', undef ], '(idem_begin(...)).* begins, and says nothing of the fence');
+is_deeply($client->query("SELECT state, fence IS NOT NULL FROM idem_begin('from', lease => '1 min')")->{rows}, [ [ 'started', 't' ] ], 'FROM idem_begin(...) does');
+
 # JSON null is a request, SQL NULL is none.
 is_deeply([ run($client, 'BEGIN', "SELECT idem_begin('json', request => '{}')", "SELECT idem_finish('json')", 'COMMIT') ], [], 'a request');
 is(value($client, 'SELECT state FROM idem_begin($1, request => $2)', 'json', undef), 'replayed', 'NULL: whatever it was');
