@@ -107,9 +107,10 @@ my %php = (%any, 'caught error' => 'true', run => 'true', finish => 201, commit 
 my %laravel = (autocommit => 'QueryException ID005', 'no finish' => 'PDOException ID005', 'afterCommit of ID005' => 0,
 	'afterCommit of ID005, after the next' => 1, errorInfo => '22012', 'caught error' => 'no error', 'and the key' => 'free',
 	'and afterCommit' => 1, nested => 'finished free', 'afterCommit of all' => 2,
-	'attempts: 40001' => '40001, 3', 'attempts: 40001 of the COMMIT' => '40001, 3', 'attempts: deadlock detected' => '40P01, 3',
-	'attempts: its German message' => '40P01, 1', 'attempts: 55P03' => '55P03, 1', 'attempts: inner alone' => '40001, 1',
-	'attempts: outer' => '40001, 3', 'connection lost' => 'sent 2', 'connection lost, in a transaction' => 'HY000',
+	'attempts: 40001' => 'QueryException 40001, 3', 'attempts: 40001 of the COMMIT' => 'PDOException 40001, 3',
+	'attempts: deadlock detected' => 'QueryException 40P01, 3', 'attempts: its German message' => 'QueryException 40P01, 1',
+	'attempts: 55P03' => 'QueryException 55P03, 1', 'attempts: inner alone' => 'QueryException 40001, 1',
+	'attempts: outer' => 'QueryException 40001, 3', 'connection lost' => 'sent 2', 'connection lost, in a transaction' => 'HY000',
 	interval => 'started', jsonb => 'string', named => 'replayed', 'array as text' => 2, array => 'Array to string conversion',
 	raise => 'QueryException 23505', skip => 'Undefined array key 0');
 

@@ -18,7 +18,7 @@ our @EXPORT = qw(start_bouncer stored);
 my $bouncer;
 END { local $?; $bouncer->kill_kill if defined $bouncer; }
 
-# How clients reach it: what libpq's environment says, as a list of names and values; nothing if it is not installed.
+# How clients reach it, as variables of libpq with their values; an empty list if it is not installed.
 sub start_bouncer
 {
 	my ($node) = @_;
@@ -28,6 +28,10 @@ sub start_bouncer
 	my ($dir, $port) = (PostgreSQL::Test::Utils::tempdir(), PostgreSQL::Test::Cluster::get_free_port());
 	my $password = join '', map { chr(97 + int rand 26) } 1 .. 32;
 	my $server = 'host=' . $node->host . ' port=' . $node->port . ' user=' . $node->safe_psql('postgres', 'SELECT current_user');
+
+	# as PgBouncer is before 1.21, which does not know of prepared statements
+	my ($version) = run_command([ $program, '-V' ]) =~ /^PgBouncer 1\.(\d+)/m;
+	my $unknown = $version >= 21 ? 'max_prepared_statements = 0' : '';
 
 	append_to_file("$dir/users", qq("client" "$password"\n));
 	append_to_file("$dir/pgbouncer.ini", <<"INI");
@@ -43,8 +47,8 @@ pool_mode = transaction
 default_pool_size = 2
 ignore_startup_parameters = extra_float_digits
 logfile = $dir/pgbouncer.log
+$unknown
 INI
-	# PgBouncer does not run as root
 	$bouncer = IPC::Run::start([ $program, "$dir/pgbouncer.ini" ], '<', \undef, '>', "$dir/out", '2>', "$dir/err");
 
 	my @env = (PGHOST => '127.0.0.1', PGPORT => $port, PGDATABASE => 'postgres', PGUSER => 'client', PGPASSWORD => $password, PGSSLMODE => 'disable');

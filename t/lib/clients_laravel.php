@@ -121,7 +121,7 @@ $attempts = function (string $statement, int $outer, ?int $inner = null) use ($d
         $db->statement($statement);
     };
     $nested = fn (Connection $db) => $db->transaction($work, $inner);
-    return outcome(fn () => $db->transaction($inner === null ? $work : $nested, $outer)) . ", $ran";
+    return outcome(fn () => $db->transaction($inner === null ? $work : $nested, $outer), true) . ", $ran";
 };
 say('attempts: 40001', $attempts(raise('40001'), 3));
 say('attempts: 40001 of the COMMIT', $attempts("INSERT INTO laravel_late VALUES ('a')", 3));
