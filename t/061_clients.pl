@@ -117,7 +117,7 @@ my %laravel = (autocommit => 'QueryException ID005', 'no finish' => 'PDOExceptio
 my %go = (
 	pgx => { %any, caught => '22012', 'caught error' => 'true', map => 'started', string => 'replayed', bytes => 'replayed',
 		another => 'mismatch', array => 2, BeginFunc => 'no', savepoint => 'finished free', constraint => 'true' },
-	pq => { %any, caught => '22012', 'caught error' => 'true', Duration => '<nil>', 'and the lease' => 'true', 'interval as text' => 'started',
+	pq => { %any, caught => '22012', 'caught error' => 'true', Duration => '<nil>', notice => 'WARNING', 'and the lease' => 'true', 'interval as text' => 'started',
 		string => 'replayed', bytes => 'mismatch', array => 2, slice => 'true', constraint => 'once' });
 
 our @where;    # PgBouncer, if that is between

@@ -30,7 +30,7 @@ my %expected = (
 	sequelize => { %any, ID005 => 'ID005', 'afterCommit of ID005' => 1, 'afterCommit of all' => 3, object => 'object',
 		raise => 'SequelizeUniqueConstraintError 23505 once', replacements => 'refused' },
 	drizzle => { %any, nested => 'finished free', object => 'object', 'sql.param' => 2, array => 'refused' },
-	typeorm => { %any, nested => 'finished free' },
+	typeorm => { %any, object => 'object', nested => 'finished free' },
 	kysely => { %any, object => 'object', 'caught error' => 'AbortedTransactionError' });
 
 local @ENV{qw(PGHOST PGPORT PGDATABASE PGUSER)} = ($node->host, $node->port, 'postgres', scalar getpwuid($<));

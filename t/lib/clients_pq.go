@@ -133,7 +133,10 @@ func main() {
 
 	// a Duration is sent as its nanoseconds, which are seconds for PostgreSQL: 951 years
 	const lease = "SELECT state FROM idem_begin($1, request => $2, lease => $3)"
-	_, err = value(db, lease, "pq 2", `{"a": 1}`, 30*time.Second)
+	connector, err := pq.NewConnector("")
+	check(err)
+	noticed := sql.OpenDB(pq.ConnectorWithNoticeHandler(connector, func(notice *pq.Error) { say("notice", notice.Severity) }))
+	_, err = value(noticed, lease, "pq 2", `{"a": 1}`, 30*time.Second)
 	say("Duration", sqlState(err))
 	say("and the lease", must(value(db, "SELECT max(lease_until) > now() + interval '900 years' FROM idem_keys")))
 	say("interval as text", must(value(db, lease, "pq 2b", nil, "30 seconds")))

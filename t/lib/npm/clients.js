@@ -293,6 +293,12 @@ const clients = {
       return source.destroy();
     }
     await traps({ transaction: async work => { await source.transaction(work); }, of: error => error.driverError?.code ?? error.code, run });
+    const k = key();
+    await source.transaction(async manager => {
+      await run(manager, 'begin', k);
+      await manager.query('SELECT idem_finish($1, $2)', [k, { a: 1 }]);
+    });
+    say('object', await typeOf(k));
     const [outer, inner] = [key(), key()];
     await source.transaction(async manager => {
       await manager.query('SELECT idem_claim($1)', [outer]);
