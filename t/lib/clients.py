@@ -156,15 +156,13 @@ def psycopg():
                 except module.errors.SerializationFailure as error:
                     yield error.sqlstate
     say('nested', ' '.join(late()))
-    psycopg_pool(module, TransactionStatus)
 
 
-def psycopg_pool(module, status):
+def psycopg_pool():
     """A pool's connection that is terminated in its transaction."""
-    try:
-        from psycopg_pool import ConnectionPool
-    except ImportError:
-        return
+    import psycopg as module
+    from psycopg.pq import TransactionStatus
+    from psycopg_pool import ConnectionPool
     k = key()
 
     def terminated():
@@ -177,11 +175,11 @@ def psycopg_pool(module, status):
                 conn.execute('SELECT 1')
             except module.OperationalError:
                 pass
-            say('pool: transaction status', conn.info.transaction_status == status.INTRANS)
+            say('in transaction', conn.info.transaction_status == TransactionStatus.INTRANS)
     with ConnectionPool('', min_size=1, max_size=1) as pool:
-        say('pool: terminated', sqlstate(terminated, lambda error: error))
+        say('terminated', sqlstate(terminated, lambda error: error))
         with pool.connection() as conn:
-            say('pool: and the key', conn.execute('SELECT idem_claim(%s)', [k]).fetchone()[0])
+            say('and the key', conn.execute('SELECT idem_claim(%s)', [k]).fetchone()[0])
 
 
 def psycopg2():
@@ -487,4 +485,4 @@ try:
 except ImportError as error:
     print(error)
     sys.exit(77)
-{'psycopg': psycopg, 'psycopg2': psycopg2, 'asyncpg': asyncpg, 'sqlalchemy': sqlalchemy, 'django': django}[driver]()
+{'psycopg': psycopg, 'psycopg_pool': psycopg_pool, 'psycopg2': psycopg2, 'asyncpg': asyncpg, 'sqlalchemy': sqlalchemy, 'django': django}[driver]()
