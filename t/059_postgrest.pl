@@ -10,6 +10,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 use HTTP::Tiny;
 use IdemTest;
+use IdemBouncer;
 use IdemNpm;
 use IPC::Run;
 use JSON::PP;
@@ -222,16 +223,22 @@ is($node->safe_psql('postgres', preamble('x', user => 'bob') . 'SELECT count(*) 
 SKIP:
 {
 	my $folder = npm_ci("$example/postgraphile") or skip 'PostGraphile: npm does not bring it here', 1;
-	my ($out, $err) = ('', '');
+	my $err = '';
+	my $url;
 
-	local $ENV{DATABASE_URL} = 'postgresql:///postgres?user=authenticator&port=' . $node->port . '&host=' . $node->host;
-	local $ENV{PORT} = 0;
-	($out, $err) = ('', '');
-	my $server = IPC::Run::start([ 'node', "$folder/server.js" ], '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timer(180));
-	my $is_up = eventually(sub { $server->pump_nb; return $out =~ /listening on/ || !$server->pumpable }) && $out =~ /listening on (\d+)/;
-	my $url = "http://127.0.0.1:" . ($1 // 0) . '/graphql';
+	# A server of that database; its address is in $url.
+	my $start = sub {
+		my ($database) = @_;
+		local @ENV{qw(DATABASE_URL PORT)} = ($database, 0);
+		my $out = '';
+		my $server = IPC::Run::start([ 'node', "$folder/server.js" ], '<', \undef, '>', \$out, '2>', \$err, IPC::Run::timer(180));
+		my $is_up = eventually(sub { $server->pump_nb; return $out =~ /listening on/ || !$server->pumpable }) && $out =~ /listening on (\d+)/;
 
-	ok($is_up, 'PostGraphile runs') || diag($err);
+		$url = "http://127.0.0.1:" . ($1 // 0) . '/graphql';
+		ok($is_up, 'PostGraphile runs') || diag($err);
+		return $server;
+	};
+	my $server = $start->('postgresql:///postgres?user=authenticator&port=' . $node->port . '&host=' . $node->host);
 
 	my $graphql = sub {
 		my ($key, @orders) = @_;
@@ -260,8 +267,39 @@ SKIP:
 	is_deeply($graphql->('graphql-2', [ 'lamp', 1 ], [ 'lamp', 1 ]), $pair, 'PostGraphile: both replayed');
 	is(orders(), $before + 3, 'PostGraphile: still two');
 
+	$before = orders();
+	my $half = $graphql->('graphql-3', [ 'book', 1 ], [ 'book', 0 ]);
+	like($half->{errors}[0]{message}, qr/orders_quantity_check/, 'PostGraphile: the second mutation fails');
+	ok($half->{data}{m0}{order}{id}, 'PostGraphile: which is a savepoint, so the first one is there');
+	is(orders(), $before + 1, 'PostGraphile: in the table too');
+
 	$server->signal('TERM');
 	eval { $server->finish };
+
+	# Behind PgBouncer two of them come to one server connection.  Its queries have names, its mutations have none.
+	my @bouncer = start_bouncer($node) or skip 'PgBouncer is not installed', 1;
+	my %bouncer = @bouncer;
+	for my $setting ('with', 'without')
+	{
+		local $ENV{POSTGRAPHILE_PREPARED_STATEMENT_CACHE_SIZE} = $setting eq 'with' ? 0 : 100;
+		my @said;
+		my @servers = map {
+			my $started = $start->("postgresql://$bouncer{PGUSER}:$bouncer{PGPASSWORD}\@$bouncer{PGHOST}:$bouncer{PGPORT}/postgres");
+			my $answer = HTTP::Tiny->new->post($url, { headers => { 'Content-Type' => 'application/json', 'X-User' => 'ada' },
+				content => $json->encode({ query => '{ allOrders { nodes { id } } }' }) });
+			my $data = eval { $json->decode($answer->{content})->{data}{allOrders} };
+
+			push @said, ($data ? 'orders' : $answer->{content} =~ /prepared statement/ ? 'prepared statement' : $answer->{content});
+			push @said, $graphql->("bouncer-$setting-$_", [ 'book', 1 ])->{data}{m0}{order}{id} ? 'an order' : 'none';
+			$started;
+		} 1, 2;
+		is_deeply(\@said, [ 'orders', 'an order', $setting eq 'with' ? 'orders' : 'prepared statement', 'an order' ], "PostGraphile behind PgBouncer, $setting");
+		for my $started (@servers)
+		{
+			$started->signal('TERM');
+			eval { $started->finish };
+		}
+	}
 }
 
 $node->stop;

@@ -9,6 +9,7 @@ use File::Copy qw(copy);
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IdemTest;
+use IdemBouncer;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -43,6 +44,7 @@ my $node = new_node('main');
 my %any = (autocommit => 'ID005', 'caught error' => 'no error', 'and the key' => 'free');
 my %expected = (
 	npgsql => { %any, 'no finish' => 'ID005', text => '42883', '::jsonb' => 'started', JsonDocument => 'started',
+		SaveAsync => 'finished', 'DBNull, again' => 'replayed', 'JsonElement null' => 'mismatch',
 		'NpgsqlDbType.Jsonb' => 'started', DBNull => 'started', 'interval as text' => '42883', '::interval' => 'started', int => 400,
 		long => '42883', isolation => 'serializable', Complete => 'no error', TransactionScope => 'TransactionAbortedException ID005' },
 	dapper => { %any, 'CAST, TimeSpan' => 'started', array => 2 },
@@ -58,6 +60,28 @@ for my $client (sort keys %expected)
 	($rc, $out) = run_dotnet("$folder/out/clients.dll", $client);
 	my %said = map { split /\t/, $_, 2 } grep { /\t/ } split /\n/, $out;
 	is_deeply(\%said, $expected{$client}, $client) || diag($out);
+}
+
+# Behind PgBouncer: with the page's setting all 40 transactions are stored, without it some fail.
+my @bouncer = start_bouncer($node);
+SKIP:
+{
+	skip 'PgBouncer is not installed', 1 if !@bouncer;
+	for my $client (sort keys %expected)
+	{
+		for my $setting ('with', 'without', 'reset')
+		{
+			my $resolved = do
+			{
+				local %ENV = (%ENV, @bouncer);
+				($rc, $out) = run_dotnet("$folder/out/clients.dll", $client, $setting);
+				$out =~ /^resolved\t(\d+)$/m ? $1 : -1;
+			};
+			note("$client, $setting: of 40 transactions $resolved did not fail");
+			is(stored($node, "$client $setting"), $resolved, "$client, $setting: what did not fail is stored") || diag($out);
+			ok($setting eq 'without' ? $resolved < 40 : $resolved == 40, "$client behind PgBouncer, $setting");
+		}
+	}
 }
 
 done_testing();

@@ -5,6 +5,8 @@ import java.sql.PreparedStatement;
 import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.time.Duration;
+import java.util.Collections;
+import java.util.LinkedList;
 import org.postgresql.core.BaseConnection;
 import org.postgresql.util.PGobject;
 import org.postgresql.util.PSQLException;
@@ -12,6 +14,7 @@ import org.springframework.dao.DataAccessException;
 import org.springframework.jdbc.core.JdbcTemplate;
 import org.springframework.jdbc.datasource.DataSourceTransactionManager;
 import org.springframework.jdbc.datasource.DriverManagerDataSource;
+import org.springframework.jdbc.datasource.SingleConnectionDataSource;
 import org.springframework.transaction.TransactionDefinition;
 import org.springframework.transaction.support.TransactionTemplate;
 
@@ -28,7 +31,7 @@ public class Clients {
         try {
             return work.run();
         } catch (DataAccessException e) {
-            return e.getCause() instanceof PSQLException cause ? cause.getSQLState() : e;
+            return e.getCause() instanceof PSQLException ? ((PSQLException) e.getCause()).getSQLState() : e;
         } catch (SQLException e) {
             return e.getSQLState();
         } catch (Exception e) {
@@ -121,7 +124,7 @@ public class Clients {
 
         say("autocommit", outcome(() -> db.queryForObject(BEGIN, String.class, "spring 1")));
         Object failed = outcome(() -> transaction.execute(status -> db.queryForObject(BEGIN, String.class, "spring 1")));
-        say("no finish", failed instanceof Exception e ? ((SQLException) e.getCause()).getSQLState() : failed);
+        say("no finish", failed instanceof Exception ? ((SQLException) ((Exception) failed).getCause()).getSQLState() : failed);
         say("caught error", transaction.execute(status -> {
             db.queryForObject(BEGIN, String.class, "spring 1");
             db.queryForObject("SELECT idem_finish(?)", Object.class, "spring 1");
@@ -145,8 +148,109 @@ public class Clients {
         }
     }
 
+    interface Client {
+        void begin(String key) throws Exception;
+
+        void commit() throws Exception;
+
+        void rollback() throws Exception;
+    }
+
+    static boolean done(Client client, Work work) {
+        try {
+            work.run();
+            return true;
+        } catch (Exception e) {
+            outcome(() -> {
+                client.rollback();
+                return null;
+            });
+            return false;
+        }
+    }
+
+    /** See swap() of clients.py. */
+    static void swap(String name, Client... clients) {
+        int resolved = 0, count = 0;
+        for (int attempt = 0; attempt < 25; attempt++) {
+            LinkedList<Client> inside = new LinkedList<>();
+            for (int i : attempt < 10 ? new int[] {0} : attempt % 2 == 0 ? new int[] {1, 0} : new int[] {0, 1}) {
+                Client client = clients[i];
+                String key = name + " " + ++count;
+                if (done(client, () -> {
+                    client.begin(key);
+                    return null;
+                }))
+                    inside.add(client);
+            }
+            if (attempt % 4 >= 2)
+                Collections.reverse(inside);
+            for (Client client : inside)
+                if (done(client, () -> {
+                    client.commit();
+                    return null;
+                }))
+                    resolved++;
+        }
+        say("resolved", resolved);
+    }
+
+    static Client jdbc(String options) throws SQLException {
+        Connection db = connect(options);
+        db.setAutoCommit(false);
+        return new Client() {
+            @Override
+            public void begin(String key) throws SQLException {
+                value(db, BEGIN, key);
+                value(db, "SELECT idem_finish(?)", key);
+            }
+
+            @Override
+            public void commit() throws SQLException {
+                db.commit();
+            }
+
+            @Override
+            public void rollback() throws SQLException {
+                db.rollback();
+            }
+        };
+    }
+
+    /** A connection that stays, with Spring's transactions on it. */
+    static Client spring(String options) throws SQLException {
+        SingleConnectionDataSource source = new SingleConnectionDataSource(connect(options), true);
+        JdbcTemplate db = new JdbcTemplate(source);
+        return new Client() {
+            private Connection connection;
+
+            @Override
+            public void begin(String key) throws SQLException {
+                connection = source.getConnection();
+                connection.setAutoCommit(false);
+                db.queryForObject(BEGIN, String.class, key);
+                db.queryForObject("SELECT idem_finish(?)", Object.class, key);
+            }
+
+            @Override
+            public void commit() throws SQLException {
+                connection.commit();
+            }
+
+            @Override
+            public void rollback() throws SQLException {
+                connection.rollback();
+            }
+        };
+    }
+
     public static void main(String[] args) throws Exception {
-        if (args[0].equals("pgjdbc"))
+        String options = args.length > 1 && args[1].equals("with") ? "?prepareThreshold=0" : "";
+        if (args.length > 1 && args[0].equals("pgjdbc"))
+            swap("pgjdbc " + args[1], jdbc(options), jdbc(options));
+        else if (args.length > 1)
+            swap("spring " + args[1], spring(options), spring(options));
+        else if (args[0].equals("pgjdbc"))
             pgjdbc();
         else
             spring();

@@ -22,7 +22,7 @@ sub npm_ci
 	my ($out, $err) = ('', '');
 
 	mkdir $folder or die "$folder: $!";
-	for my $file (glob "$from/*.js*")
+	for my $file (glob "$from/*.{js,json,prisma}")
 	{
 		copy($file, $folder) or die "$file: $!";
 	}

@@ -23,6 +23,27 @@ function sqlstate(callable $work): string
     }
 }
 
+if (isset($argv[1])) {
+    require __DIR__ . '/clients_swap.php';
+    $client = function () use ($argv): array {
+        $db = new PDO('pgsql:', options: [PDO::PGSQL_ATTR_DISABLE_PREPARES => $argv[1] === 'with']);
+        // an application keeps statements
+        $begin = $db->prepare('SELECT state FROM idem_begin(?)');
+        $finish = $db->prepare('SELECT idem_finish(?)');
+        return [
+            'begin' => function (string $key) use ($db, $begin, $finish): void {
+                $db->beginTransaction();
+                $begin->execute([$key]);
+                $finish->execute([$key]);
+            },
+            'commit' => fn () => $db->commit(),
+            'rollback' => fn () => $db->rollBack(),
+        ];
+    };
+    swap("php $argv[1]", [$client(), $client()]);
+    exit;
+}
+
 $db = new PDO('pgsql:', options: [PDO::PGSQL_ATTR_DISABLE_PREPARES => true]);
 $value = function (string $sql, mixed ...$values) use ($db): mixed {
     $statement = $db->prepare($sql);

@@ -11,7 +11,7 @@ rescue LoadError => e
 end
 
 $count = 0
-def key = "#{ARGV[0]} #{$count += 1}"
+def key = "#{ARGV.join(' ')} #{$count += 1}"
 def say(name, result) = puts("#{name}\t#{result}")
 
 def sqlstate
@@ -26,7 +26,75 @@ end
 # What the row of a key says, or "free": nothing was committed.
 def state(query, key) = query["SELECT coalesce((SELECT state FROM idem_lookup('#{key}')), 'free')"]
 
+# See swap of clients.py.  Each client has a begin, a commit and a rollback.
+def swap(clients)
+  resolved = 0
+  25.times do |attempt|
+    turn = attempt < 10 ? clients.first(1) : attempt.even? ? clients.reverse : clients
+    inside = turn.select do |client|
+      client[:begin][key]
+      true
+    rescue StandardError
+      client[:rollback][]
+      false
+    end
+    (attempt % 4 < 2 ? inside : inside.reverse).each do |client|
+      client[:commit][]
+      resolved += 1
+    rescue StandardError
+      client[:rollback][]
+    end
+  end
+  say('resolved', resolved)
+end
+
+def pg_bouncer
+  # a statement that has a name is what the page warns of
+  run = if ARGV[1] == 'with'
+          ->(db, sql, k) { db.exec_params(sql, [k]) }
+        else
+          lambda do |db, sql, k|
+            db.prepare(sql, sql) unless (@prepared ||= {})[[db, sql]]
+            @prepared[[db, sql]] = true
+            db.exec_prepared(sql, [k])
+          end
+        end
+  swap(Array.new(2) { PG.connect }.map do |db|
+    { begin: ->(k) { db.exec('BEGIN'); run[db, 'SELECT idem_begin($1)', k]; run[db, 'SELECT idem_finish($1)', k] },
+      commit: -> { db.exec('COMMIT') }, rollback: -> { db.exec('ROLLBACK') } }
+  end)
+end
+
+class First < ActiveRecord::Base
+  self.abstract_class = true
+end if driver == 'activerecord'
+class Second < ActiveRecord::Base
+  self.abstract_class = true
+end if driver == 'activerecord'
+
+def activerecord_bouncer
+  swap([First, Second].map do |base|
+    base.establish_connection(adapter: 'postgresql', prepared_statements: ARGV[1] != 'with', host: ENV['PGHOST'], port: ENV['PGPORT'],
+                              database: ENV['PGDATABASE'], username: ENV['PGUSER'], password: ENV['PGPASSWORD'])
+    db = base.connection
+    run = ->(sql, k) { db.exec_query(sql, 'SQL', [ActiveRecord::Relation::QueryAttribute.new('k', k, ActiveRecord::Type::String.new)], prepare: true) }
+    { begin: ->(k) { db.begin_transaction(joinable: false, _lazy: false); run['SELECT state FROM idem_begin($1)', k]; run['SELECT idem_finish($1)', k] },
+      commit: -> { db.commit_transaction }, rollback: -> { db.rollback_transaction if db.transaction_open? } }
+  end)
+end
+
+# What a consumer parks: the exceptions of three classes
+def poison(db)
+  say('poison', %w[22003 23502 54000].map do |code|
+    db.exec("DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '#{code}'; END $$")
+  rescue PG::DataException, PG::IntegrityConstraintViolation, PG::ProgramLimitExceeded => e
+    e.class.ancestors.find { |c| [PG::DataException, PG::IntegrityConstraintViolation, PG::ProgramLimitExceeded].include?(c) }
+  end.join(' '))
+end
+
 def pg
+  return pg_bouncer if ARGV[1]
+
   db = PG.connect
   begun = ->(k, request = nil) { db.exec_params('SELECT state FROM idem_begin($1, request => $2)', [k, request]).getvalue(0, 0) }
   finish = ->(k) { db.exec_params('SELECT idem_finish($1)', [k]) }
@@ -66,6 +134,8 @@ def pg
   db.type_map_for_results = PG::BasicTypeMapForResults.new(db)
   say('bigint', db.exec('SELECT 1::bigint').getvalue(0, 0).class)
 
+  poison(db)
+
   # leaving the block
   k = key
   -> { db.transaction { claim[k]; return } }.call
@@ -82,6 +152,8 @@ def pg
 end
 
 def activerecord
+  return activerecord_bouncer if ARGV[1]
+
   base = ActiveRecord::Base
   ActiveSupport::Deprecation.silenced = true
   base.establish_connection(adapter: 'postgresql', prepared_statements: false, host: ENV['PGHOST'], port: ENV['PGPORT'], database: ENV['PGDATABASE'])
@@ -115,9 +187,16 @@ def activerecord
   say('caught error', said)
   say('and the key', state(query, k))
 
+  inbox = Class.new(base) { self.table_name = 'ruby_skip' }
   base.cache do
     k = key
     say('query cache', Array.new(2) { db.select_value("SELECT idem_claim('#{k}')") }.inspect)
+    k = key
+    say('find_by_sql', Array.new(2) { inbox.find_by_sql("SELECT idem_claim('#{k}') AS claimed").first.claimed }.inspect)
+    k = key
+    throttle = "SELECT remaining FROM idem_throttle('#{k}', '1 min', 9)"
+    say('throttle', Array.new(2) { db.select_value(throttle) }.inspect)
+    say('throttle, exec_query', Array.new(2) { query[throttle] }.inspect)
     k = key
     say('exec_query', Array.new(2) { query["SELECT idem_claim('#{k}')"] }.inspect)
     k = key

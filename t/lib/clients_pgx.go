@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"os"
 	"time"
 
 	"github.com/jackc/pgconn"
@@ -44,7 +45,85 @@ func must(text string, err error) string {
 	return text
 }
 
+// swap: see clients.py.  Each client begins, and then commits or rolls back.
+type client struct {
+	begin            func(key string) error
+	commit, rollback func() error
+}
+
+func swap(name string, clients []client) {
+	resolved, count := 0, 0
+	for attempt := 0; attempt < 25; attempt++ {
+		turn := []int{0, 1}
+		if attempt < 10 {
+			turn = []int{0}
+		} else if attempt%2 == 0 {
+			turn = []int{1, 0}
+		}
+		inside := []int{}
+		for _, i := range turn {
+			count++
+			if clients[i].begin(fmt.Sprint(name, " ", count)) == nil {
+				inside = append(inside, i)
+			} else {
+				clients[i].rollback()
+			}
+		}
+		if attempt%4 >= 2 && len(inside) == 2 {
+			inside[0], inside[1] = inside[1], inside[0]
+		}
+		for _, i := range inside {
+			if clients[i].commit() == nil {
+				resolved++
+			}
+		}
+	}
+	say("resolved", resolved)
+}
+
+// The settings of the page, or none.
+func settings(which string) string {
+	switch which {
+	case "describe":
+		return "statement_cache_mode=describe"
+	case "capacity":
+		return "statement_cache_capacity=0"
+	}
+	return ""
+}
+
+func bouncer(which string) {
+	clients := make([]client, 2)
+	for i := range clients {
+		config, err := pgx.ParseConfig(settings(which))
+		check(err)
+		config.PreferSimpleProtocol = which == "simple"
+		db, err := pgx.ConnectConfig(ctx, config)
+		check(err)
+		var tx pgx.Tx
+		clients[i] = client{
+			begin: func(key string) (err error) {
+				if tx, err = db.Begin(ctx); err != nil {
+					return err
+				}
+				if _, err = value(tx, "SELECT state FROM idem_begin($1)", key); err != nil {
+					return err
+				}
+				_, err = tx.Exec(ctx, "SELECT idem_finish($1)", key)
+				return err
+			},
+			commit:   func() error { return tx.Commit(ctx) },
+			rollback: func() error { return tx.Rollback(ctx) },
+		}
+	}
+	swap("pgx "+which, clients)
+}
+
 func main() {
+	if len(os.Args) > 1 {
+		bouncer(os.Args[1])
+		return
+	}
 	db, err := pgx.Connect(ctx, "")
 	check(err)
 	const begin = "SELECT state FROM idem_begin($1)"
@@ -92,4 +171,10 @@ func main() {
 	check(tx.Commit(ctx))
 	say("savepoint", must(value(db, `SELECT string_agg(coalesce((SELECT state FROM idem_lookup(k)), 'free'), ' ' ORDER BY k)
 		FROM unnest(ARRAY['pgx 5', 'pgx 6']) AS k`)))
+
+	_, err = db.Exec(ctx, "CREATE TABLE pgx_once (k text); CREATE TRIGGER once AFTER INSERT ON pgx_once FOR EACH ROW EXECUTE FUNCTION idem_once('k')")
+	check(err)
+	_, err = db.Exec(ctx, "INSERT INTO pgx_once VALUES ('a'), ('a')")
+	var pgErr *pgconn.PgError
+	say("constraint", errors.As(err, &pgErr) && pgErr.ConstraintName == "once")
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"os"
 	"time"
 
 	"github.com/lib/pq"
@@ -41,7 +42,73 @@ func must(text string, err error) string {
 	return text
 }
 
+// swap: see clients.py.  Each client begins, and then commits or rolls back.
+type client struct {
+	begin            func(key string) error
+	commit, rollback func() error
+}
+
+func swap(name string, clients []client) {
+	resolved, count := 0, 0
+	for attempt := 0; attempt < 25; attempt++ {
+		turn := []int{0, 1}
+		if attempt < 10 {
+			turn = []int{0}
+		} else if attempt%2 == 0 {
+			turn = []int{1, 0}
+		}
+		inside := []int{}
+		for _, i := range turn {
+			count++
+			if clients[i].begin(fmt.Sprint(name, " ", count)) == nil {
+				inside = append(inside, i)
+			} else {
+				clients[i].rollback()
+			}
+		}
+		if attempt%4 >= 2 && len(inside) == 2 {
+			inside[0], inside[1] = inside[1], inside[0]
+		}
+		for _, i := range inside {
+			if clients[i].commit() == nil {
+				resolved++
+			}
+		}
+	}
+	say("resolved", resolved)
+}
+
+// In transactions, as the page has it.
+func bouncer(which string) {
+	clients := make([]client, 2)
+	for i := range clients {
+		db, err := sql.Open("postgres", "")
+		check(err)
+		db.SetMaxOpenConns(1)
+		var tx *sql.Tx
+		clients[i] = client{
+			begin: func(key string) (err error) {
+				if tx, err = db.Begin(); err != nil {
+					return err
+				}
+				if _, err = value(tx, "SELECT state FROM idem_begin($1)", key); err != nil {
+					return err
+				}
+				_, err = tx.Exec("SELECT idem_finish($1)", key)
+				return err
+			},
+			commit:   func() error { return tx.Commit() },
+			rollback: func() error { return tx.Rollback() },
+		}
+	}
+	swap("pq "+which, clients)
+}
+
 func main() {
+	if len(os.Args) > 1 {
+		bouncer(os.Args[1])
+		return
+	}
 	db, err := sql.Open("postgres", "")
 	check(err)
 	const begin = "SELECT state FROM idem_begin($1)"
@@ -66,7 +133,10 @@ func main() {
 
 	// a Duration is sent as its nanoseconds, which are seconds for PostgreSQL: 951 years
 	const lease = "SELECT state FROM idem_begin($1, request => $2, lease => $3)"
-	_, err = value(db, lease, "pq 2", `{"a": 1}`, 30*time.Second)
+	connector, err := pq.NewConnector("")
+	check(err)
+	noticed := sql.OpenDB(pq.ConnectorWithNoticeHandler(connector, func(notice *pq.Error) { say("notice", notice.Severity) }))
+	_, err = value(noticed, lease, "pq 2", `{"a": 1}`, 30*time.Second)
 	say("Duration", sqlState(err))
 	say("and the lease", must(value(db, "SELECT max(lease_until) > now() + interval '900 years' FROM idem_keys")))
 	say("interval as text", must(value(db, lease, "pq 2b", nil, "30 seconds")))
@@ -82,4 +152,9 @@ func main() {
 	say("array", must(value(db, "SELECT count(*) FROM idem_claim_many($1)", pq.Array([]string{"pq 4", "pq 5", "pq 4"}))))
 	_, err = value(db, "SELECT count(*) FROM idem_claim_many($1)", []string{"pq 6"})
 	say("slice", err != nil)
+
+	_, err = db.Exec("CREATE TABLE pq_once (k text); CREATE TRIGGER once AFTER INSERT ON pq_once FOR EACH ROW EXECUTE FUNCTION idem_once('k')")
+	check(err)
+	_, err = db.Exec("INSERT INTO pq_once VALUES ('a'), ('a')")
+	say("constraint", err.(*pq.Error).Constraint)
 }

@@ -1,5 +1,6 @@
 // What t/068_clients_nuget.pl asks Npgsql, Dapper and EF Core: one line "NAME<tab>RESULT" for each trap of
-// doc/clients.md.  Connects as PGHOST, PGPORT, PGUSER and PGDATABASE say.
+// doc/clients.md.  Connects as PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE say.  With a second argument it is behind
+// PgBouncer, "with" the page's setting, "without" or "reset", and says only how many of 40 transactions did not fail.
 using System.ComponentModel.DataAnnotations.Schema;
 using System.Text.Json;
 using System.Transactions;
@@ -12,15 +13,23 @@ using NpgsqlTypes;
 var connectionString = new NpgsqlConnectionStringBuilder
 {
     Host = Variable("PGHOST"), Port = int.Parse(Variable("PGPORT")), Username = Variable("PGUSER"), Database = Variable("PGDATABASE"),
+    Password = Environment.GetEnvironmentVariable("PGPASSWORD"), SslMode = SslMode.Disable,
+    NoResetOnClose = args.Length > 1 && args[1] != "reset", MaxAutoPrepare = args.Length > 1 && args[1] == "without" ? 20 : 0,
+    AutoPrepareMinUsages = 2,
 }.ConnectionString;
 await using var db = NpgsqlDataSource.Create(connectionString);
 var count = 0;
 
+if (args.Length > 1)
+{
+    await SwapAsync();
+    return;
+}
 await (args[0] switch { "npgsql" => NpgsqlAsync(), "dapper" => DapperAsync(), _ => EfCoreAsync() });
 
 static string Variable(string name) => Environment.GetEnvironmentVariable(name)!;
 
-string Key() => $"{args[0]} {++count}";
+string Key() => $"{string.Join(' ', args)} {++count}";
 
 static void Say(string name, object? result) => Console.WriteLine($"{name}\t{result}");
 
@@ -52,6 +61,50 @@ async Task<object?> Value(string sql, params object[] values)
 }
 
 Task<object?> State(string key) => Value("SELECT coalesce((SELECT state FROM idem_lookup($1)), 'free')", key);
+
+// First one connection alone, which may prepare its statements.  Then two in a transaction at once, that begin and commit in
+// turn first, so they get each other's server connection.
+async Task SwapAsync()
+{
+    const string begin = "SELECT state FROM idem_begin(@k)", finish = "SELECT idem_finish(@k)";
+    var resolved = 0;
+    for (var attempt = 0; attempt < 25; attempt++)
+    {
+        var inside = new List<(NpgsqlConnection Connection, NpgsqlTransaction Transaction)>();
+        for (var i = 0; i < (attempt < 10 ? 1 : 2); i++)
+        {
+            var (connection, k) = (await db.OpenConnectionAsync(), Key());
+            try
+            {
+                var transaction = await connection.BeginTransactionAsync();
+                if (args[0] == "efcore")
+                {
+                    await using var context = new TestContext(new DbContextOptionsBuilder<TestContext>().UseNpgsql(connection).Options);
+                    await context.Database.UseTransactionAsync(transaction);
+                    await context.Database.ExecuteSqlAsync($"SELECT state FROM idem_begin({k})");
+                    await context.Database.ExecuteSqlAsync($"SELECT idem_finish({k})");
+                }
+                else
+                {
+                    await connection.ExecuteAsync(begin, new { k }, transaction);
+                    await connection.ExecuteAsync(finish, new { k }, transaction);
+                }
+                inside.Add((connection, transaction));
+            }
+            catch (NpgsqlException)
+            {
+                await connection.CloseAsync();
+            }
+        }
+        if (attempt % 4 < 2) inside.Reverse();
+        foreach (var (connection, transaction) in inside)
+        {
+            resolved += await Outcome(async () => { await transaction.CommitAsync(); return null; }) as string == "no error" ? 1 : 0;
+            await connection.CloseAsync();
+        }
+    }
+    Say("resolved", resolved);
+}
 
 async Task NpgsqlAsync()
 {
@@ -96,6 +149,27 @@ async Task NpgsqlAsync()
     Say("::interval", await Outcome(() => Value(lease.Replace("$3", "$3::interval"), Key(), DBNull.Value, "1 min")));
     Say("int", await Outcome(() => Value("SELECT status FROM idem_http_begin(NULL, wait_ms => $1)", 500)));
     Say("long", await Outcome(() => Value("SELECT status FROM idem_http_begin(NULL, wait_ms => $1)", 500L)));
+
+    // JSON null, as a value of JSON and as NULL
+    var (stored, none) = (Key(), JsonDocument.Parse("null"));
+    await using (var connection = await db.OpenConnectionAsync())
+    await using (var transaction = await connection.BeginTransactionAsync())
+    {
+        await using var command = new NpgsqlCommand("SELECT idem_begin($1, request => '{}')", connection) { Parameters = { new() { Value = stored } } };
+        await command.ExecuteNonQueryAsync();
+        await In(connection, finish, stored);
+        // and a savepoint
+        await transaction.SaveAsync("work");
+        await Outcome(() => In(connection, "SELECT 1/0", null));
+        await transaction.RollbackAsync("work");
+        await transaction.CommitAsync();
+    }
+    Say("SaveAsync", await State(stored));
+    foreach (var (name, value) in new (string, object)[] { ("DBNull, again", DBNull.Value), ("JsonElement null", none.RootElement) })
+    {
+        var parameter = new NpgsqlParameter { Value = value, NpgsqlDbType = NpgsqlDbType.Jsonb };
+        Say(name, await Outcome(() => Value("SELECT state FROM idem_begin($1, request => $2)", stored, parameter)));
+    }
 
     // ID005 of an ambient transaction
     Say("TransactionScope", await Outcome(async () =>
