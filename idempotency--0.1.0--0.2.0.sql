@@ -292,7 +292,8 @@ DECLARE
 	keys regclass;
 	tenant_keys text;
 	tenant_type text;
-	stable boolean;
+	tenant_column text;
+	plain boolean;
 	live bigint;
 	node record;
 	routine record;
@@ -312,59 +313,79 @@ BEGIN
 		RAISE object_not_in_prerequisite_state USING MESSAGE = 'this node is not the coordinator of the cluster';
 	END IF;
 
-	SELECT format_type(a.atttypid, NULL), o.provolatile <> 'i'
-	INTO tenant_type, stable
+	SELECT format_type(a.atttypid, a.atttypmod),
+		format_type(a.atttypid, a.atttypmod) || CASE WHEN c.oid <> t.typcollation THEN format(' COLLATE %s', c.oid::regcollation) ELSE '' END,
+		t.oid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'text'::regtype, 'varchar'::regtype, 'uuid'::regtype)
+			AND coalesce(c.collisdeterministic, true)
+	INTO tenant_type, tenant_column, plain
 	FROM pg_catalog.pg_dist_partition p
 	JOIN pg_attribute a ON a.attrelid = p.logicalrelid AND a.attname = column_to_column_name(p.logicalrelid, p.partkey)
 	JOIN pg_type t ON t.oid = a.atttypid
-	JOIN pg_proc o ON o.oid = t.typoutput
+	LEFT JOIN pg_collation c ON c.oid = a.attcollation
 	WHERE p.logicalrelid = colocate_with AND p.partmethod = 'h';
 	IF tenant_type IS NULL THEN
 		RAISE object_not_in_prerequisite_state USING
 			MESSAGE = format('table "%s" is not distributed by the hash of a column', colocate_with),
 			HINT = format('Distribute it first: SELECT create_distributed_table(%L, ''tenant'').', colocate_with);
 	END IF;
-	IF stable THEN
+	/* equal tenants must have equal texts, since the text is the scope of the keys */
+	IF NOT plain THEN
 		RAISE feature_not_supported USING
-			MESSAGE = format('cannot distribute idempotency keys by a tenant of type %s', tenant_type),
-			DETAIL = 'Its text depends on settings, and the text is the scope of the keys.';
+			MESSAGE = format('cannot distribute idempotency keys by a tenant of type %s', tenant_column),
+			HINT = 'A tenant can be a smallint, integer, bigint, uuid, text or varchar, with a deterministic collation.';
 	END IF;
 
 	SELECT e.extnamespace::regnamespace::text, c.oid, c.relowner::regrole::text
 	INTO schema, keys, owner
 	FROM pg_extension e JOIN pg_class c ON c.relnamespace = e.extnamespace AND c.relname = 'idem_keys'
 	WHERE e.extname = 'idempotency';
-	tenant_keys := schema || '.idem_tenant_keys';
-	IF to_regclass(tenant_keys) IS NOT NULL THEN
-		RAISE duplicate_table USING MESSAGE = format('table "%s" already exists', tenant_keys);
+	IF schema LIKE '"%' THEN
+		RAISE feature_not_supported USING
+			MESSAGE = format('cannot distribute idempotency keys from schema %s', schema),
+			DETAIL = 'Citus does not quote the name of the schema in commands about functions.';
 	END IF;
+	IF NOT has_schema_privilege(trim('"' FROM owner), schema, 'USAGE') THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = format('role %s, which owns table "%s", may not use schema %s', owner, keys, schema);
+	END IF;
+	tenant_keys := schema || '.idem_tenant_keys';
 	FOR node IN
 		SELECT r.nodename, r.nodeport
-		FROM run_command_on_workers('SELECT extversion FROM pg_catalog.pg_extension WHERE extname = ''idempotency''') r
-		WHERE r.result IS DISTINCT FROM (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'idempotency')
+		FROM run_command_on_workers(
+			'SELECT e.extversion || '' '' || c.relowner::pg_catalog.regrole || '' '' || e.extnamespace::pg_catalog.regnamespace '
+			'FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_class c ON c.relnamespace = e.extnamespace AND c.relname = ''idem_keys'' '
+			'WHERE e.extname = ''idempotency''') r
+		WHERE r.result IS DISTINCT FROM (SELECT e.extversion || ' ' || owner || ' ' || schema FROM pg_extension e WHERE e.extname = 'idempotency')
 	LOOP
 		RAISE object_not_in_prerequisite_state USING
-			MESSAGE = format('node %s:%s does not have the same version of extension "idempotency"', node.nodename, node.nodeport),
+			MESSAGE = format('node %s:%s lacks extension "idempotency" of the same version, schema and owner', node.nodename, node.nodeport),
 			HINT = 'Install the same package on all nodes, and create or update the extension there.';
 	END LOOP;
 
-	/* waits for claims, and keeps new ones out until all keys go to the new table */
-	EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', keys);
-	EXECUTE format('SELECT count(*) FROM %s WHERE expires_at > clock_timestamp()', keys) INTO live;
-	IF live > 0 THEN
-		RAISE object_not_in_prerequisite_state USING
-			MESSAGE = format('table "%s" has %s keys that have not expired', keys, live),
-			DETAIL = 'They would no longer be found, and their requests could run again.',
-			HINT = 'Wait until they have expired.';
-	END IF;
-
 	/* a connection for each node, since Citus makes functions by one that has made nothing else */
 	PERFORM set_config('citus.multi_shard_modify_mode', 'sequential', true);
-	EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS, '
-		'tenant %s NOT NULL, PRIMARY KEY (digest, tenant))', tenant_keys, keys, tenant_type);
-	EXECUTE format('COMMENT ON TABLE %s IS %L', tenant_keys, 'idempotency keys, each beside the other rows of its tenant');
-	EXECUTE format('ALTER TABLE %s OWNER TO %s', tenant_keys, owner);
-	PERFORM create_distributed_table(tenant_keys, 'tenant', colocate_with => colocate_with::text);
+	IF to_regclass(tenant_keys) IS NULL THEN
+		/* waits for claims, and keeps new ones out until all keys go to the new table */
+		EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', keys);
+		EXECUTE format('SELECT count(*) FROM %s WHERE expires_at > clock_timestamp()', keys) INTO live;
+		live := live + (SELECT coalesce(sum(r.result::bigint), 0)
+			FROM run_command_on_workers(format('SELECT count(*) FROM %s.idem_keys WHERE expires_at > clock_timestamp()', schema)) r);
+		IF live > 0 THEN
+			RAISE object_not_in_prerequisite_state USING
+				MESSAGE = format('table "%s" has %s keys that have not expired, on all nodes', keys, live),
+				DETAIL = 'They would no longer be found, and their requests could run again.',
+				HINT = 'Wait until they have expired.';
+		END IF;
+		EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS, '
+			'tenant %s NOT NULL, PRIMARY KEY (digest, tenant))', tenant_keys, keys, tenant_column);
+		EXECUTE format('COMMENT ON TABLE %s IS %L', tenant_keys, 'idempotency keys, each beside the other rows of its tenant');
+		EXECUTE format('ALTER TABLE %s OWNER TO %s', tenant_keys, owner);
+		PERFORM create_distributed_table(tenant_keys, 'tenant', colocate_with => colocate_with::text);
+	ELSIF EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = schema::regnamespace AND p.proname = 'idem_begin_for')
+		OR NOT EXISTS (SELECT FROM pg_catalog.pg_dist_partition p JOIN pg_catalog.pg_dist_partition o ON o.colocationid = p.colocationid
+			WHERE p.logicalrelid = to_regclass(tenant_keys) AND o.logicalrelid = colocate_with) THEN
+		RAISE duplicate_table USING MESSAGE = format('table "%s" already exists', tenant_keys);
+	END IF;
 
 	FOR routine IN
 		SELECT p.proname || '_for' AS name,

@@ -40,7 +40,7 @@ sub says_in
 	return is(join(' ', split(/\n/, $out), @states), $expected, $name) || diag($err);
 }
 
-my $list = q{INSERT INTO pg_dist_partition VALUES ('idem_keys', 'h', 'key');};
+my $list = q{INSERT INTO pg_dist_partition VALUES ('idem_keys', 'h', 'key', 's', 1);};
 my $unlist = q{DELETE FROM pg_dist_partition;};
 session_says("SELECT idem_claim('a'); $list SELECT idem_claim('b'); $unlist SELECT idem_claim('b')",
 	't t 0A000', 'a distributed idem_keys is refused in a session that knows the table, and no longer after that');
@@ -49,13 +49,13 @@ for ([ 'idem_tokens', q{SELECT idem_token_issue('p', '1 hour')} ], [ 'idem_codes
 {
 	my ($table, $sql) = @$_;
 
-	session_says("INSERT INTO pg_dist_partition VALUES ('$table', 'n', NULL); $sql; $unlist", '0A000', "$table in the metadata of Citus is refused");
+	session_says("INSERT INTO pg_dist_partition VALUES ('$table', 'n', NULL, 't', 1); $sql; $unlist", '0A000', "$table in the metadata of Citus is refused");
 }
 my $worker = 'UPDATE pg_dist_local_group SET groupid = 7;';
 my $coordinator = 'UPDATE pg_dist_local_group SET groupid = 0;';
-session_says("SELECT idem_claim('c'); $worker SELECT idem_claim('d'); SELECT idem_lookup('c');"
+session_says("SELECT idem_claim('c'); $worker SELECT idem_claim('d'); SELECT state FROM idem_lookup('c'); SELECT idem_forget('c'); SELECT state FROM idem_begin('d');"
 	  . "SET idempotency.allow_keys_on_worker = on; SELECT idem_claim('d'); RESET idempotency.allow_keys_on_worker; SELECT idem_claim('e'); $coordinator SELECT idem_claim('d')",
-	't t f 0A000 0A000 0A000', 'a worker has no keys of its own, unless a superuser allows it');
+	't finished t t f 0A000 0A000 0A000', 'a worker has no new keys of its own, unless a superuser allows it');
 session_says(q{SELECT idem_digest('k') IS NULL; SET ROLE app; SET idempotency.allow_keys_on_worker = on}, 'f 42501', 'only a superuser allows it');
 $node->safe_psql('postgres', 'CREATE DATABASE later');
 $node->safe_psql('later', 'CREATE EXTENSION idempotency');
@@ -72,21 +72,32 @@ $node->safe_psql('later', 'CREATE EXTENSION idempotency');
 # What idem_distribute() refuses
 #
 sql_fails($node, 'postgres', "SELECT idem_distribute('idem_keys')", '55000', 'no Citus');
-my $fake = "CREATE TABLE orders (tenant bigint, item text); CREATE TABLE days (day date); SELECT create_distributed_table('orders', 'tenant'), create_distributed_table('days', 'day');";
-$db = db('making', $fake . "UPDATE pg_dist_partition SET partmethod = 'n' WHERE false; CREATE TABLE plain (tenant bigint); GRANT EXECUTE ON FUNCTION idem_distribute TO app");
-for ([ 'NULL', '22004', 'no table' ], [ "'plain'", '55000', 'a table that is not distributed' ], [ "'days'", '0A000', 'a tenant whose text depends on DateStyle' ])
+my $fake = "CREATE TABLE orders (tenant bigint, item text); CREATE TABLE days (day date); CREATE TABLE numbers (n numeric); CREATE TABLE padded (c char(3)); CREATE DOMAIN tenant AS bigint; CREATE TABLE domains (t tenant); CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE blind (t text COLLATE blind); SELECT create_distributed_table('orders', 'tenant'), create_distributed_table('days', 'day'), create_distributed_table('numbers', 'n'), create_distributed_table('padded', 'c'), create_distributed_table('domains', 't'), create_distributed_table('blind', 't');";
+$db = db('making', $fake . "CREATE TABLE plain (tenant bigint); GRANT EXECUTE ON FUNCTION idem_distribute TO app");
+for ([ 'NULL', '22004', 'no table' ], [ "'plain'", '55000', 'a table that is not distributed' ], [ "'days'", '0A000', 'a tenant whose text depends on DateStyle' ],
+	[ "'numbers'", '0A000', '7 and 7.0 are one tenant' ], [ "'padded'", '0A000', 'padding' ], [ "'domains'", '0A000', 'a domain' ], [ "'blind'", '0A000', 'a collation that takes a for A' ])
 {
 	session_says("SELECT idem_distribute($_->[0])", $_->[1], "not made: $_->[2]");
 }
 session_says("SET ROLE app; SELECT idem_distribute('orders')", '42501', 'not made: an ordinary role');
 session_says("$worker SELECT idem_distribute('orders'); $coordinator", '55000', 'not made: on a worker');
 session_says("SELECT idem_claim('live'); SELECT idem_distribute('orders'); SELECT idem_claim('live')", 't f 55000', 'not made: keys that have not expired');
-session_says("SELECT idem_forget('live'); INSERT INTO fake_workers VALUES ('w1', 5432, true, '0.1.0'); SELECT idem_distribute('orders'); TRUNCATE fake_workers",
-	't 55000', 'not made: another version on a worker');
+session_says("SELECT idem_forget('live'); INSERT INTO fake_workers VALUES ('w1', 5432, '0.1.0 ' || CURRENT_USER || ' public', 0); SELECT idem_distribute('orders'); UPDATE fake_workers SET extension = '0.2.0 app public'; SELECT idem_distribute('orders'); UPDATE fake_workers SET extension = '0.2.0 ' || CURRENT_USER || ' public', keys = 3; SELECT idem_distribute('orders'); TRUNCATE fake_workers",
+	't 55000 55000 55000', 'not made: another version, owner, or live keys on a worker');
 session_says("SET client_min_messages = error; SELECT idem_distribute('orders'); SELECT idem_distribute('orders')", '42P07', 'made once');
 session_says("SELECT count(*), bool_and(NOT has_function_privilege('app', p.oid, 'EXECUTE')) FROM pg_proc p WHERE proname LIKE 'idem\\_%\\_for'", '14|t',
 	'functions for tenants, which are nobody\'s at first');
 session_says("SELECT t.relowner = k.relowner FROM pg_class t, pg_class k WHERE t.relname = 'idem_tenant_keys' AND k.relname = 'idem_keys'", 't', 'the table has the owner of idem_keys');
+
+session_says("DROP EXTENSION idempotency CASCADE; CREATE EXTENSION idempotency; SELECT idem_distribute('orders'); SELECT count(*) FROM pg_proc p WHERE proname LIKE 'idem\\_%\\_for'", ' 14',
+	'made again after DROP EXTENSION, which leaves the table');
+$db = db('collated', q{CREATE TABLE orders (tenant text COLLATE "C"); SELECT create_distributed_table('orders', 'tenant'); SELECT idem_distribute('orders')});
+session_says("SELECT collname FROM pg_attribute a JOIN pg_collation c ON c.oid = a.attcollation WHERE attrelid = 'idem_tenant_keys'::regclass AND attname = 'tenant'", 'C', 'the tenant has its collation');
+# as after a restore
+$node->safe_psql('postgres', 'CREATE TABLE idem_tenant_keys (tenant bigint)');
+sql_fails($node, 'postgres', "SELECT idem_claim('a')", '0A000', 'without Citus: a table of distributed keys is not passed over');
+$node->safe_psql('postgres', 'DROP TABLE idem_tenant_keys');
+sql_is($node, 'postgres', "SELECT idem_claim('a')", 't', 'unless it goes');
 
 #
 # Where keys go
@@ -102,7 +113,7 @@ session_says("SELECT state FROM idem_lookup_for(7, 'a'); SELECT idem_claim_for(7
 	'finished t|f c d e f g h i j k t t t 1|11 0', 'the other functions');
 session_says("BEGIN; SELECT run FROM idem_http_begin_for(7, '\"h\"'); SELECT idem_http_finish_for(7, '\"h\"', 201, '{}'); COMMIT; SELECT run, status FROM idem_http_begin_for(7, '\"h\"')", 't 201 f|201', 'HTTP');
 session_says("SELECT idem_claim('b', scope => '07'); SELECT idem_claim('b', scope => 'seven'); SELECT idem_claim('b'); SELECT idem_claim('b', scope => ' 7')",
-	'22023 22P02 22P02 22023', 'a scope that is no tenant, or a tenant in another spelling');
+	'22023 22023 22023 22023', 'a scope that is no tenant, or a tenant in another spelling');
 session_says("SELECT idem_claim_for(NULL, 'b'); PREPARE p(bigint) AS SELECT idem_claim_for(\$1, 'b'); EXECUTE p(NULL); SELECT * FROM idem_begin_for(NULL, 'b')", '22004 22004 22004', 'no tenant');
 session_says("SELECT idem_import_many(ARRAY['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i'], scopes => ARRAY['7', '9', '7', '7', '7', '7', '7', '7', '7'])", '0A000', 'a batch of two tenants');
 session_says("CREATE TABLE events (id text); CREATE TRIGGER once AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION idem_once('id'); INSERT INTO events VALUES ('1')", '0A000', 'the trigger');
@@ -123,6 +134,10 @@ session_says("SELECT idem_release_for(7, 'leased', fence => $first)", 't', 'rele
 my ($second) = $node->safe_psql($db, "SELECT fence FROM idem_begin_for(7, 'leased', lease => '1 hour')");
 is($second % 1024, 5, 'a fence of group 5');
 cmp_ok($second, '>', $first, 'past the first one');
+# The row is gone, and this node's sequence was behind: only the clock is left.
+my $before = $node->safe_psql($db, "SELECT fence FROM idem_begin_for(7, 'forgotten', lease => '1 hour')");
+session_says("SELECT idem_forget_for(7, 'forgotten'); SELECT setval('idem_fence', 1000)", 't 1000', 'a lease that is forgotten');
+cmp_ok($node->safe_psql($db, "SELECT fence FROM idem_begin_for(7, 'forgotten', lease => '1 hour')"), '>', $before, 'the next fence is higher');
 # the row comes from a node whose sequence is far ahead
 my $ahead = $second + 1024 * 1024 * 1_000_000;
 $node->safe_psql($db, "UPDATE idem_tenant_keys_1001 SET fence = $ahead, lease_until = clock_timestamp() WHERE key = 'leased'");
@@ -171,6 +186,24 @@ for my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 	$node->safe_psql($db, $stay);
 }
 
+# Citus numbers its locks by the place of a shard in its table, and a split shifts them: a move that does not wait.
+for my $end ('COMMIT', "PREPARE TRANSACTION 'gone'")
+{
+	$one->query_safe("BEGIN; INSERT INTO orders VALUES (7, 'shifted'); SELECT idem_claim_for(7, 'shifted')");
+	$node->safe_psql($db, 'UPDATE pg_dist_placement SET groupid = 1 WHERE shardid = 1001');
+	like($one->query($end) . $one->{stderr}, qr/keys that the transaction has written have moved/, "$end: not after the shard has moved in spite of its lock");
+	$one->{stderr} = '';
+	$node->safe_psql($db, $stay);
+	session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
+}
+
+# LOCK TABLE keeps claims out while Citus makes the table anew.
+$one->query_safe("BEGIN; SELECT idem_claim_for(7, 'locked')");
+waiting($two, "BEGIN; LOCK TABLE idem_tenant_keys IN EXCLUSIVE MODE");
+ok($node->poll_query_until($db, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted"), 'LOCK TABLE waits for claims');
+$one->query_safe('ROLLBACK');
+$two->query_safe('ROLLBACK');
+
 # The tenant gets a shard of its own while a claim waits for the lock of the old one.
 $node->safe_psql($db, 'SELECT add_shard(1003, 0)');
 $two->query_safe('BEGIN; SELECT move_shard(1001, 0)');
@@ -199,7 +232,8 @@ my $spoof = db('spoof', $fake . 'GRANT CREATE ON SCHEMA public TO app');
 says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (LIKE idem_keys, tenant text); RESET ROLE; SELECT idem_claim('a')", 't 42501', 'without a right to idem_keys there is no copy');
 says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (tenant bigint); RESET ROLE; SELECT create_distributed_table('idem_tenant_keys', 'tenant'); SELECT idem_claim('b')",
 	'0A000', 'a table of that name that is another role\'s is refused');
-says_in($spoof, "ALTER TABLE idem_tenant_keys OWNER TO CURRENT_USER; DELETE FROM pg_dist_partition WHERE logicalrelid = 'idem_tenant_keys'::regclass; SELECT idem_claim('b')", '0A000', 'and one that Citus does not know');
+says_in($spoof, "ALTER TABLE idem_tenant_keys OWNER TO CURRENT_USER; UPDATE pg_dist_partition SET partmethod = 'n', repmodel = 't' WHERE logicalrelid = 'idem_tenant_keys'::regclass; SELECT idem_claim('b')", '0A000', 'a reference table, of which each node has a copy');
+says_in($spoof, "DELETE FROM pg_dist_partition WHERE logicalrelid = 'idem_tenant_keys'::regclass; SELECT idem_claim('b')", '0A000', 'and one that Citus does not know');
 says_in($spoof, "DROP TABLE idem_tenant_keys; SELECT idem_claim('b')", 't', 'which is seen when it goes');
 session_says("ALTER TABLE idem_tenant_keys_1001 OWNER TO app; SELECT idem_claim_for(7, 'spoof'); ALTER TABLE idem_tenant_keys_1001 OWNER TO CURRENT_USER; SELECT idem_claim_for(7, 'spoof')", 't 0A000',
 	'a shard that is another role\'s is refused');

@@ -63,6 +63,16 @@ get_int32(Relation catalog, HeapTuple tuple, AttrNumber column)
 	return isnull ? -1 : DatumGetInt32(d);
 }
 
+static char
+get_char(Relation catalog, HeapTuple tuple, const char *name)
+{
+	bool isnull;
+	Datum d = heap_getattr(tuple, find_column(catalog, name, CHAROID), RelationGetDescr(catalog),
+						   &isnull);
+
+	return isnull ? '\0' : DatumGetChar(d);
+}
+
 int32
 citus_group(void)
 {
@@ -98,12 +108,14 @@ begin_scan(Relation catalog, const char *index_name, AttrNumber column, RegProce
 	return systable_beginscan(catalog, index, OidIsValid(index), NULL, 1, &skey);
 }
 
-bool
-citus_has_table(Oid table)
+/* Is the table there and, if "hashed", are method and replication those of a hashed table? */
+static bool
+find_table(Oid table, bool hashed)
 {
 	Oid relid = find_catalog(TABLE_CATALOG);
 	Relation catalog;
 	SysScanDesc scan;
+	HeapTuple tuple;
 	bool found;
 
 	if (!OidIsValid(relid))
@@ -111,10 +123,26 @@ citus_has_table(Oid table)
 	catalog = table_open(relid, AccessShareLock);
 	scan = begin_scan(catalog, TABLE_INDEX, find_column(catalog, "logicalrelid", REGCLASSOID),
 					  F_OIDEQ, ObjectIdGetDatum(table));
-	found = HeapTupleIsValid(systable_getnext(scan));
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found && hashed)
+		found = get_char(catalog, tuple, "partmethod") == 'h' &&
+			get_char(catalog, tuple, "repmodel") == 's';
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	return found;
+}
+
+bool
+citus_has_table(Oid table)
+{
+	return find_table(table, false);
+}
+
+bool
+citus_hashes_table(Oid table)
+{
+	return find_table(table, true);
 }
 
 List *

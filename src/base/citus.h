@@ -24,6 +24,9 @@ extern int32 citus_group(void);
 /* Does Citus distribute the table, or otherwise keep it in its metadata? */
 extern bool citus_has_table(Oid relid);
 
+/* Does it distribute the table by the hash of a column, with one copy of each row? */
+extern bool citus_hashes_table(Oid relid);
+
 /* Is the table a shard, going by its name? */
 extern bool citus_is_shard(Relation rel);
 

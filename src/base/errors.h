@@ -105,6 +105,11 @@
 			 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", (size_), (limit_)), \
 			 errhint("Use a hash of it instead.")))
 
+/* 22023, in an error context callback: the type's input function has refused the scope */
+#define hint_not_tenant() \
+	((void) errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
+	 (void) errhint("The keys are distributed by tenant: give the tenant as the scope."))
+
 /* 22023: the scope of keys that are distributed by tenant */
 #define error_not_tenant(scope_, type_, written_) \
 	ereport(ERROR, \
@@ -359,6 +364,15 @@
 							   "idem_begin_for() or one that create_distributed_function() has " \
 							   "distributed by tenant.")))
 
+/* 40001: at the commit */
+#define error_written_shard_moved() \
+	ereport( \
+		ERROR, \
+		(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE), \
+		 errmsg("could not serialize access: keys that the transaction has written have moved to " \
+				"another node"), \
+		 errhint("Roll back and retry the transaction.")))
+
 /* 40001: between two looks */
 #define error_shards_gone() \
 	ereport( \
@@ -480,13 +494,14 @@
 			 errdetail("The groups of a cluster must have numbers below %d.", (limit_)), \
 			 errhint("Use claims without a lease for the tenants on this node.")))
 
-#define error_no_primary_key(table_) \
-	ereport( \
-		ERROR, \
-		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
-		 errmsg("table \"%s\" lacks its primary key", (table_)), \
-		 errhint("ALTER TABLE ... ADD PRIMARY KEY (digest) brings it back; until then nothing " \
-				 "could keep duplicates out.")))
+/* "columns_" are those of the key */
+#define error_no_primary_key(table_, columns_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), \
+			 errmsg("table \"%s\" lacks its primary key", (table_)), \
+			 errhint("ALTER TABLE ... ADD PRIMARY KEY (%s) brings it back; until then nothing " \
+					 "could keep duplicates out.", \
+					 (columns_))))
 
 #define error_renamed(table_) \
 	ereport(ERROR, \

@@ -25,6 +25,7 @@
 #include "claim/commit_guard.h"
 #include "claim/pending.h"
 #include "stat/stats.h"
+#include "store/shard.h"
 
 static slist_head claims = SLIST_STATIC_INIT(claims);
 
@@ -326,6 +327,7 @@ static void
 check_commit(void)
 {
 	check_claims(true);
+	shard_check_written();
 }
 
 void

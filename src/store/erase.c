@@ -37,7 +37,7 @@ store_forget(const IdemKey *key, StoreRow *row)
 	TM_Result result = TM_Deleted;
 
 	memset(row, 0, sizeof(*row));
-	store_open(&store, key->scope, SHARD_WRITE, RowExclusiveLock);
+	store_open(&store, key->scope, SHARD_ERASE, RowExclusiveLock);
 	relation_check_published(store.heap, CMD_DELETE);
 	do
 	{
@@ -68,7 +68,7 @@ store_forget_scope(text *scope)
 	int64 deleted;
 
 	/* raises an error if the table is not as this library expects */
-	store_open(&store, scope, SHARD_WRITE, RowExclusiveLock);
+	store_open(&store, scope, SHARD_ERASE, RowExclusiveLock);
 	own_sql_start_on(&sql, RelationGetRelid(store.heap), RowExclusiveLock);
 	deleted =
 		own_sql_run(&sql, "DELETE FROM ONLY %s WHERE scope OPERATOR(pg_catalog.=) $1", 1, &param);

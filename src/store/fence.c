@@ -149,7 +149,9 @@ begin_run(Relation sequence)
 
 /*
  * Each node of a cluster has a sequence of its own, so a fence ends with the number of the node's
- * group.  The row may have come from a node whose sequence is ahead.  Then ours goes past it.
+ * group.  A key's next fence may be issued by another node, which does not know the last one if
+ * the row was purged meanwhile.  So the sequences of all nodes follow the clock, and go past the
+ * fence that the row has.
  */
 static int64
 next_of_node(Relation sequence, int64 last)
@@ -159,18 +161,14 @@ next_of_node(Relation sequence, int64 last)
 
 	if (group < 0 || group >= MAX_GROUPS)
 		error_too_many_groups(group, MAX_GROUPS);
-	next = nextval_internal(RelationGetRelid(sequence), false);
-	if (last > 0 && next <= last / MAX_GROUPS)
-	{
-		/* as in begin_run() */
-		LockRelation(sequence, ShareUpdateExclusiveLock);
-		if (last_value(sequence) <= last / MAX_GROUPS)
-			set_value(sequence, last / MAX_GROUPS);
-		UnlockRelation(sequence, ShareUpdateExclusiveLock);
-		next = nextval_internal(RelationGetRelid(sequence), false);
-	}
+	/* one session at a time; not to the end of the transaction, which can be far */
+	LockRelation(sequence, ShareUpdateExclusiveLock);
+	next = Max(last_value(sequence), Max(last, 0) / MAX_GROUPS) + 1;
+	next = Max(next, clock_in_microseconds());
 	if (next > PG_INT64_MAX / MAX_GROUPS - 1)
 		error_sequence_behind("idem_fence", TABLE_NAME);
+	set_value(sequence, next);
+	UnlockRelation(sequence, ShareUpdateExclusiveLock);
 	return next * MAX_GROUPS + group;
 }
 

@@ -431,7 +431,7 @@ store_probe(const IdemKey *key, StoreRow *row)
 	bool answers;
 
 	memset(row, 0, sizeof(*row));
-	store_open(&store, key->scope, SHARD_READ, RowExclusiveLock);
+	store_open(&store, key->scope, SHARD_CLAIM, RowExclusiveLock);
 
 	probe_version(&store, key, &slot, &found);
 	row->state = found.state;
@@ -470,7 +470,7 @@ store_lookup(const IdemKey *key, StoreRow *row)
 	bool found = false;
 
 	memset(row, 0, sizeof(*row));
-	store_open(&store, key->scope, SHARD_READ, AccessShareLock);
+	store_open(&store, key->scope, SHARD_LOOK_UP, AccessShareLock);
 	slot = table_slot_create(store.heap, NULL);
 
 	/*
@@ -516,7 +516,7 @@ store_has_expired(const IdemKey *key, TimestampTz at)
 	Version found;
 	bool expired;
 
-	store_open(&store, key->scope, SHARD_READ, RowExclusiveLock);
+	store_open(&store, key->scope, SHARD_CLAIM, RowExclusiveLock);
 	slot = table_slot_create(store.heap, NULL);
 	find_version(&store, key, slot, &found);
 	expired = found.state == STORE_EXPIRED;

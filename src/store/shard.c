@@ -21,6 +21,7 @@
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
 #include "parser/parse_func.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -130,7 +131,7 @@ owner_of(Oid relid)
 }
 
 /*
- * Is not a member of the extension, since Citus lets no member be distributed to new nodes.  Nobody but
+ * It is not a member of the extension, since Citus makes no shells of members on new nodes.  Nobody but
  * the owner of idem_keys can have made it, and no ordinary table can be in the catalog of Citus.
  */
 static Oid
@@ -142,8 +143,10 @@ find_tenant_table(Relation keys)
 		return InvalidOid;
 	if (owner_of(relid) != keys->rd_rel->relowner)
 		relation_refuse(TENANT_TABLE_NAME, "It has another owner than table \"idem_keys\".");
-	if (!citus_has_table(relid))
-		relation_refuse(TENANT_TABLE_NAME, "Citus does not distribute it.");
+	if (!citus_hashes_table(relid))
+		relation_refuse(
+			TENANT_TABLE_NAME,
+			"Citus does not distribute it by the hash of a column, with one copy of each row.");
 	return relid;
 }
 
@@ -223,9 +226,8 @@ look(Relation keys)
 	forget_all();
 	known.keys = RelationGetRelid(keys);
 	known.group_catalog = citus_group_catalog();
-	if (!OidIsValid(known.group_catalog))
-		return;
 	known.group = citus_group();
+	/* also without Citus: keys that were restored where it is missing must not be passed over */
 	known.table = find_tenant_table(keys);
 	if (!OidIsValid(known.table))
 		return;
@@ -251,18 +253,42 @@ shard_in_use(Relation keys)
 		}
 		PG_END_TRY();
 	}
-	shard_no_citus = known.valid && !OidIsValid(known.group_catalog);
-	if (OidIsValid(known.table))
-		return true;
-	if (OidIsValid(known.group_catalog) && known.group != 0 && !idem_allow_keys_on_worker)
+	shard_no_citus = known.valid && !OidIsValid(known.group_catalog) && !OidIsValid(known.table);
+	return OidIsValid(known.table);
+}
+
+void
+shard_refuse_worker(Relation keys)
+{
+	if (known.group != 0 && !idem_allow_keys_on_worker)
 		error_keys_on_worker(RelationGetRelationName(keys));
-	return false;
 }
 
 /* ------------------------------------------------------------------------
  * The shard of a scope
  * ------------------------------------------------------------------------
  */
+
+static void
+tenant_callback(void *arg)
+{
+	if (geterrcode() == ERRCODE_INVALID_TEXT_REPRESENTATION ||
+		geterrcode() == ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE)
+		hint_not_tenant();
+}
+
+/* The type's own error, with the SQLSTATE and the hint of a scope that is no tenant. */
+static Datum
+input_tenant(char *written)
+{
+	ErrorContextCallback callback = {.callback = tenant_callback, .previous = error_context_stack};
+	Datum tenant;
+
+	error_context_stack = &callback;
+	tenant = InputFunctionCall(&known.tenant_input, written, known.tenant_ioparam, -1);
+	error_context_stack = callback.previous;
+	return tenant;
+}
 
 /*
  * Two texts for one tenant would make two keys of one, so there is only one: '7', not '07'.
@@ -271,7 +297,7 @@ static Datum
 read_tenant(text *scope)
 {
 	char *written = text_to_cstring(scope);
-	Datum tenant = InputFunctionCall(&known.tenant_input, written, known.tenant_ioparam, -1);
+	Datum tenant = input_tenant(written);
 	char *as_output = OutputFunctionCall(&known.tenant_output, tenant);
 
 	if (written[0] == '\0' || strcmp(written, as_output) != 0)
@@ -311,14 +337,58 @@ lock_shard(int64 shard)
 	pfree(shards);
 }
 
+/* The shards that this transaction has locked to write, rolled back or not. */
+static struct
+{
+	LocalTransactionId transaction;
+	int64 *shards;
+	Oid *tables;
+	int n;
+	int size;
+} written;
+
+static void
+note_written(int64 shard, Oid table)
+{
+	if (written.transaction != idem_local_transaction())
+	{
+		written.transaction = idem_local_transaction();
+		written.n = 0;
+	}
+	for (int i = 0; i < written.n; i++)
+		if (written.shards[i] == shard && written.tables[i] == table)
+			return;
+	if (written.n == written.size)
+	{
+		int size = Max(8, 2 * written.size);
+		int64 *shards = MemoryContextAlloc(TopMemoryContext, size * sizeof(int64));
+		Oid *tables = MemoryContextAlloc(TopMemoryContext, size * sizeof(Oid));
+
+		if (written.n > 0)
+		{
+			memcpy(shards, written.shards, written.n * sizeof(int64));
+			memcpy(tables, written.tables, written.n * sizeof(Oid));
+			pfree(written.shards);
+			pfree(written.tables);
+		}
+		written.shards = shards;
+		written.tables = tables;
+		written.size = size;
+	}
+	written.shards[written.n] = shard;
+	written.tables[written.n++] = table;
+}
+
 /*
  * Which shard has the tenant can change as well: tenants are isolated, and shards split.  So after
- * the lock we look again, until we hold the lock of the shard that has the tenant.
+ * the lock we look again, until we hold the lock of the shard that has the tenant.  The lock of
+ * the distributed table itself is for LOCK TABLE, before commands that make the table anew.
  */
 static void
 find_and_lock(Relation keys, text *scope, ShardUse use)
 {
 	int64 locked = 0;
+	Oid locked_table = InvalidOid;
 
 	for (;;)
 	{
@@ -326,11 +396,13 @@ find_and_lock(Relation keys, text *scope, ShardUse use)
 		if (!shard_in_use(keys))
 			error_shards_gone();
 		find_tenant(scope);
-		if (use == SHARD_READ || locked == known.shard)
+		if (!shard_is_written(use) || (locked == known.shard && locked_table == known.table))
 			return;
 		CHECK_FOR_INTERRUPTS();
-		lock_shard(known.shard);
+		locked_table = known.table;
+		LockRelationOid(locked_table, RowExclusiveLock);
 		locked = known.shard;
+		lock_shard(locked);
 	}
 }
 
@@ -377,9 +449,40 @@ shard_find(Relation keys, text *scope, ShardUse use, Datum *tenant)
 	idem_restrict_search_path();
 	find_and_lock(keys, scope, use);
 	relid = find_place(keys, scope);
+	if (shard_is_written(use))
+		note_written(known.shard, relid);
 	*tenant = datumCopy(known.tenant, known.tenant_by_value, known.tenant_length);
 	owner_leave(&owner);
 	return relid;
+}
+
+/*
+ * The number of a lock is the place of the shard among those of its table.  A split of another
+ * shard shifts it, and moves no longer wait for those who hold the old one.
+ */
+void
+shard_check_written(void)
+{
+	Relation keys;
+	OwnerContext owner;
+
+	if (written.n == 0 || written.transaction != idem_local_transaction())
+		return;
+	keys = table_open(relation_find("idem_keys"), AccessShareLock);
+	owner_become(keys, &owner);
+	idem_restrict_search_path();
+	if (!shard_in_use(keys))
+		error_shards_gone();
+	for (int i = 0; i < written.n; i++)
+	{
+		lock_shard(written.shards[i]);
+		AcceptInvalidationMessages();
+		if (!citus_has_shard(written.shards[i]) ||
+			find_table(keys, written.shards[i]) != written.tables[i])
+			error_written_shard_moved();
+	}
+	owner_leave(&owner);
+	table_close(keys, NoLock);
 }
 
 /* ------------------------------------------------------------------------

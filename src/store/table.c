@@ -224,7 +224,7 @@ check_table(Relation heap)
 		if (OidIsValid(index))
 			break;
 		if (renewed)
-			error_no_primary_key(TABLE_NAME);
+			error_no_primary_key(TABLE_NAME, "digest");
 		RelationCacheInvalidateEntry(RelationGetRelid(heap));
 		renewed = true;
 	}
@@ -285,7 +285,7 @@ check_shard(Relation heap, KnownShard *shard)
 		shard->index = find_primary_key(heap, shard->tenant_column);
 	}
 	if (!OidIsValid(shard->index))
-		error_no_primary_key(name);
+		error_no_primary_key(name, "digest, tenant");
 }
 
 /* Nothing is remembered of a shard that changes during its check. */
@@ -348,6 +348,8 @@ store_open(Store *store, text *scope, ShardUse use, LOCKMODE lockmode)
 		open_shard(store, scope, use, lockmode);
 	else
 	{
+		if (!shard_no_citus && shard_is_claimed(use))
+			shard_refuse_worker(store->heap);
 		store->index = index_open(known.index, lockmode);
 		store->failed = known.failed;
 		store->tenant_column = NO_COLUMN;

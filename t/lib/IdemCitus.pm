@@ -21,7 +21,7 @@ sub fake_citus
 SET allow_system_table_mods = on;
 SET client_min_messages = error;
 CREATE TABLE pg_catalog.pg_dist_local_group (groupid integer NOT NULL PRIMARY KEY);
-CREATE TABLE pg_catalog.pg_dist_partition (logicalrelid regclass NOT NULL, partmethod "char", partkey text);
+CREATE TABLE pg_catalog.pg_dist_partition (logicalrelid regclass NOT NULL, partmethod "char", partkey text, repmodel "char", colocationid integer);
 CREATE UNIQUE INDEX pg_dist_partition_logical_relid_index ON pg_catalog.pg_dist_partition (logicalrelid);
 CREATE TABLE pg_catalog.pg_dist_shard (logicalrelid regclass NOT NULL, shardid bigint NOT NULL);
 CREATE UNIQUE INDEX pg_dist_shard_shardid_index ON pg_catalog.pg_dist_shard (shardid);
@@ -42,13 +42,13 @@ CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON fake_tenants FOR EACH ROW E
 INSERT INTO pg_catalog.pg_dist_local_group VALUES (0);
 
 -- what idem_distribute() calls
-CREATE TABLE fake_workers (nodename text, nodeport integer, success boolean, result text);
+CREATE TABLE fake_workers (nodename text, nodeport integer, extension text, keys text);
 CREATE FUNCTION pg_catalog.column_to_column_name(regclass, text) RETURNS text LANGUAGE sql AS 'SELECT \$2';
 CREATE FUNCTION pg_catalog.run_command_on_workers(text) RETURNS TABLE (nodename text, nodeport integer, success boolean, result text) LANGUAGE sql AS
-\$\$ SELECT * FROM public.fake_workers \$\$;
+\$\$ SELECT nodename, nodeport, true, CASE WHEN \$1 LIKE 'SELECT count%' THEN keys ELSE extension END FROM public.fake_workers \$\$;
 CREATE FUNCTION pg_catalog.create_distributed_table(table_name regclass, distribution_column text, colocate_with text DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS \$\$
 BEGIN
-	INSERT INTO pg_catalog.pg_dist_partition VALUES (table_name, 'h', distribution_column);
+	INSERT INTO pg_catalog.pg_dist_partition VALUES (table_name, 'h', distribution_column, 's', 1);
 END \$\$;
 CREATE FUNCTION pg_catalog.create_distributed_function(function_name regprocedure, distribution_arg_name text, colocate_with text, force_delegation boolean) RETURNS void LANGUAGE sql AS '';
 
