@@ -3,9 +3,9 @@
 # machine's Debian does not have.  To be sourced, after lib.sh.
 #
 # debootstrap makes the folder once, under $CACHE: a Debian of the release that SUITE (lib.sh)
-# says has that version, with the packages that the tests need.  Each run copies the
-# sources to its /var/tmp and starts scripts/test there by chroot, in namespaces of
-# its own, so that nothing of it is left on the machine.  All of that needs root, and
+# says has that version, or has it in experimental, with the packages that the tests need.  Each
+# run copies the sources to its /var/tmp and starts scripts/test there by chroot, in namespaces
+# of its own, so that nothing of it is left on the machine.  All of that needs root, and
 # the right to mount.  To be rid of a folder, remove it.
 
 CACHE=${IDEM_CACHE:-/var/cache/idempotency-test}
@@ -61,7 +61,7 @@ bootstrap_debian()    # suite, folder
 	UNDO+=("rm -rf '$dir'")
 	mkdir -p "$dir"
 	IDEM_RUN=$T waited timeout --kill-after=10 20m unshare --mount --pid --fork --kill-child debootstrap --variant=minbase "${extra[@]}" \
-		"$suite" "$dir" "$mirror" "$script" >"$T/debootstrap.log" 2>&1 || rc=$?
+		"${suite%+*}" "$dir" "$mirror" "$script" >"$T/debootstrap.log" 2>&1 || rc=$?
 	((rc == 0)) || { tail -n 20 "$T/debootstrap.log"; die "debootstrap failed"; }
 	{
 		apt-config dump Acquire::http::Proxy
@@ -70,6 +70,21 @@ bootstrap_debian()    # suite, folder
 	} >"$dir/etc/apt/apt.conf.d/90test"
 	# nor need it survive a crash: dpkg syncs every file
 	say force-unsafe-io >"$dir/etc/dpkg/dpkg.cfg.d/90test"
+	[[ $suite != *+experimental ]] || say "deb $mirror experimental main" >>"$dir/etc/apt/sources.list"
+}
+
+# From experimental comes what is built of PostgreSQL's source, and nothing else.  False if that is not there, or
+# cannot be installed on the release; apt says why.  PostgreSQL leaves experimental when it is released.
+has_experimental()    # PostgreSQL's version, folder
+{
+	local n=$1 dir=$2
+
+	printf 'Package: src:postgresql-%s\nPin: release a=experimental\nPin-Priority: 990\n' "$n" >"$dir/etc/apt/preferences.d/90test"
+	# shellcheck disable=SC2016
+	waited in_debian "$dir" "$T/debian" bash -c '
+		apt-get update -qq -o Acquire::Retries=2 || echo "apt-get update had problems, going on"
+		apt-get install -qq --simulate --no-install-recommends "$@" 2>&1 | grep -vE "^(Inst|Conf|Remv) "
+		exit "${PIPESTATUS[0]}"' bash "postgresql-$n" "postgresql-server-dev-$n"
 }
 
 make_debian()    # PostgreSQL's version, suite, folder
@@ -77,6 +92,11 @@ make_debian()    # PostgreSQL's version, suite, folder
 	local n=$1 suite=$2 dir=$3
 
 	bootstrap_debian "$suite" "$dir.partial"
+	if [[ $suite == *+experimental ]] && ! has_experimental "$n" "$dir.partial"; then
+		say "skipped: Debian's experimental has no PostgreSQL $n that can be installed on ${suite%+*}"
+		say "0 passed, 0 failed, 1 skipped"
+		exit 0
+	fi
 	test_in_debian "$dir.partial" --pg "$n" --only "$(IFS=,; say "${IN_DEBIAN[*]}")" --install || die "could not install the packages in $dir.partial"
 	mv "$dir.partial" "$dir"
 }

@@ -13,8 +13,9 @@ UNDO=()      # commands for the end, last one first
 FORBIDDEN=   # are services kept from starting?
 BUILD_ENV=() # where the compiler finds headers that were only unpacked
 
-# Debian's own PostgreSQL of a release; the first is what "installed" is held against.
-declare -A SUITE=([15]=bookworm [17]=trixie [18]=forky)
+# Debian's own PostgreSQL of a release; the first is what "installed" is held against.  With
+# "+experimental", PostgreSQL comes from there: one that is not released yet.
+declare -A SUITE=([15]=bookworm [17]=trixie [18]=forky [19]=forky+experimental)
 OLDEST=15
 
 say() { printf '%s\n' "$*"; }

@@ -462,14 +462,23 @@ idem_insert_index_tuples(ResultRelInfo *rri, TupleTableSlot *slot, EState *estat
 #endif
 }
 
-/* the descent of a btree, for reading; not defined where nobody has looked at it yet */
-#if PG_VERSION_NUM >= 190000
+/*
+ * The descent of a btree to a leaf page, for reading; not defined where nobody has looked at it
+ * yet.  19: the stack, of no use here, need not be made.
+ */
+#if PG_VERSION_NUM >= 200000
+#elif PG_VERSION_NUM >= 190000
+#define idem_bt_search(index, heap, key, leaf) \
+	((void) _bt_search(index, heap, key, leaf, BT_READ, false))
 #elif PG_VERSION_NUM >= 170000
-#define idem_bt_search(index, heap, key, leaf) _bt_search(index, heap, key, leaf, BT_READ)
+#define idem_bt_search(index, heap, key, leaf) \
+	_bt_freestack(_bt_search(index, heap, key, leaf, BT_READ))
 #elif PG_VERSION_NUM >= 160000
-#define idem_bt_search(index, heap, key, leaf) _bt_search(index, heap, key, leaf, BT_READ, NULL)
+#define idem_bt_search(index, heap, key, leaf) \
+	_bt_freestack(_bt_search(index, heap, key, leaf, BT_READ, NULL))
 #else
-#define idem_bt_search(index, heap, key, leaf) _bt_search(index, key, leaf, BT_READ, NULL)
+#define idem_bt_search(index, heap, key, leaf) \
+	_bt_freestack(_bt_search(index, key, leaf, BT_READ, NULL))
 #endif
 
 #endif /* IDEM_COMPAT_H */

@@ -58,14 +58,12 @@ PeekResult
 peek(Store *store, const IdemKey *key, ItemPointer tid, Buffer *leaf)
 {
 	BTScanInsertData search;
-	BTStack stack;
 	PeekResult result;
 
 	make_key(store->index, key, &search);
-	stack = idem_bt_search(store->index, store->heap, &search, leaf);
+	idem_bt_search(store->index, store->heap, &search, leaf);
 	if (!BufferIsValid(*leaf))
 		return PEEK_ABSENT;
-	_bt_freestack(stack);
 	result = look_at_page(store->index, &search, *leaf, tid);
 	if (result == PEEK_ENTRY)
 		_bt_unlockbuf(store->index, *leaf);

@@ -4,9 +4,10 @@
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
+# Into the log, and where step() of scripts/package reads it.
 result()    # exit code, what
 {
-	if (($1 == 0)); then printf 'ok %s\n' "$2"; else printf 'FAILED %s\n' "$2"; fi
+	if (($1 == 0)); then printf 'ok %s\n' "$2"; else printf 'FAILED %s\n' "$2"; fi | tee -a /var/tmp/results
 }
 
 # A command whose exit code is the result.
