@@ -257,6 +257,7 @@ cluster_database('shop');
 		$other->finish if $other;
 		# a claim may have to run again when its shard moves, and is
 		$err =~ s/^.*could not serialize access.*\n(?:HINT|CONTEXT|PL|while).*\n//mg if $other;
+		s/^(?:NOTICE|DETAIL|CONTEXT|SQL statement).*\n//mg for $err, $other_err;
 		is($err . $other_err, '', "doc/scale.md:$line runs");
 		is(trimmed($out), trimmed($blocks[0][1]), "doc/scale.md:$line shows what is printed") if @blocks && $blocks[0][0] eq 'text';
 	}
