@@ -56,6 +56,7 @@ my $coordinator = 'UPDATE pg_dist_local_group SET groupid = 0;';
 session_says("SELECT idem_claim('c'); $worker SELECT idem_claim('d'); SELECT state FROM idem_lookup('c'); SELECT idem_forget('c'); SELECT state FROM idem_begin('d');"
 	  . "SET idempotency.allow_keys_on_worker = on; SELECT idem_claim('d'); RESET idempotency.allow_keys_on_worker; SELECT idem_claim('e'); $coordinator SELECT idem_claim('d')",
 	't finished t t f 0A000 0A000 0A000', 'a worker has no new keys of its own, unless a superuser allows it');
+session_says("$worker CALL idem_purge(); $coordinator", '0|0|0', 'a purge of a worker without distributed keys');
 session_says(q{SELECT idem_digest('k') IS NULL; SET ROLE app; SET idempotency.allow_keys_on_worker = on}, 'f 42501', 'only a superuser allows it');
 $node->safe_psql('postgres', 'CREATE DATABASE later');
 $node->safe_psql('later', 'CREATE EXTENSION idempotency');
