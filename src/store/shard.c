@@ -183,9 +183,14 @@ find_tenant_type(void)
 	Oid output;
 	bool is_varlena;
 
-	if (column == InvalidAttrNumber)
+	if (column != InvalidAttrNumber)
+		known.tenant_type = get_atttype(known.table, column);
+	/* those that idem_distribute() allows; so no code of a user's runs here */
+	if (column == InvalidAttrNumber ||
+		(known.tenant_type != INT2OID && known.tenant_type != INT4OID &&
+		 known.tenant_type != INT8OID && known.tenant_type != UUIDOID &&
+		 known.tenant_type != TEXTOID && known.tenant_type != VARCHAROID))
 		error_columns(TENANT_TABLE_NAME);
-	known.tenant_type = get_atttype(known.table, column);
 	get_typlenbyval(known.tenant_type, &known.tenant_length, &known.tenant_by_value);
 	getTypeInputInfo(known.tenant_type, &input, &known.tenant_ioparam);
 	getTypeOutputInfo(known.tenant_type, &output, &is_varlena);
@@ -344,6 +349,7 @@ static struct
 	int64 *shards;
 	Oid *tables;
 	int n;
+	int checked; /* at the commit */
 	int size;
 } written;
 
@@ -353,7 +359,7 @@ note_written(int64 shard, Oid table)
 	if (written.transaction != idem_local_transaction())
 	{
 		written.transaction = idem_local_transaction();
-		written.n = 0;
+		written.n = written.checked = 0;
 	}
 	for (int i = 0; i < written.n; i++)
 		if (written.shards[i] == shard && written.tables[i] == table)
@@ -418,41 +424,73 @@ find_table(Relation keys, int64 shard)
 	return relid;
 }
 
+/* As it was found before, if nothing has changed since; else InvalidOid. */
 static Oid
-find_place(Relation keys, text *scope)
+known_place(int64 shard)
 {
-	int64 shard = known.shard;
-	bool found;
-	Place *place = hash_search(known.places, &shard, HASH_FIND, &found);
-	Oid relid;
+	Place *place = hash_search(known.places, &shard, HASH_FIND, NULL);
 
-	if (found && OidIsValid(place->relid))
-		return place->relid;
+	return place == NULL ? InvalidOid : place->relid;
+}
+
+/* The table of a shard that is here; else InvalidOid, and whether it once was. */
+static Oid
+find_place(Relation keys, int64 shard, bool *was_here)
+{
+	Oid relid = known_place(shard);
+
+	*was_here = true;
+	if (OidIsValid(relid))
+		return relid;
 	relid = find_table(keys, shard);
+	*was_here = OidIsValid(relid) || hash_search(known.places, &shard, HASH_FIND, NULL) != NULL;
 	if (!OidIsValid(relid) || !citus_has_shard(shard))
-		error_shard_elsewhere(scope, found || OidIsValid(relid));
+		return InvalidOid;
 	if (known.valid)
 	{
-		place = hash_search(known.places, &shard, HASH_ENTER, &found);
+		Place *place = hash_search(known.places, &shard, HASH_ENTER, NULL);
+
 		place->relid = relid;
 	}
 	return relid;
+}
+
+static Datum
+copy_tenant(void)
+{
+	return datumCopy(known.tenant, known.tenant_by_value, known.tenant_length);
+}
+
+/* For a look, if all is known.  Needs no rights. */
+static Oid
+find_known(text *scope)
+{
+	AcceptInvalidationMessages();
+	if (!known.valid || !OidIsValid(known.table) || known.scope == NULL ||
+		!key_same_text(known.scope, scope))
+		return InvalidOid;
+	return known_place(known.shard);
 }
 
 Oid
 shard_find(Relation keys, text *scope, ShardUse use, Datum *tenant)
 {
 	OwnerContext owner;
-	Oid relid;
+	Oid relid = shard_is_written(use) ? InvalidOid : find_known(scope);
+	bool was_here;
 
-	owner_become(keys, &owner);
-	idem_restrict_search_path();
-	find_and_lock(keys, scope, use);
-	relid = find_place(keys, scope);
-	if (shard_is_written(use))
-		note_written(known.shard, relid);
-	*tenant = datumCopy(known.tenant, known.tenant_by_value, known.tenant_length);
-	owner_leave(&owner);
+	if (!OidIsValid(relid))
+	{
+		owner_become(keys, &owner);
+		find_and_lock(keys, scope, use);
+		relid = find_place(keys, known.shard, &was_here);
+		if (!OidIsValid(relid))
+			error_shard_elsewhere(scope, was_here);
+		if (shard_is_written(use))
+			note_written(known.shard, relid);
+		owner_leave(&owner);
+	}
+	*tenant = copy_tenant();
 	return relid;
 }
 
@@ -465,20 +503,21 @@ shard_check_written(void)
 {
 	Relation keys;
 	OwnerContext owner;
+	bool was_here;
 
-	if (written.n == 0 || written.transaction != idem_local_transaction())
+	/* the guard may run twice */
+	if (written.checked == written.n || written.transaction != idem_local_transaction())
 		return;
 	keys = table_open(relation_find("idem_keys"), AccessShareLock);
 	owner_become(keys, &owner);
-	idem_restrict_search_path();
-	if (!shard_in_use(keys))
-		error_shards_gone();
-	for (int i = 0; i < written.n; i++)
+	for (; written.checked < written.n; written.checked++)
 	{
-		lock_shard(written.shards[i]);
+		lock_shard(written.shards[written.checked]);
 		AcceptInvalidationMessages();
-		if (!citus_has_shard(written.shards[i]) ||
-			find_table(keys, written.shards[i]) != written.tables[i])
+		if (!shard_in_use(keys))
+			error_shards_gone();
+		if (find_place(keys, written.shards[written.checked], &was_here) !=
+			written.tables[written.checked])
 			error_written_shard_moved();
 	}
 	owner_leave(&owner);
