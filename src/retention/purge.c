@@ -295,13 +295,16 @@ start_in_shard(const Purge *purge, BlockNumber pages)
 static Oid *shards = NULL;
 static int max_shards = 0;
 
+/* Their number; -1 if the table of keys is locked. */
 static int
-list_shards(void)
+list_shards(bool nowait)
 {
-	List *list = shard_tables();
+	List *list;
 	int n = 0;
 	ListCell *lc;
 
+	if (!shard_tables(nowait, &list))
+		return -1;
 	if (list_length(list) > max_shards)
 	{
 		if (shards != NULL)
@@ -325,8 +328,10 @@ list_shards(void)
 static bool
 purge_shards(Purge *purge, Progress *progress)
 {
-	int n = list_shards();
+	int n = list_shards(purge->nowait);
 
+	if (n < 0)
+		purge->locked[PURGE_KEYS] = true;
 	for (int i = 0; i < n; i++)
 	{
 		SweepTable table = {tables[PURGE_KEYS], shards[i]};

@@ -529,26 +529,30 @@ shard_check_written(void)
  * ------------------------------------------------------------------------
  */
 
-List *
-shard_tables(void)
+bool
+shard_tables(bool nowait, List **tables)
 {
-	Relation keys = table_open(relation_find("idem_keys"), AccessShareLock);
+	Oid relid = relation_find("idem_keys");
+	Relation keys;
 	List *shards = NIL;
-	List *tables = NIL;
 	ListCell *lc;
 
+	*tables = NIL;
+	if (nowait && !ConditionalLockRelationOid(relid, AccessShareLock))
+		return false;
+	keys = table_open(relid, nowait ? NoLock : AccessShareLock);
 	if (shard_in_use(keys))
 		shards = citus_shards(known.table);
 	foreach(lc, shards)
 	{
 		int64 shard = *(int64 *) lfirst(lc);
-		Oid relid = citus_has_shard(shard) ? find_table(keys, shard) : InvalidOid;
+		Oid table = citus_has_shard(shard) ? find_table(keys, shard) : InvalidOid;
 
-		if (OidIsValid(relid))
-			tables = lappend_oid(tables, relid);
+		if (OidIsValid(table))
+			*tables = lappend_oid(*tables, table);
 	}
 	table_close(keys, AccessShareLock);
-	return tables;
+	return true;
 }
 
 int32

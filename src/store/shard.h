@@ -66,8 +66,11 @@ extern Oid shard_find(Relation keys, text *scope, ShardUse use, Datum *tenant);
  */
 extern void shard_check_written(void);
 
-/* The shards on this node, as OIDs; NIL if the keys are not distributed. */
-extern List *shard_tables(void);
+/*
+ * The shards on this node, as OIDs; NIL if the keys are not distributed.  With "nowait", false if
+ * idem_keys is locked.
+ */
+extern bool shard_tables(bool nowait, List **tables);
 
 /* This node's group in the cluster. */
 extern int32 shard_group(void);
