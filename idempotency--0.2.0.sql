@@ -763,18 +763,18 @@ BEGIN
 
 	/* a connection for each node, since Citus makes functions by one that has made nothing else */
 	PERFORM set_config('citus.multi_shard_modify_mode', 'sequential', true);
+	/* waits for claims, and keeps new ones out until all keys go to the new table */
+	EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', keys);
+	EXECUTE format('SELECT count(*) FROM %s WHERE expires_at > clock_timestamp()', keys) INTO live;
+	live := live + (SELECT coalesce(sum(r.result::bigint), 0)
+		FROM run_command_on_workers(format('SELECT count(*) FROM %s.idem_keys WHERE expires_at > clock_timestamp()', schema)) r);
+	IF live > 0 THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('table "%s" has %s keys that have not expired, on all nodes', keys, live),
+			DETAIL = 'They would no longer be found, and their requests could run again.',
+			HINT = 'Wait until they have expired.';
+	END IF;
 	IF to_regclass(tenant_keys) IS NULL THEN
-		/* waits for claims, and keeps new ones out until all keys go to the new table */
-		EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', keys);
-		EXECUTE format('SELECT count(*) FROM %s WHERE expires_at > clock_timestamp()', keys) INTO live;
-		live := live + (SELECT coalesce(sum(r.result::bigint), 0)
-			FROM run_command_on_workers(format('SELECT count(*) FROM %s.idem_keys WHERE expires_at > clock_timestamp()', schema)) r);
-		IF live > 0 THEN
-			RAISE object_not_in_prerequisite_state USING
-				MESSAGE = format('table "%s" has %s keys that have not expired, on all nodes', keys, live),
-				DETAIL = 'They would no longer be found, and their requests could run again.',
-				HINT = 'Wait until they have expired.';
-		END IF;
 		EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS, '
 			'tenant %s NOT NULL, PRIMARY KEY (digest, tenant))', tenant_keys, keys, tenant_column);
 		EXECUTE format('COMMENT ON TABLE %s IS %L', tenant_keys, 'idempotency keys, each beside the other rows of its tenant');
@@ -782,6 +782,7 @@ BEGIN
 		PERFORM create_distributed_table(tenant_keys, 'tenant', colocate_with => colocate_with::text);
 	ELSIF EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = schema::regnamespace AND p.proname = 'idem_begin_for')
 		OR NOT EXISTS (SELECT FROM pg_catalog.pg_dist_partition p JOIN pg_catalog.pg_dist_partition o ON o.colocationid = p.colocationid
+			JOIN pg_class t ON t.oid = p.logicalrelid JOIN pg_class k ON k.oid = keys AND k.relowner = t.relowner
 			WHERE p.logicalrelid = to_regclass(tenant_keys) AND o.logicalrelid = colocate_with) THEN
 		RAISE duplicate_table USING MESSAGE = format('table "%s" already exists', tenant_keys);
 	END IF;

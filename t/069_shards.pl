@@ -232,10 +232,13 @@ session_says("SET ROLE app; SELECT * FROM idem_tenant_keys_1001", '42501', 'with
 my $spoof = db('spoof', $fake . 'GRANT CREATE ON SCHEMA public TO app');
 says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (LIKE idem_keys, tenant text); RESET ROLE; SELECT idem_claim('a')", 't 42501', 'without a right to idem_keys there is no copy');
 says_in($spoof, "SET ROLE app; CREATE TABLE idem_tenant_keys (tenant bigint); RESET ROLE; SELECT create_distributed_table('idem_tenant_keys', 'tenant'); SELECT idem_claim('b')",
-	'0A000', 'a table of that name that is another role\'s is refused');
+	' t', 'a table of that name that is another role\'s is nothing to us');
 says_in($spoof, "ALTER TABLE idem_tenant_keys OWNER TO CURRENT_USER; UPDATE pg_dist_partition SET partmethod = 'n', repmodel = 't' WHERE logicalrelid = 'idem_tenant_keys'::regclass; SELECT idem_claim('b')", '0A000', 'a reference table, of which each node has a copy');
 says_in($spoof, "DELETE FROM pg_dist_partition WHERE logicalrelid = 'idem_tenant_keys'::regclass; SELECT idem_claim('b')", '0A000', 'and one that Citus does not know');
-says_in($spoof, "DROP TABLE idem_tenant_keys; SELECT idem_claim('b')", 't', 'which is seen when it goes');
+says_in($spoof, "DROP TABLE idem_tenant_keys; SELECT idem_claim('c')", 't', 'which is seen when it goes');
+session_says("$_; SELECT idem_claim('7', scope => '7')", '0A000', "refused, as functions say that keys are distributed: $_")
+  for 'ALTER TABLE idem_tenant_keys OWNER TO app', 'ALTER TABLE idem_tenant_keys RENAME TO other';
+$node->safe_psql($db, 'ALTER TABLE other RENAME TO idem_tenant_keys; ALTER TABLE idem_tenant_keys OWNER TO CURRENT_USER');
 session_says("ALTER TABLE idem_tenant_keys_1001 OWNER TO app; SELECT idem_claim_for(7, 'spoof'); ALTER TABLE idem_tenant_keys_1001 OWNER TO CURRENT_USER; SELECT idem_claim_for(7, 'spoof')", 't 0A000',
 	'a shard that is another role\'s is refused');
 session_says("ALTER TABLE idem_tenant_keys_1001 DROP CONSTRAINT idem_tenant_keys_1001_pkey; SELECT idem_claim_for(7, 'no key'); ALTER TABLE idem_tenant_keys_1001 ADD PRIMARY KEY (digest, tenant); SELECT idem_claim_for(7, 'no key')",

@@ -10,11 +10,17 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/dependency.h"
 #include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "utils/builtins.h"
+#include "utils/catcache.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "base/citus.h"
 #include "base/errors.h"
@@ -244,5 +250,24 @@ citus_has_shard(int64 shard)
 		found = get_int32(catalog, tuple, column) == group;
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
+	return found;
+}
+
+Oid
+citus_find_function_for(const char *name, Oid schema, Oid extension)
+{
+	CatCList *list =
+		SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(psprintf("%s_for", name)));
+	Oid found = InvalidOid;
+
+	for (int i = 0; i < list->n_members && !OidIsValid(found); i++)
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
+
+		if (proc->pronamespace == schema && OidIsValid(proc->prosupport) &&
+			getExtensionOfObject(ProcedureRelationId, proc->prosupport) == extension)
+			found = proc->oid;
+	}
+	ReleaseSysCacheList(list);
 	return found;
 }

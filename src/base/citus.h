@@ -36,4 +36,10 @@ extern List *citus_shards(Oid relid);
 /* Is there a placement of the shard on this node? */
 extern bool citus_has_shard(int64 shard);
 
+/*
+ * The function that idem_distribute() has made of another one, by its name without "_for"; InvalidOid if there is
+ * none.  It is known by its support function, which nobody but a superuser can give to a function.
+ */
+extern Oid citus_find_function_for(const char *name, Oid schema, Oid extension);
+
 #endif /* IDEM_CITUS_H */

@@ -45,6 +45,15 @@
 				 "created it; pg_repack and audit tools create such triggers.", \
 				 quote_identifier(trigger_), (qualified_))))
 
+/* 0A000: the table that idem_distribute() has made, or a shard of it */
+#define error_tenant_table(name_, detail_) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
+			 errmsg("cannot keep idempotency keys in table \"%s\"", (name_)), \
+			 errdetail("%s", (detail_)), \
+			 errhint("Undo what was done to it; or, once its keys have expired, drop it and the " \
+					 "functions of idem_distribute().")))
+
 /* 0A000: a node of a cluster has an idem_keys that the other nodes do not look at */
 #define error_keys_on_worker(name_) \
 	ereport(ERROR, \

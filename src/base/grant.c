@@ -33,6 +33,7 @@
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
+#include "base/citus.h"
 #include "base/compat.h"
 #include "base/errors.h"
 #include "base/grant.h"
@@ -97,29 +98,6 @@ find_function(const char *name, Oid schema, Oid extension)
 	return found;
 }
 
-/*
- * The one that idem_distribute() has made of it: known by the support function, which nobody but a superuser
- * can give to a function.
- */
-static Oid
-find_function_for(const char *name, Oid schema, Oid extension)
-{
-	CatCList *list =
-		SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(psprintf("%s_for", name)));
-	Oid found = InvalidOid;
-
-	for (int i = 0; i < list->n_members && !OidIsValid(found); i++)
-	{
-		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
-
-		if (proc->pronamespace == schema && OidIsValid(proc->prosupport) &&
-			getExtensionOfObject(ProcedureRelationId, proc->prosupport) == extension)
-			found = proc->oid;
-	}
-	ReleaseSysCacheList(list);
-	return found;
-}
-
 static const Job *
 find_job(const char *name)
 {
@@ -150,7 +128,7 @@ static void
 change_function_acl(const char *name, Oid schema, Oid extension, const char *role, bool grant)
 {
 	Oid functions[] = {find_function(name, schema, extension),
-					   find_function_for(name, schema, extension)};
+					   citus_find_function_for(name, schema, extension)};
 
 	for (int i = 0; i < lengthof(functions); i++)
 		if (OidIsValid(functions[i]))

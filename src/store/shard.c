@@ -16,6 +16,7 @@
 #include "access/table.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -94,8 +95,8 @@ forget_place(Oid relid)
 
 bool shard_no_citus = false;
 
-static void
-forget_known(Datum arg, Oid relid)
+void
+shard_forget(Oid relid)
 {
 	shard_no_citus = false;
 	if (!OidIsValid(known.table) || relid == InvalidOid || relid == known.table ||
@@ -105,46 +106,56 @@ forget_known(Datum arg, Oid relid)
 		forget_place(relid);
 }
 
-void
-shard_init(void)
-{
-	CacheRegisterRelcacheCallback(forget_known, (Datum) 0);
-}
-
 /* ------------------------------------------------------------------------
  * The distributed table
  * ------------------------------------------------------------------------
  */
 
-static Oid
-owner_of(Oid relid)
+/* An ordinary table of that owner?  Others can create relations with the names of ours. */
+static bool
+is_table_of(Oid relid, Oid owner)
 {
 	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid owner = InvalidOid;
+	bool is_it = false;
 
 	if (HeapTupleIsValid(tuple))
 	{
-		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
+
+		is_it = form->relowner == owner && form->relkind == RELKIND_RELATION;
 		ReleaseSysCache(tuple);
 	}
-	return owner;
+	return is_it;
+}
+
+/* Has idem_distribute() made its functions?  Then the keys are distributed, and no others count. */
+static bool
+has_functions_for(Relation keys)
+{
+	return OidIsValid(citus_find_function_for("idem_begin", RelationGetNamespace(keys),
+											  get_extension_oid(EXTENSION_NAME, false)));
 }
 
 /*
- * It is not a member of the extension, since Citus makes no shells of members on new nodes.  Nobody but
- * the owner of idem_keys can have made it, and no ordinary table can be in the catalog of Citus.
+ * The table is no member of the extension, since Citus makes no shells of members on new nodes.
+ * It has the owner of idem_keys, and Citus distributes it.
  */
 static Oid
 find_tenant_table(Relation keys)
 {
 	Oid relid = get_relname_relid(TENANT_TABLE_NAME, RelationGetNamespace(keys));
 
-	if (!OidIsValid(relid))
+	if (!OidIsValid(relid) && !OidIsValid(known.group_catalog))
 		return InvalidOid;
-	if (owner_of(relid) != keys->rd_rel->relowner)
-		relation_refuse(TENANT_TABLE_NAME, "It has another owner than table \"idem_keys\".");
+	if (!OidIsValid(relid) || !is_table_of(relid, keys->rd_rel->relowner))
+	{
+		if (has_functions_for(keys))
+			error_tenant_table(TENANT_TABLE_NAME,
+							   "It is not there, or has another owner than table \"idem_keys\".");
+		return InvalidOid;
+	}
 	if (!citus_hashes_table(relid))
-		relation_refuse(
+		error_tenant_table(
 			TENANT_TABLE_NAME,
 			"Citus does not distribute it by the hash of a column, with one copy of each row.");
 	return relid;
@@ -212,14 +223,15 @@ make_memory(void)
 {
 	HASHCTL places = {.keysize = sizeof(int64), .entrysize = sizeof(Place)};
 
+	/* one of them may have failed before */
 	if (known.context == NULL)
-	{
 		known.context =
 			AllocSetContextCreate(TopMemoryContext, "idempotency shards", ALLOCSET_DEFAULT_SIZES);
+	if (known.last == NULL)
 		known.last =
 			AllocSetContextCreate(TopMemoryContext, "idempotency tenant", ALLOCSET_SMALL_SIZES);
+	if (known.places == NULL)
 		known.places = hash_create("idempotency shards", 64, &places, HASH_ELEM | HASH_BLOBS);
-	}
 	MemoryContextReset(known.context);
 }
 
@@ -419,8 +431,8 @@ find_table(Relation keys, int64 shard)
 	Oid relid = get_relname_relid(psprintf("%s_" INT64_FORMAT, TENANT_TABLE_NAME, shard),
 								  RelationGetNamespace(keys));
 
-	if (OidIsValid(relid) && owner_of(relid) != keys->rd_rel->relowner)
-		relation_refuse(get_rel_name(relid), "It has another owner than table \"idem_keys\".");
+	if (OidIsValid(relid) && !is_table_of(relid, keys->rd_rel->relowner))
+		error_tenant_table(get_rel_name(relid), "It has another owner than table \"idem_keys\".");
 	return relid;
 }
 
@@ -532,15 +544,20 @@ shard_check_written(void)
 bool
 shard_tables(bool nowait, List **tables)
 {
-	Oid relid = relation_find("idem_keys");
-	Relation keys;
+	Relation keys = NULL;
 	List *shards = NIL;
 	ListCell *lc;
 
 	*tables = NIL;
-	if (nowait && !ConditionalLockRelationOid(relid, AccessShareLock))
-		return false;
-	keys = table_open(relid, nowait ? NoLock : AccessShareLock);
+	/* one that is dropped just now is looked up again */
+	while (keys == NULL)
+	{
+		Oid relid = relation_find("idem_keys");
+
+		if (nowait && !ConditionalLockRelationOid(relid, AccessShareLock))
+			return false;
+		keys = try_table_open(relid, nowait ? NoLock : AccessShareLock);
+	}
 	if (shard_in_use(keys))
 		shards = citus_shards(known.table);
 	foreach(lc, shards)

@@ -39,7 +39,8 @@ typedef enum ShardUse
 #define shard_is_written(use) ((use) == SHARD_WRITE || (use) == SHARD_ERASE)
 #define shard_is_claimed(use) ((use) == SHARD_CLAIM || (use) == SHARD_WRITE)
 
-extern void shard_init(void);
+/* A relation has changed: for the relcache callback. */
+extern void shard_forget(Oid relid);
 
 /*
  * Are the keys distributed?  "keys" is idem_keys, open and locked.  0A000 if there is a table with

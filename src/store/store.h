@@ -139,7 +139,10 @@ typedef struct StoreRenewal
 
 extern void store_init(void);
 
-/* Does Citus distribute the keys by tenant?  Then each scope is a tenant: see shard.h. */
+/*
+ * Does Citus distribute the keys by tenant?  Then each scope is a tenant: see shard.h.  For a
+ * caller that claims next.
+ */
 extern bool store_is_distributed(void);
 
 /* Look up the key's row as it is now. */

@@ -105,6 +105,7 @@ static void
 forget_known(Datum arg, Oid relid)
 {
 	forget_shards(relid);
+	shard_forget(relid);
 	if (relid == InvalidOid || relid == known.heap)
 		known.heap = InvalidOid;
 	if (relid == InvalidOid || relid == known.checked)
@@ -114,7 +115,6 @@ forget_known(Datum arg, Oid relid)
 void
 store_init(void)
 {
-	shard_init();
 	CacheRegisterRelcacheCallback(forget_known, (Datum) 0);
 }
 
@@ -359,12 +359,13 @@ store_open(Store *store, text *scope, ShardUse use, LOCKMODE lockmode)
 bool
 store_is_distributed(void)
 {
-	Relation heap = open_known(AccessShareLock);
+	/* the lock of a claim, which comes next: one that is upgraded can deadlock */
+	Relation heap = open_known(RowExclusiveLock);
 	bool distributed;
 
 	if (heap == NULL)
-		heap = open_and_check(AccessShareLock);
-	distributed = shard_in_use(heap);
+		heap = open_and_check(RowExclusiveLock);
+	distributed = !shard_no_citus && shard_in_use(heap);
 	table_close(heap, NoLock);
 	return distributed;
 }
