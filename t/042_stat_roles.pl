@@ -95,6 +95,8 @@ for my $name (sort keys %$queries)
 
 	is($nrows, 1, "$name: one row");
 	is(join(' ', @$names), join(' ', map { keys %$_ } @{ $query->{metrics} }), "$name: its columns are the metrics");
+	my %times;
+	is(join(' ', grep { $times{$_}++ } @$names), '', "$name: each once, or Prometheus gets none of all");
 	like(join(' ', map { $_->{usage} } values %metrics), qr/^(?:(?:LABEL|COUNTER|GAUGE) ?)+$/, "$name: their kinds");
 	is(scalar(grep { !length($_->{description} // '') } values %metrics), 0, "$name: their descriptions");
 	is(join(' ', grep { $metrics{$_}{usage} ne 'LABEL' && $row->{$_} !~ /^\d+(?:\.\d+)?(?:e[-+]\d+)?$/ } @$names), '', "$name: all numbers");
