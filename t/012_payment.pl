@@ -1,4 +1,4 @@
-# The payment example of the README, as printed, with its outside service
+# The payment example of doc/howto/outside-work.md, as printed, with its outside service
 # played here: a worker dies at every point, another takes over, and the card is
 # charged once, under one remote key.
 use strict;
@@ -13,7 +13,7 @@ $node->init;
 $node->start;
 $node->safe_psql('postgres', 'CREATE EXTENSION idempotency');
 
-my ($example) = slurp_file('README.md') =~ /```sql\n(CREATE TABLE payments.*?)```/s;
+my ($example) = slurp_file('doc/howto/outside-work.md') =~ /```sql\n(CREATE TABLE payments.*?)```/s;
 $node->safe_psql('postgres', $example);
 
 # The card processor: idempotent by remote key, as they are.

@@ -1,5 +1,5 @@
 
-# The line of the README that has pg_cron purge, as it is printed there.
+# The line of doc/howto/purge.md that has pg_cron purge, as it is printed there.
 
 use strict;
 use warnings;
@@ -13,8 +13,8 @@ use Test::More;
 chomp(my $share = `pg_config --sharedir`);
 plan skip_all => 'pg_cron is not installed' unless -e "$share/extension/pg_cron.control";
 
-my ($line) = slurp_file("$FindBin::RealBin/../README.md") =~ /^(SELECT cron\.schedule\(.*\);)$/m;
-ok($line, 'the README has a line for pg_cron');
+my ($line) = slurp_file("$FindBin::RealBin/../doc/howto/purge.md") =~ /^(SELECT cron\.schedule\(.*\);)$/m;
+ok($line, 'the page has a line for pg_cron');
 
 # pg_cron connects as a client does, here to the socket
 my $node = new_node('main', conf => <<'CONF');

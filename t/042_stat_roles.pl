@@ -7,6 +7,7 @@ use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use IdemDocs;
 use IdemStat;
 use IdemTest;
 use PostgreSQL::Test::Utils;
@@ -95,12 +96,19 @@ for my $name (sort keys %$queries)
 
 	is($nrows, 1, "$name: one row");
 	is(join(' ', @$names), join(' ', map { keys %$_ } @{ $query->{metrics} }), "$name: its columns are the metrics");
+	my %times;
+	is(join(' ', grep { $times{$_}++ } @$names), '', "$name: each once, or Prometheus gets none of all");
 	like(join(' ', map { $_->{usage} } values %metrics), qr/^(?:(?:LABEL|COUNTER|GAUGE) ?)+$/, "$name: their kinds");
 	is(scalar(grep { !length($_->{description} // '') } values %metrics), 0, "$name: their descriptions");
 	is(join(' ', grep { $metrics{$_}{usage} ne 'LABEL' && $row->{$_} !~ /^\d+(?:\.\d+)?(?:e[-+]\d+)?$/ } @$names), '', "$name: all numbers");
 	is(join(' ', grep { ($metrics{$_}{usage} eq 'COUNTER') != /_total$/ } @$names), '', "$name: counters, and nothing else, are totals");
 	unlike($query->{query}, qr/idem_in_flight/, "$name: is cheap");
 }
+# and the queries that doc/howto/monitoring.md makes of the metrics
+my %metric = map { $_ => 1 } map { my $name = $_; map { map { "${name}_$_" } keys %$_ } @{ $queries->{$name}{metrics} } } keys %$queries;
+my @promql = map { $_->[1] =~ s/^#.*//mgr } grep { $_->[0] eq 'promql' } blocks("$FindBin::RealBin/../doc/howto/monitoring.md");
+is(scalar(@promql), 2, 'queries for panels, and for alerts');
+is(join(' ', grep { !$metric{$_} } map { /\b(idem_\w+)/g } @promql), '', 'their metrics exist');
 my ($exported) = exported($node, $queries->{idem}{query}, @as_monitor);
 my $now = counters($node, 'postgres');
 is(join(' ', map { $exported->{"${_}_total"} } @counters), join(' ', map { $now->{$_} } @counters), 'exported: all counters');
