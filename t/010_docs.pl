@@ -18,11 +18,18 @@ $node->start;
 
 my $shown = 0;
 # t/065_switch_over.pl runs the one that needs two servers, t/070_citus.pl the one that needs Citus
-for my $file ('README.md', grep { !/switch-over|scale/ } sort glob('doc/*.md doc/*/*.md'))
+# README.md comes last, so that the role granted there is its own, and not a translation's
+for my $file ((grep { !/switch-over|scale/ } sort glob('doc/*.md doc/*/*.md')), 'README.md')
 {
 	(my $db = $file) =~ s/\W/_/g;
 	my @blocks = blocks($file);
 
+	# a page and its translation create the same roles
+	for my $role (map { $_->[1] =~ /^CREATE ROLE (\w+)/mg } grep { $_->[0] eq 'sql' } @blocks)
+	{
+		$node->safe_psql('postgres', qq(ALTER ROLE $role RENAME TO "$role before $db"))
+		  if $node->safe_psql('postgres', "SELECT 1 FROM pg_roles WHERE rolname = '$role'");
+	}
 	$node->safe_psql('postgres', qq(CREATE DATABASE "$db"));
 	$node->safe_psql($db, 'CREATE EXTENSION idempotency')
 	  unless grep { $_->[0] eq 'sql' && $_->[1] =~ /^CREATE EXTENSION idempotency;/m } @blocks;
