@@ -190,14 +190,16 @@ function bareKey(request) {
   return key.startsWith('"') ? key.slice(1, -1).replace(/\\(.)/g, '$1') : key;
 }
 
+// The charge, or null if it was declined.
 async function charge(remoteKey, amount) {
   const response = await fetch(`${process.env.PAYMENT_URL}/charges`, {
     method: 'POST', signal: AbortSignal.timeout(10_000),
     headers: { 'Content-Type': 'application/json', 'Idempotency-Key': remoteKey }, body: JSON.stringify({ amount }),
   });
   if (response.status === 402) return null;
-  if (response.status !== 201) throw new Error(`the payment service says ${response.status}`);
-  return (await response.json()).charge;
+  const charged = response.status === 201 ? (await response.json()).charge : undefined;
+  if (typeof charged !== 'string') throw new Error(`the payment service says ${response.status}`);    // it may have charged
+  return charged;
 }
 
 app.post('/payments', async (request, reply) => {
@@ -226,12 +228,12 @@ app.post('/payments', async (request, reply) => {
       .catch(error => request.log.warn(error.message));    // then the lease ends by itself
     return send(reply, again);
   }
-  const answer = paid ? json(201, { charge: paid, amount })
+  const answer = paid !== null ? json(201, { charge: paid, amount })
     : problem(402, 'The card was declined.', { type: '/problems/declined' });
   try {
     return send(reply, await transaction(async client => {
       await client.query('UPDATE payments SET status = $2, charge = $3 WHERE remote_key = $1',
-        [remoteKey, paid ? 'paid' : 'declined', paid]);
+        [remoteKey, paid !== null ? 'paid' : 'declined', paid]);
       return finish(client, request, answer, claim.fence);
     }));
   } catch (error) {

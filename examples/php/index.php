@@ -309,7 +309,11 @@ function charge(string $remoteKey, int $amount): ?string
     if ($body === false || !in_array($status, [201, 402], true)) {
         throw new RuntimeException("the payment service says $status " . curl_error($curl));
     }
-    return $status === 402 ? null : json_decode($body, true, flags: JSON_THROW_ON_ERROR)['charge'];
+    if ($status === 402) {
+        return null;
+    }
+    return json_decode($body, false, flags: JSON_THROW_ON_ERROR)->charge
+        ?? throw new RuntimeException('the payment service names no charge');    // it may have charged
 }
 
 function postPayment(): Answer

@@ -226,13 +226,15 @@ class Payment(BaseModel):
 
 
 async def charge(remote_key, amount):
+    """The charge, or None if it was declined."""
     call = payment_service.post('/charges', json={'amount': amount}, headers={'Idempotency-Key': remote_key}, timeout=None)
     response = await asyncio.wait_for(call, 10)    # all of it; httpx limits each read
     if response.status_code == 402:
         return None
-    if response.status_code != 201:
+    charged = response.json()['charge'] if response.status_code == 201 else None
+    if not isinstance(charged, str):    # it may have charged
         raise ValueError(f'the payment service says {response.status_code}')
-    return response.json()['charge']
+    return charged
 
 
 @app.post('/payments')
@@ -263,9 +265,9 @@ async def post_payment(payment: Payment, once: Once = Depends()):
 
     async def settle(conn):
         await conn.execute('UPDATE payments SET status = %s, charge = %s WHERE remote_key = %s',
-                           ['paid' if paid else 'declined', paid, remote_key])
-        answer = (JSONResponse({'charge': paid, 'amount': payment.amount}, 201) if paid
-                  else problem(402, 'The card was declined.', '/problems/declined'))
+                           ['declined' if paid is None else 'paid', paid, remote_key])
+        answer = (problem(402, 'The card was declined.', '/problems/declined') if paid is None
+                  else JSONResponse({'charge': paid, 'amount': payment.amount}, 201))
         return await once.finish(conn, answer, claim.fence)
     try:
         return await transaction(settle)
