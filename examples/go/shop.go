@@ -239,7 +239,7 @@ func sqlState(err error) string {
 	return ""
 }
 
-var passing = regexp.MustCompile(`^(08...|57P0.|55P03|40001|40P01)$`)
+var passing = regexp.MustCompile(`^(08...|53...|57P0.|55P03|40001|40P01)$`)
 
 // The connection failed, none was free, or an attempt may help.
 func mayHelp(err error) bool {

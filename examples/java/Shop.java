@@ -259,7 +259,7 @@ public class Shop {
     }
 
     static boolean isConnectionOrMayHelp(SQLException e) {
-        return e instanceof SQLTransientConnectionException || hasState(e, "08...|57P0.|55P03|40001|40P01");
+        return e instanceof SQLTransientConnectionException || hasState(e, "08...|53...|57P0.|55P03|40001|40P01");
     }
 
     /** To run, under a fence if it is leased, or the answer to send. */

@@ -43,7 +43,7 @@ function send(reply, { status, headers, body, replayed }) {
 }
 
 const again = problem(503, 'Try again.', { headers: { 'Retry-After': '1' } });
-const mayHelp = error => /^(08|57P0|55P03|40001|40P01|E[A-Z]+$)/.test(error.code) ||
+const mayHelp = error => /^(08|53|57P0|55P03|40001|40P01|E[A-Z]+$)/.test(error.code) ||
   /^(Connection terminated|timeout exceeded|Client has encountered)/.test(error.message);
 
 app.setErrorHandler(onError);
