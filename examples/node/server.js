@@ -307,11 +307,16 @@ app.post('/deliveries', async (request, reply) => {
   const messages = request.body?.messages;
   valid(Array.isArray(messages) && messages.length <= 100, 'messages is missing or wrong');
   const usable = id => matches(id, /^[^]/) && Buffer.byteLength(id) <= 1024;
+  // JSON.parse has rounded what is not a safe integer, such as an id of 64 bits: it must not go on as another one.
+  const asItCame = (name, value) => {
+    if (Number.isInteger(value) && !Number.isSafeInteger(value)) throw new RangeError('an integer is too large');
+    return value;
+  };
   const payloadOf = message => {
     try {
-      return JSON.stringify(message?.payload);
-    } catch {
-      return '"too deep"';    // a string is parked below
+      return JSON.stringify(message?.payload, asItCame);
+    } catch (error) {
+      return JSON.stringify(error.message);    // also if it is too deep; a string is parked below
     }
   };
   const park = (client, id, message, error) =>

@@ -450,7 +450,8 @@ function messages(): array
 {
     $other = '\\\\(?:[^u]|ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2})';
     $text = preg_replace("/$other(*SKIP)(*FAIL)|\\\\u(?:0000|d[89a-f][0-9a-f]{2})/i", '\ufffd\u0000', bodyText());
-    $messages = json_decode($text ?? '')->messages ?? null;    // not arrays: {} would come out as []
+    // Objects, since {} would come out as an array []; what is no int as text, since a float is another number.
+    $messages = json_decode($text ?? '', flags: JSON_BIGINT_AS_STRING)->messages ?? null;
     valid(is_array($messages) && count($messages) <= 100, 'messages is missing or wrong');
     return $messages;
 }
