@@ -34,6 +34,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 import org.postgresql.core.BaseConnection;
@@ -639,7 +640,17 @@ public class Shop {
     public static void main(String[] args) throws IOException {
         String port = System.getenv().getOrDefault("PORT", "8080");
         HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", Integer.parseInt(port)), 100);
-        server.setExecutor(Executors.newCachedThreadPool());
+        ExecutorService executor = Executors.newCachedThreadPool();
+        server.setExecutor(executor);
+        // What runs is answered first: a payment that is cut off leaves its client waiting for the end of the lease.
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            executor.shutdown();
+            try {
+                executor.awaitTermination(20, TimeUnit.SECONDS);
+            } catch (InterruptedException e) {
+                Thread.currentThread().interrupt();
+            }
+        }));
         server.createContext("/", exchange -> {
             try {
                 send(exchange, answer(exchange));
