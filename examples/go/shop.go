@@ -108,6 +108,7 @@ type handler func(*request) (*answer, error)
 
 // What goes out, for a first answer and for its replay, so that both are the same bytes.
 func (handle handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
 	a, err := handle.answer(r)
 	var p problem
 	switch {
@@ -131,6 +132,10 @@ func (handle handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (handle handler) answer(r *http.Request) (*answer, error) {
 	text, err := io.ReadAll(r.Body)
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return nil, refuse(413, "The body has more than 1 MiB.")
+	}
 	// ASCII only: what a byte above 127 means in a header differs between servers.
 	if err != nil || !utf8.Valid(text) || !asciiOnly.MatchString(strings.Join(r.Header.Values("Idempotency-Key"), "")) {
 		return nil, refuse(400, "The request cannot be read.")

@@ -86,7 +86,7 @@ public class Shop {
     }
 
     static final Map<Integer, String> TITLES = Map.of(400, "Bad Request", 401, "Unauthorized", 402, "Payment Required",
-            403, "Forbidden", 404, "Not Found", 409, "Conflict", 410, "Gone", 422, "Unprocessable Content",
+            403, "Forbidden", 404, "Not Found", 409, "Conflict", 410, "Gone", 413, "Content Too Large", 422, "Unprocessable Content",
             429, "Too Many Requests");
 
     static Answer json(int status, JsonNode body) {
@@ -619,11 +619,15 @@ public class Shop {
             exchange.getResponseBody().write(body);
     }
 
+    static final int MAX_BODY = 1 << 20;
+
     static Answer answer(HttpExchange exchange) throws IOException {
         try {
             // The body as it came is what idem_http_begin compares.
-            ByteBuffer body = ByteBuffer.wrap(exchange.getRequestBody().readAllBytes());
-            return route(new Request(exchange, StandardCharsets.UTF_8.newDecoder().decode(body).toString()));
+            byte[] body = exchange.getRequestBody().readNBytes(MAX_BODY + 1);
+            if (body.length > MAX_BODY)
+                return problem(413, "The body has more than 1 MiB.");
+            return route(new Request(exchange, StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(body)).toString()));
         } catch (Problem problem) {
             return problem.answer;
         } catch (CharacterCodingException e) {

@@ -28,9 +28,10 @@ final class Refused extends Exception
 }
 
 const NO_STORE = ['Cache-Control' => 'no-store'];
+const MAX_BODY = 1024 * 1024;
 const TITLES = [
     400 => 'Bad Request', 401 => 'Unauthorized', 402 => 'Payment Required', 403 => 'Forbidden', 404 => 'Not Found',
-    409 => 'Conflict', 410 => 'Gone', 422 => 'Unprocessable Content', 429 => 'Too Many Requests',
+    409 => 'Conflict', 410 => 'Gone', 413 => 'Content Too Large', 422 => 'Unprocessable Content', 429 => 'Too Many Requests',
     500 => 'Internal Server Error', 503 => 'Service Unavailable',
 ];
 
@@ -125,7 +126,8 @@ function bareKey(): string
 // The body as it came is what idem_http_begin compares.  U+0000 would end a parameter of a statement; JSON has none.
 function bodyText(): string
 {
-    $text = file_get_contents('php://input');
+    $text = file_get_contents('php://input', length: MAX_BODY + 1);
+    strlen($text) <= MAX_BODY || refuse(413, 'The body has more than 1 MiB.');
     valid(!str_contains($text, "\0"), 'The body is not JSON.');
     return $text;
 }

@@ -32,7 +32,27 @@ async def body_text(request: Request):
         raise HTTPException(400, 'The body is not UTF-8.')
 
 
+class LimitBody:
+    """Refuses a body of more than 1 MiB while it comes; neither Starlette nor uvicorn has a limit."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        size = 0
+
+        async def limited():
+            nonlocal size
+            message = await receive()
+            size += len(message.get('body', b''))
+            if size > 1024 * 1024:
+                raise HTTPException(413, 'The body has more than 1 MiB.')
+            return message
+        await self.app(scope, limited, send)
+
+
 app = FastAPI(dependencies=[Depends(body_text)])
+app.add_middleware(LimitBody)
 # prepare_threshold: psycopg prepares, with names, what it has sent five times; PgBouncer in transaction mode
 # before 1.21 gives the next transaction a connection that does not know the name.
 pool = AsyncConnectionPool(os.environ['DATABASE_URL'], max_size=10, timeout=30, open=False,

@@ -101,9 +101,12 @@ def bare_key
 end
 
 # The body as it came is what idem_http_begin compares.
-def body_text = @body_text ||= request.body.read.force_encoding(Encoding::UTF_8)
+def body_text = @body_text ||= (request.body.read(MAX_BODY + 1) || +'').force_encoding(Encoding::UTF_8)
+
+MAX_BODY = 1024 * 1024
 
 def input
+  refuse(413, 'The body has more than 1 MiB.') if body_text.bytesize > MAX_BODY
   valid(body_text.valid_encoding?, 'The body is not UTF-8.')
   # JSON.parse reads half a surrogate pair and what follows as another character.  With U+0000 in its place, text? and
   # PostgreSQL refuse it.
