@@ -71,6 +71,7 @@ static class JsonSetup
     {
         options.PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower;
         options.NumberHandling = JsonNumberHandling.Strict;    // "1" is no number
+        options.PropertyNameCaseInsensitive = false;    // and "Quantity" is not quantity
         options.RespectNullableAnnotations = options.RespectRequiredConstructorParameters = true;
         return options;
     }

@@ -9,6 +9,7 @@ using Npgsql;
 var builder = WebApplication.CreateBuilder(args);
 var config = builder.Configuration;
 builder.WebHost.UseUrls($"http://127.0.0.1:{config["PORT"] ?? "8080"}");
+builder.WebHost.ConfigureKestrel(kestrel => kestrel.Limits.MaxRequestBodySize = 1 << 20);
 builder.Logging.SetMinimumLevel(LogLevel.Warning);
 
 // Npgsql prepares nothing under a name unless Max Auto Prepare says so.  With No Reset On Close it sends no

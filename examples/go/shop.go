@@ -13,8 +13,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -106,6 +108,7 @@ type handler func(*request) (*answer, error)
 
 // What goes out, for a first answer and for its replay, so that both are the same bytes.
 func (handle handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
 	a, err := handle.answer(r)
 	var p problem
 	switch {
@@ -129,6 +132,10 @@ func (handle handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (handle handler) answer(r *http.Request) (*answer, error) {
 	text, err := io.ReadAll(r.Body)
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return nil, refuse(413, "The body has more than 1 MiB.")
+	}
 	// ASCII only: what a byte above 127 means in a header differs between servers.
 	if err != nil || !utf8.Valid(text) || !asciiOnly.MatchString(strings.Join(r.Header.Values("Idempotency-Key"), "")) {
 		return nil, refuse(400, "The request cannot be read.")
@@ -150,7 +157,7 @@ var userName = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,100}$`)
 // that the client can choose gives every user's answers to everybody.
 func withUser(handle handler) handler {
 	return func(r *request) (*answer, error) {
-		r.user = r.Header.Get("X-User")
+		r.user = strings.Join(r.Header.Values("X-User"), ", ")
 		if !userName.MatchString(r.user) {
 			return nil, refuse(401, "Who are you?")
 		}
@@ -167,12 +174,24 @@ func method(name string, handle handler) handler {
 	}
 }
 
-func (r *request) decode(into interface{}) error {
-	if !strings.HasPrefix(strings.TrimLeft(r.text, " \t\r\n"), "{") || json.Unmarshal([]byte(r.text), into) != nil {
-		return refuse(400, "The body is not a JSON object of this form.")
+type members map[string]interface{}
+
+// decode takes these members of a JSON object, and ignores others.  Not a struct: encoding/json would take "Quantity"
+// for quantity.
+func decode(text []byte, into members) error {
+	var all map[string]json.RawMessage
+	if json.Unmarshal(text, &all) != nil || all == nil {
+		return refuse(400, "The body is not a JSON object.")
+	}
+	for name, value := range into {
+		if raw, there := all[name]; there && json.Unmarshal(raw, value) != nil {
+			return refuse(400, name+" is wrong.")
+		}
 	}
 	return nil
 }
+
+func (r *request) decode(into members) error { return decode([]byte(r.text), into) }
 
 // nil, and so NULL, if there is none.
 func (r *request) key() *string {
@@ -239,7 +258,7 @@ func sqlState(err error) string {
 	return ""
 }
 
-var passing = regexp.MustCompile(`^(08...|57P0.|55P03|40001|40P01)$`)
+var passing = regexp.MustCompile(`^(08...|53...|57P0.|55P03|40001|40P01)$`)
 
 // The connection failed, none was free, or an attempt may help.
 func mayHelp(err error) bool {
@@ -326,7 +345,7 @@ func placeOrder(ctx context.Context, tx pgx.Tx, user string, o order) (*answer, 
 func orders(r *request) (a *answer, err error) {
 	ctx := r.Context()
 	var o order
-	if err := r.decode(&o); err != nil {
+	if err := r.decode(members{"item": &o.Item, "quantity": &o.Quantity, "order_number": &o.Number}); err != nil {
 		return nil, err
 	}
 	if !itemName.MatchString(o.Item) || o.Quantity < 1 || o.Quantity > 100 || o.Number != nil && !orderNumber.MatchString(*o.Number) {
@@ -413,11 +432,11 @@ func charge(ctx context.Context, remoteKey string, amount int) (*string, error) 
 func payments(r *request) (a *answer, err error) {
 	// A client that hangs up does not stop a payment half-way.
 	ctx := context.Background()
-	var body struct{ Amount int }
-	if err := r.decode(&body); err != nil {
+	var amount int
+	if err := r.decode(members{"amount": &amount}); err != nil {
 		return nil, err
 	}
-	if body.Amount < 1 || body.Amount > 1_000_000 {
+	if amount < 1 || amount > 1_000_000 {
 		return nil, refuse(400, "amount is 1 to 1000000.")
 	}
 
@@ -431,7 +450,7 @@ func payments(r *request) (a *answer, err error) {
 		}
 		remoteKey = fmt.Sprintf("%x", sha256.Sum256([]byte(r.scope()+"\n"+r.bareKey())))
 		_, err = tx.Exec(ctx, `INSERT INTO payments (remote_key, user_name, amount) VALUES ($1, $2, $3)
-			ON CONFLICT DO NOTHING`, remoteKey, r.user, body.Amount)
+			ON CONFLICT DO NOTHING`, remoteKey, r.user, amount)
 		return err
 	})
 	if err != nil || !c.run {
@@ -441,7 +460,7 @@ func payments(r *request) (a *answer, err error) {
 		return a, err
 	}
 
-	paid, err := charge(ctx, remoteKey, body.Amount)
+	paid, err := charge(ctx, remoteKey, amount)
 	if err != nil {
 		// We do not know whether it was charged.  The next attempt asks again, under the same key.
 		log.Print(err)
@@ -456,7 +475,7 @@ func payments(r *request) (a *answer, err error) {
 		a = jsonAnswer(201, struct {
 			Charge string `json:"charge"`
 			Amount int    `json:"amount"`
-		}{*paid, body.Amount})
+		}{*paid, amount})
 	} else {
 		a = problemAnswer(problemBody{Status: 402, Type: "/problems/declined", Detail: "The card was declined."}).answer
 	}
@@ -475,31 +494,25 @@ func payments(r *request) (a *answer, err error) {
 
 // ---- magic links and codes
 
-type emailBody struct {
-	Email string
-	Code  *string
-}
-
 var emailForm = regexp.MustCompile(`^[^@]+@[^@]+$`)
 
-func (r *request) email() (*emailBody, error) {
-	var body emailBody
-	if err := r.decode(&body); err != nil {
-		return nil, err
+func (r *request) email() (email string, err error) {
+	if err := r.decode(members{"email": &email}); err != nil {
+		return "", err
 	}
-	body.Email = strings.ToLower(strings.TrimSpace(body.Email))
-	if !isText(body.Email) || !emailForm.MatchString(body.Email) || utf8.RuneCountInString(body.Email) > 100 {
-		return nil, refuse(400, "email is missing or wrong.")
+	email = strings.ToLower(strings.TrimSpace(email))
+	if !isText(email) || !emailForm.MatchString(email) || utf8.RuneCountInString(email) > 100 {
+		return "", refuse(400, "email is missing or wrong.")
 	}
-	return &body, nil
+	return email, nil
 }
 
 // The secret goes from the database into the mail, and not through this program's logs.
 func send(insert string) handler {
 	return func(r *request) (*answer, error) {
-		body, err := r.email()
+		email, err := r.email()
 		if err == nil {
-			err = exec(r.Context(), "INSERT INTO outbox (recipient, kind, secret) "+insert, body.Email)
+			err = exec(r.Context(), "INSERT INTO outbox (recipient, kind, secret) "+insert, email)
 		}
 		return noBody(202).with("Cache-Control", "no-store"), err
 	}
@@ -540,11 +553,15 @@ func magicLink(r *request) (a *answer, err error) {
 }
 
 func verifyCode(r *request) (a *answer, err error) {
-	body, err := r.email()
+	email, err := r.email()
 	if err != nil {
 		return nil, err
 	}
-	if body.Code == nil || !isText(*body.Code) {
+	var code *string
+	if err := r.decode(members{"code": &code}); err != nil {
+		return nil, err
+	}
+	if code == nil || !isText(*code) {
 		return nil, refuse(400, "code is missing or wrong.")
 	}
 	// a wrong attempt commits as well, or it would not count
@@ -552,14 +569,14 @@ func verifyCode(r *request) (a *answer, err error) {
 		var state string
 		var left *int
 		err := tx.QueryRow(r.Context(), "SELECT state, attempts_left FROM idem_code_verify('login', $1, $2)",
-			body.Email, *body.Code).Scan(&state, &left)
+			email, *code).Scan(&state, &left)
 		if err != nil {
 			return err
 		}
 		switch state {
 		case "verified":
 			a = jsonAnswer(200, map[string]bool{"verified": true})
-			_, err = tx.Exec(r.Context(), "INSERT INTO logins (email) VALUES ($1)", body.Email)
+			_, err = tx.Exec(r.Context(), "INSERT INTO logins (email) VALUES ($1)", email)
 		case "wrong", "locked":
 			a = problemAnswer(problemBody{Status: 403, Detail: "This is not the code.", AttemptsLeft: left}).answer
 		default:
@@ -572,22 +589,19 @@ func verifyCode(r *request) (a *answer, err error) {
 
 // ---- a consumer
 
-type message struct {
-	ID      json.RawMessage
-	Payload json.RawMessage
-}
+type message struct{ rawID, rawPayload json.RawMessage }
 
 // The id, if there is a usable one: one that is not would fail the whole batch.
 func (m message) id() (id string, usable bool) {
-	usable = bytes.HasPrefix(m.ID, []byte(`"`)) && json.Unmarshal(m.ID, &id) == nil
+	usable = bytes.HasPrefix(m.rawID, []byte(`"`)) && json.Unmarshal(m.rawID, &id) == nil
 	return id, usable && id != "" && len(id) <= 1024 && isText(id)
 }
 
 func (m message) payload() *string {
-	if m.Payload == nil {
+	if m.rawPayload == nil {
 		return nil
 	}
-	text := string(m.Payload)
+	text := string(m.rawPayload)
 	return &text
 }
 
@@ -615,11 +629,11 @@ var poison = regexp.MustCompile(`^(22|23|54)`)
 
 func deliveries(r *request) (*answer, error) {
 	ctx := r.Context()
-	var body struct{ Messages []json.RawMessage }
-	if err := r.decode(&body); err != nil {
+	var messages []json.RawMessage
+	if err := r.decode(members{"messages": &messages}); err != nil {
 		return nil, err
 	}
-	if body.Messages == nil || len(body.Messages) > 100 {
+	if messages == nil || len(messages) > 100 {
 		return nil, refuse(400, "messages is missing or wrong.")
 	}
 	var counts struct {
@@ -628,13 +642,13 @@ func deliveries(r *request) (*answer, error) {
 		Parked   int `json:"parked"`
 	}
 	err := transaction(ctx, func(tx pgx.Tx) error {
-		counts.Received, counts.New, counts.Parked = len(body.Messages), 0, 0
+		counts.Received, counts.New, counts.Parked = len(messages), 0, 0
 		// idem_claim_many returns keys, not payloads: byID leads back to those.
 		byID := map[string]message{}
 		ids := []string{}
-		for _, raw := range body.Messages {
+		for _, raw := range messages {
 			var m message
-			_ = json.Unmarshal(raw, &m) // what is not an object has no id
+			_ = decode(raw, members{"id": &m.rawID, "payload": &m.rawPayload}) // what is not an object has no id
 			id, usable := m.id()
 			if _, twice := byID[id]; usable && !twice {
 				byID[id] = m
@@ -701,5 +715,19 @@ func main() {
 	if port == "" {
 		port = "8080"
 	}
-	log.Fatal(http.ListenAndServe("127.0.0.1:"+port, nil))
+	server := http.Server{Addr: "127.0.0.1:" + port, ReadHeaderTimeout: 10 * time.Second}
+	terminated, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	go func() {
+		if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+			log.Fatal(err)
+		}
+	}()
+	<-terminated.Done()
+	// What runs is answered first: a payment that is cut off leaves its client waiting for the end of the lease.
+	waiting, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := server.Shutdown(waiting); err != nil {
+		log.Print(err)
+	}
 }

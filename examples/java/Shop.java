@@ -34,6 +34,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 import org.postgresql.core.BaseConnection;
@@ -85,7 +86,7 @@ public class Shop {
     }
 
     static final Map<Integer, String> TITLES = Map.of(400, "Bad Request", 401, "Unauthorized", 402, "Payment Required",
-            403, "Forbidden", 404, "Not Found", 409, "Conflict", 410, "Gone", 422, "Unprocessable Content",
+            403, "Forbidden", 404, "Not Found", 409, "Conflict", 410, "Gone", 413, "Content Too Large", 422, "Unprocessable Content",
             429, "Too Many Requests");
 
     static Answer json(int status, JsonNode body) {
@@ -259,7 +260,7 @@ public class Shop {
     }
 
     static boolean isConnectionOrMayHelp(SQLException e) {
-        return e instanceof SQLTransientConnectionException || hasState(e, "08...|57P0.|55P03|40001|40P01");
+        return e instanceof SQLTransientConnectionException || hasState(e, "08...|53...|57P0.|55P03|40001|40P01");
     }
 
     /** To run, under a fence if it is leased, or the answer to send. */
@@ -618,11 +619,15 @@ public class Shop {
             exchange.getResponseBody().write(body);
     }
 
+    static final int MAX_BODY = 1 << 20;
+
     static Answer answer(HttpExchange exchange) throws IOException {
         try {
             // The body as it came is what idem_http_begin compares.
-            ByteBuffer body = ByteBuffer.wrap(exchange.getRequestBody().readAllBytes());
-            return route(new Request(exchange, StandardCharsets.UTF_8.newDecoder().decode(body).toString()));
+            byte[] body = exchange.getRequestBody().readNBytes(MAX_BODY + 1);
+            if (body.length > MAX_BODY)
+                return problem(413, "The body has more than 1 MiB.");
+            return route(new Request(exchange, StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(body)).toString()));
         } catch (Problem problem) {
             return problem.answer;
         } catch (CharacterCodingException e) {
@@ -639,7 +644,17 @@ public class Shop {
     public static void main(String[] args) throws IOException {
         String port = System.getenv().getOrDefault("PORT", "8080");
         HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", Integer.parseInt(port)), 100);
-        server.setExecutor(Executors.newCachedThreadPool());
+        ExecutorService executor = Executors.newCachedThreadPool();
+        server.setExecutor(executor);
+        // What runs is answered first: a payment that is cut off leaves its client waiting for the end of the lease.
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            executor.shutdown();
+            try {
+                executor.awaitTermination(20, TimeUnit.SECONDS);
+            } catch (InterruptedException e) {
+                Thread.currentThread().interrupt();
+            }
+        }));
         server.createContext("/", exchange -> {
             try {
                 send(exchange, answer(exchange));

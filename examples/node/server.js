@@ -43,7 +43,7 @@ function send(reply, { status, headers, body, replayed }) {
 }
 
 const again = problem(503, 'Try again.', { headers: { 'Retry-After': '1' } });
-const mayHelp = error => /^(08|57P0|55P03|40001|40P01|E[A-Z]+$)/.test(error.code) ||
+const mayHelp = error => /^(08|53|57P0|55P03|40001|40P01|E[A-Z]+$)/.test(error.code) ||
   /^(Connection terminated|timeout exceeded|Client has encountered)/.test(error.message);
 
 app.setErrorHandler(onError);
@@ -190,14 +190,16 @@ function bareKey(request) {
   return key.startsWith('"') ? key.slice(1, -1).replace(/\\(.)/g, '$1') : key;
 }
 
+// The charge, or null if it was declined.
 async function charge(remoteKey, amount) {
   const response = await fetch(`${process.env.PAYMENT_URL}/charges`, {
     method: 'POST', signal: AbortSignal.timeout(10_000),
     headers: { 'Content-Type': 'application/json', 'Idempotency-Key': remoteKey }, body: JSON.stringify({ amount }),
   });
   if (response.status === 402) return null;
-  if (response.status !== 201) throw new Error(`the payment service says ${response.status}`);
-  return (await response.json()).charge;
+  const charged = response.status === 201 ? (await response.json()).charge : undefined;
+  if (typeof charged !== 'string') throw new Error(`the payment service says ${response.status}`);    // it may have charged
+  return charged;
 }
 
 app.post('/payments', async (request, reply) => {
@@ -226,12 +228,12 @@ app.post('/payments', async (request, reply) => {
       .catch(error => request.log.warn(error.message));    // then the lease ends by itself
     return send(reply, again);
   }
-  const answer = paid ? json(201, { charge: paid, amount })
+  const answer = paid !== null ? json(201, { charge: paid, amount })
     : problem(402, 'The card was declined.', { type: '/problems/declined' });
   try {
     return send(reply, await transaction(async client => {
       await client.query('UPDATE payments SET status = $2, charge = $3 WHERE remote_key = $1',
-        [remoteKey, paid ? 'paid' : 'declined', paid]);
+        [remoteKey, paid !== null ? 'paid' : 'declined', paid]);
       return finish(client, request, answer, claim.fence);
     }));
   } catch (error) {
@@ -305,11 +307,16 @@ app.post('/deliveries', async (request, reply) => {
   const messages = request.body?.messages;
   valid(Array.isArray(messages) && messages.length <= 100, 'messages is missing or wrong');
   const usable = id => matches(id, /^[^]/) && Buffer.byteLength(id) <= 1024;
+  // JSON.parse has rounded what is not a safe integer, such as an id of 64 bits: it must not go on as another one.
+  const asItCame = (name, value) => {
+    if (Number.isInteger(value) && !Number.isSafeInteger(value)) throw new RangeError('an integer is too large');
+    return value;
+  };
   const payloadOf = message => {
     try {
-      return JSON.stringify(message?.payload);
-    } catch {
-      return '"too deep"';    // a string is parked below
+      return JSON.stringify(message?.payload, asItCame);
+    } catch (error) {
+      return JSON.stringify(error.message);    // also if it is too deep; a string is parked below
     }
   };
   const park = (client, id, message, error) =>
@@ -353,4 +360,5 @@ app.get('/healthz', async (request, reply) => {
 });
 
 await app.listen({ host: '127.0.0.1', port: Number(process.env.PORT ?? 8080) });
-process.on('SIGTERM', () => process.exit());
+// What runs is answered first: a payment that is cut off leaves its client waiting for the end of the lease.
+process.on('SIGTERM', () => app.close().then(() => process.exit()));

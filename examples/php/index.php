@@ -28,9 +28,10 @@ final class Refused extends Exception
 }
 
 const NO_STORE = ['Cache-Control' => 'no-store'];
+const MAX_BODY = 1024 * 1024;
 const TITLES = [
     400 => 'Bad Request', 401 => 'Unauthorized', 402 => 'Payment Required', 403 => 'Forbidden', 404 => 'Not Found',
-    409 => 'Conflict', 410 => 'Gone', 422 => 'Unprocessable Content', 429 => 'Too Many Requests',
+    409 => 'Conflict', 410 => 'Gone', 413 => 'Content Too Large', 422 => 'Unprocessable Content', 429 => 'Too Many Requests',
     500 => 'Internal Server Error', 503 => 'Service Unavailable',
 ];
 
@@ -125,7 +126,8 @@ function bareKey(): string
 // The body as it came is what idem_http_begin compares.  U+0000 would end a parameter of a statement; JSON has none.
 function bodyText(): string
 {
-    $text = file_get_contents('php://input');
+    $text = file_get_contents('php://input', length: MAX_BODY + 1);
+    strlen($text) <= MAX_BODY || refuse(413, 'The body has more than 1 MiB.');
     valid(!str_contains($text, "\0"), 'The body is not JSON.');
     return $text;
 }
@@ -309,7 +311,11 @@ function charge(string $remoteKey, int $amount): ?string
     if ($body === false || !in_array($status, [201, 402], true)) {
         throw new RuntimeException("the payment service says $status " . curl_error($curl));
     }
-    return $status === 402 ? null : json_decode($body, true, flags: JSON_THROW_ON_ERROR)['charge'];
+    if ($status === 402) {
+        return null;
+    }
+    return json_decode($body, false, flags: JSON_THROW_ON_ERROR)->charge
+        ?? throw new RuntimeException('the payment service names no charge');    // it may have charged
 }
 
 function postPayment(): Answer
@@ -446,7 +452,8 @@ function messages(): array
 {
     $other = '\\\\(?:[^u]|ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2})';
     $text = preg_replace("/$other(*SKIP)(*FAIL)|\\\\u(?:0000|d[89a-f][0-9a-f]{2})/i", '\ufffd\u0000', bodyText());
-    $messages = json_decode($text ?? '')->messages ?? null;    // not arrays: {} would come out as []
+    // Objects, since {} would come out as an array []; what is no int as text, since a float is another number.
+    $messages = json_decode($text ?? '', flags: JSON_BIGINT_AS_STRING)->messages ?? null;
     valid(is_array($messages) && count($messages) <= 100, 'messages is missing or wrong');
     return $messages;
 }
