@@ -62,6 +62,13 @@ sub redis
 sub query { return $node->safe_psql('postgres', $_[0]) }
 
 eventually(sub { redis('PING') eq 'PONG' }) or die "redis-server did not start: $redis_out";
+# with the jobs that the page says
+query(<<'SQL');
+CREATE ROLE app LOGIN;
+CREATE ROLE importer LOGIN;
+SELECT idem_grant('app', '{claims, lookup}'), idem_grant('importer', '{operate}');
+ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE ON TABLES TO app;
+SQL
 query(language('sql'));
 query('ALTER TABLE orders ALTER id RESTART WITH 1000001; CREATE TABLE answers (key text, answer text)');
 
@@ -69,13 +76,13 @@ query('ALTER TABLE orders ALTER id RESTART WITH 1000001; CREATE TABLE answers (k
 sub import_redis
 {
 	my ($out, $err) = ('', '');
-	local %ENV = (%ENV, PGHOST => $node->host, PGPORT => $node->port, PGDATABASE => 'postgres');
+	local %ENV = (%ENV, PGHOST => $node->host, PGPORT => $node->port, PGDATABASE => 'postgres', PGUSER => 'importer');
 
 	ok(IPC::Run::run(["$dir/import-redis"], '>', \$out, '2>', \$err), 'the import') or diag($err);
 	return $out;
 }
 
-my @client = ($python, "$FindBin::RealBin/lib/from_redis.py", $ENV{REDIS_URL}, $node->connstr('postgres'));
+my @client = ($python, "$FindBin::RealBin/lib/from_redis.py", $ENV{REDIS_URL}, $node->connstr('postgres') . ' user=app');
 my $phase = 0;
 
 # Clients of some versions, each with keys of all phases and those that were there before.
