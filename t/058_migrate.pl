@@ -1,83 +1,163 @@
 
-# The recipe of doc/migrate.md, as printed there, while both are in use: clients of the old version
-# of an application work on its table, the copy runs beside them, then clients of the new version
-# work beside those of the old one on the same keys.  Each request has its effect once.
+# The recipe of doc/migrate.md, as printed there, with its 200,000 keys, there and back, while clients
+# of two versions work on the same keys: each request has its effect once, and one answer.
 
 use strict;
 use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use IdemDocs;
 use IdemTest;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $transactions = 150; # of each session
+my $keys = 200_000; # that are there before
+my $fresh = 200;    # more in each phase
+my $transactions = 250; # of each of four clients of a version
 
-my ($recipe) = slurp_file("$FindBin::RealBin/../doc/migrate.md") =~ /^## Coming from (.*?)^## Leaving/ms;
-my ($table, $trigger, $copy, $missing) = $recipe =~ /^```sql\n(.*?)^```$/msg;
+my $page = "$FindBin::RealBin/../doc/migrate.md";
+my @sql = map { $_->[1] } grep { $_->[0] eq 'sql' } blocks($page);
+
+# The one block that has it, without what it calls or shows.
+sub step
+{
+	my ($has) = @_;
+	my @found = grep { /$has/ } @sql;
+
+	die scalar(@found) . " blocks have $has" if @found != 1;
+	return $found[0] =~ s/^(CALL|SELECT order_).*//mrs;
+}
+
+my $table = "CREATE TABLE idempotency_keys";
+my ($make_table, $make_again) = grep { /^$table/ } @sql;
+my ($missing, $missing_back) = grep { /AS missing/ } @sql;
+my ($import, $export) = ('CALL import_keys()', 'CALL export_keys()');
+my ($err, $phase) = ('', 0);
 
 my $node = new_node('main', conf => "deadlock_timeout = '10ms'\n");
 
-# The old version answers from its table; the new one does as step 4 says.  pgbench repeats what ends
-# with 40001 or 40P01, and gives up after any other error.
-$node->safe_psql('postgres', <<"SQL");
-CREATE TABLE effects (key text, version text);
-$table
-CREATE FUNCTION old_version(k text) RETURNS text LANGUAGE plpgsql AS \$\$
-DECLARE
-	answer text;
-BEGIN
-	INSERT INTO api_requests (tenant, key, request) VALUES ('acme', k, '{"item": 1}') ON CONFLICT DO NOTHING;
-	IF NOT FOUND THEN
-		RETURN response FROM api_requests WHERE tenant = 'acme' AND key = k;
-	END IF;
-	INSERT INTO effects VALUES (k, 'old');
-	UPDATE api_requests SET status = 201, response = 'old ' || k WHERE tenant = 'acme' AND key = k RETURNING response INTO answer;
-	RETURN answer;
-END \$\$;
-CREATE FUNCTION new_version(k text) RETURNS text LANGUAGE plpgsql AS \$\$
-DECLARE
-	claim record := idem_http_begin(k, '{"item": 1}', 'api acme', wait_ms => 60000);
-BEGIN
-	IF NOT claim.run THEN
-		RETURN claim.body;
-	END IF;
-	INSERT INTO effects VALUES (k, 'new');
-	PERFORM idem_http_finish(k, 201, 'new ' || k, '{"Content-Type": "application/json"}', 'api acme');
-	INSERT INTO api_requests (tenant, key, request, status, response) VALUES ('acme', k, '{"item": 1}', 201, 'new ' || k);
-	RETURN 'new ' || k;
-EXCEPTION WHEN unique_violation THEN
-	RAISE serialization_failure;
-END \$\$;
-CREATE TABLE answers (key text, answer text);
-SQL
+sub query { return $node->safe_psql('postgres', $_[0]) }
 
-my @tries = ('-M', 'prepared', '--max-tries', '1000');
-my $old = "\\set k random(1, 400)\nINSERT INTO answers SELECT 'key ' || :k, old_version('key ' || :k);\n";
-my $new = "\\set k random(1, 800)\nINSERT INTO answers SELECT 'key ' || :k, new_version('key ' || :k);\n";
+# Clients of some versions, each with keys of all phases and those that were there before.  No version
+# may need to repeat anything, so pgbench gives up after any error.
+sub start_clients
+{
+	my @versions = @_;
 
-# the old version alone, and the copy beside it
-my $err = '';
-my $storm = IPC::Run::start(pgbench_command($node, $old, '-c', '4', '-t', $transactions, @tries), '>', \my $out, '2>', \$err);
+	$phase++;
+	return map
+	{
+		my $script = "\\set p random(0, $phase)\n\\set k random(1, CASE WHEN :p = 0 THEN $keys ELSE $fresh END)\n"
+		  . "INSERT INTO answers SELECT k, order_$_(k, '$_') FROM (SELECT CASE :p::int WHEN 0 THEN 'r-' ELSE 'a' || :p::int || '-' END || :k::int AS k) AS r;\n";
+		my $err = '';
+		[ $_, IPC::Run::start(pgbench_command($node, $script, '-U', 'app', '-M', 'prepared', '-c', '4', '-t', $transactions), '>', \my $out, '2>', \$err), \$err ];
+	} @versions;
+}
 
-$node->safe_psql('postgres', $trigger);
-$node->safe_psql('postgres', $copy);
-sql_is($node, 'postgres', $missing, '0', 'the copy has all keys');
-ok($storm->finish, 'the old version went on') or diag($err);
-sql_is($node, 'postgres', $missing, '0', 'and what it has stored since');
+sub end_clients
+{
+	for my $client (@_)
+	{
+		my ($version, $run, $err) = @$client;
+		ok($run->finish, "phase $phase: no request of the $version version failed") or diag($$err);
+	}
+	is(query('SELECT key, count(*) FROM orders GROUP BY key HAVING count(*) > 1'), '', "phase $phase: nothing ran twice");
+	is(query("SELECT key FROM orders WHERE key LIKE 'r-%'"), '', "phase $phase: nor what was done before");
+	return;
+}
 
-# both
-$err = '';
-$storm = IPC::Run::start(pgbench_command($node, $old =~ s/400/800/r, '-c', '4', '-t', $transactions, @tries), '>', \$out, '2>', \$err);
-ok(pgbench($node, $new, '-c', '4', '-t', $transactions, @tries), 'the new version beside the old one');
-ok($storm->finish, 'the old version beside the new one') or diag($err);
-sql_is($node, 'postgres', "SELECT count(DISTINCT version) FROM effects WHERE key IN (SELECT key FROM answers)", '2', 'both had requests that were the first');
-sql_is($node, 'postgres', $missing, '0', 'no key is missing');
-sql_is($node, 'postgres', 'SELECT key, count(*) FROM effects GROUP BY key HAVING count(*) > 1', '', 'nothing ran twice');
-sql_is($node, 'postgres', 'SELECT key FROM answers EXCEPT SELECT key FROM effects', '', 'and everything once');
-sql_is($node, 'postgres', 'SELECT key, array_agg(DISTINCT answer) FROM answers GROUP BY key HAVING count(DISTINCT answer) > 1', '', 'a key has one answer');
-sql_is($node, 'postgres', 'SELECT count(*) FROM answers WHERE answer IS NULL', '0', 'which nobody missed');
+# A transaction that has a key as the copy comes to it, so that the copy is seen at work, and stopped.
+sub stop_copy
+{
+	my ($call, $hold) = @_;
+	my $holder = $node->background_psql('postgres');
+	my $copy = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $copy->query_safe('SELECT pg_backend_pid()');
+
+	$holder->query_safe("BEGIN; $hold");
+	waiting($copy, $call);
+	ok( $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = $pid AND wait_event_type = 'Lock'"),
+		"$call waits for who has a key");
+	query("SELECT pg_terminate_backend($pid)");
+	$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid") or die 'the copy goes on';
+	eval { $copy->quit };
+	$holder->query_safe('ROLLBACK');
+	$holder->quit;
+	return;
+}
+
+# How many of these rows whole batches have copied.
+sub whole_batches { return 5000 * int(query("SELECT count(*) FROM $_[0]") / 5000) }
+
+# the application's role has no more than the page says
+query("CREATE ROLE app LOGIN; SELECT idem_grant('app', '{claims}'); ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE ON TABLES TO app");
+query($make_table);
+query(step('INSERT INTO idempotency_keys \(key, response, created_at\)\nSELECT .r-'));
+query('CREATE TABLE before AS SELECT * FROM idempotency_keys; CREATE TABLE answers (key text, answer jsonb)');
+query(step("CREATE FUNCTION order_$_")) for qw(old new both);
+is(query('SELECT count(*) FROM before'), $keys, 'keys that were there before');
+
+# there: the old version alone
+my @clients = start_clients('old');
+query(step('CREATE TRIGGER') =~ s/^(REVOKE.*\n)/$1GRANT EXECUTE ON FUNCTION import_key TO app;\n/mr);
+query(step('CREATE PROCEDURE import_keys'));
+end_clients(@clients);
+
+# a copy that is stopped
+stop_copy($import, "SELECT idem_import('r-15', '1')");
+is(query('SELECT count(*) FROM idem_keys'), whole_batches("idempotency_keys WHERE key < 'r-15'"), 'a copy that was stopped keeps its batches');
+
+# both, with keys that are copied and keys that are not
+end_clients(start_clients('old', 'both'));
+
+# both, and the copy beside them
+@clients = start_clients('old', 'both');
+cmp_ok(query($import), '>', 0, 'the copy goes on');
+is(query($missing), 0, 'and no key is missing');
+end_clients(@clients);
+is(query($missing), 0, 'nor what was stored since');
+
+# the old version is gone, then the table
+end_clients(start_clients('both', 'new'));
+query(step('DROP TABLE idempotency_keys'));
+end_clients(start_clients('new'));
+
+# and back
+query($make_again);
+end_clients(start_clients('both', 'new'));
+query(step('CREATE PROCEDURE export_keys'));
+my ($middle, $digest) = split /\|/, query("SELECT key, digest FROM idem_keys WHERE key LIKE 'r-%' ORDER BY digest OFFSET $keys / 2 LIMIT 1");
+query("DELETE FROM idempotency_keys WHERE key = '$middle'"); # if a client has just asked for it
+stop_copy($export, "INSERT INTO idempotency_keys VALUES ('$middle')");
+my $batches = whole_batches("idem_keys WHERE digest < '$digest'");
+is(query("SELECT count(*) FROM (SELECT key FROM idem_keys ORDER BY digest LIMIT $batches) AS i JOIN idempotency_keys USING (key)"), $batches, 'a copy back that was stopped keeps its batches');
+cmp_ok(query('SELECT count(*) FROM idempotency_keys'), '<', $keys * 3 / 4, 'and has not come to the end');
+
+@clients = start_clients('both');
+cmp_ok(query($export), '>', 0, 'the copy back goes on');
+is(query($missing_back), 0, 'and no key is missing');
+end_clients(@clients);
+is(query($missing_back), 0, 'nor what was stored since');
+
+end_clients(start_clients('old', 'both'));
+query(step('DROP FUNCTION order_both'));
+@clients = start_clients('old');
+query('DROP EXTENSION idempotency');
+end_clients(@clients);
+
+# all in all
+is(query('SELECT string_agg(DISTINCT item, $$ $$ ORDER BY item) FROM orders'), 'both new old', 'each version had requests that were the first');
+is(query("SELECT key FROM answers WHERE key NOT LIKE 'r-%' EXCEPT SELECT key FROM orders"), '', 'every request had its effect');
+is(query('SELECT key FROM answers GROUP BY key HAVING count(DISTINCT answer) > 1'), '', 'a key has one answer');
+is(query('SELECT count(*) FROM answers WHERE answer IS NULL'), 0, 'which nobody missed');
+is(query('SELECT key FROM answers JOIN before USING (key) WHERE answer <> response'), '', 'and the old ones are as before');
+cmp_ok(query("SELECT count(*) FROM answers WHERE key LIKE 'r-%'"), '>', 0, 'which some have asked for');
+is(query('SELECT count(*) FROM (SELECT * FROM before EXCEPT SELECT * FROM idempotency_keys) AS r'), 0, 'the table has what it had, with its times');
+is(query('SELECT count(*) FROM idempotency_keys'), $keys + query('SELECT count(*) FROM orders'), 'and what came later');
+is(query('SELECT key FROM orders JOIN idempotency_keys USING (key) WHERE response IS DISTINCT FROM jsonb_build_object($$order$$, id)'), '', 'with its answers');
+
+$node->stop('fast');
 
 done_testing();

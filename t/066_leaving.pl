@@ -63,7 +63,6 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM plain_keys WHERE key IN ('
 
 # Requests as in the last block, for all that were sent before.
 my ($insert) = $request =~ /(INSERT.*?ON CONFLICT DO NOTHING)/s;
-$insert =~ s/'api acme'/''/;
 $insert =~ s/'r-8'/k/;
 $node->safe_psql('postgres', <<"SQL");
 DO \$\$
