@@ -31,11 +31,11 @@
 #define SHARD_CATALOG "pg_dist_shard"
 #define SHARD_INDEX "pg_dist_shard_logical_relid_index"
 #define SHARD_ID_INDEX "pg_dist_shard_shardid_index"
-/* so much of a table's name is in those of its shards, however long it is */
-#define SHORTEST_CUT 30
-
 #define PLACEMENT_CATALOG "pg_dist_placement"
 #define PLACEMENT_INDEX "pg_dist_placement_shardid_index"
+
+/* so much of a table's name is in those of its shards, however long it is */
+#define SHORTEST_CUT 30
 
 static Oid
 find_catalog(const char *name)
@@ -60,23 +60,27 @@ find_column(Relation catalog, const char *name, Oid type)
 	return column;
 }
 
-static int32
-get_int32(Relation catalog, HeapTuple tuple, AttrNumber column)
+static Datum
+get_value(Relation catalog, HeapTuple tuple, AttrNumber column, Datum if_null)
 {
 	bool isnull;
 	Datum d = heap_getattr(tuple, column, RelationGetDescr(catalog), &isnull);
 
-	return isnull ? -1 : DatumGetInt32(d);
+	return isnull ? if_null : d;
 }
 
 static char
 get_char(Relation catalog, HeapTuple tuple, const char *name)
 {
-	bool isnull;
-	Datum d = heap_getattr(tuple, find_column(catalog, name, CHAROID), RelationGetDescr(catalog),
-						   &isnull);
+	AttrNumber column = find_column(catalog, name, CHAROID);
 
-	return isnull ? '\0' : DatumGetChar(d);
+	return DatumGetChar(get_value(catalog, tuple, column, CharGetDatum('\0')));
+}
+
+static int32
+get_group(Relation catalog, HeapTuple tuple, AttrNumber column)
+{
+	return DatumGetInt32(get_value(catalog, tuple, column, Int32GetDatum(-1)));
 }
 
 int32
@@ -96,7 +100,7 @@ citus_group(void)
 	scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
-		group = get_int32(catalog, tuple, column);
+		group = get_group(catalog, tuple, column);
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	return group;
@@ -170,23 +174,13 @@ citus_shards(Oid table)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		int64 *shard = palloc(sizeof(int64));
-		bool isnull;
 
-		*shard = DatumGetInt64(heap_getattr(tuple, column, RelationGetDescr(catalog), &isnull));
+		*shard = DatumGetInt64(get_value(catalog, tuple, column, Int64GetDatum(0)));
 		shards = lappend(shards, shard);
 	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	return shards;
-}
-
-static Oid
-get_oid(Relation catalog, HeapTuple tuple, AttrNumber column)
-{
-	bool isnull;
-	Datum d = heap_getattr(tuple, column, RelationGetDescr(catalog), &isnull);
-
-	return isnull ? InvalidOid : DatumGetObjectId(d);
 }
 
 /* A table that merely ends with the number of a shard is none.  Citus shortens long names. */
@@ -223,7 +217,11 @@ citus_is_shard(Relation rel)
 					  Int64GetDatum(shard));
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
-		found = is_name_of_shard(name, number - name, get_oid(catalog, tuple, column));
+	{
+		Datum table = get_value(catalog, tuple, column, ObjectIdGetDatum(InvalidOid));
+
+		found = is_name_of_shard(name, number - name, DatumGetObjectId(table));
+	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	return found;
@@ -247,7 +245,7 @@ citus_has_shard(int64 shard)
 	scan = begin_scan(catalog, PLACEMENT_INDEX, find_column(catalog, "shardid", INT8OID), F_INT8EQ,
 					  Int64GetDatum(shard));
 	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
-		found = get_int32(catalog, tuple, column) == group;
+		found = get_group(catalog, tuple, column) == group;
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	return found;

@@ -114,10 +114,10 @@
 			 errdetail("It has %d bytes in UTF-8; at most %d are allowed.", (size_), (limit_)), \
 			 errhint("Use a hash of it instead.")))
 
+#define hint_tenant() errhint("The keys are distributed by tenant: give the tenant as the scope.")
+
 /* 22023, in an error context callback: the type's input function has refused the scope */
-#define hint_not_tenant() \
-	((void) errcode(ERRCODE_INVALID_PARAMETER_VALUE), \
-	 (void) errhint("The keys are distributed by tenant: give the tenant as the scope."))
+#define hint_not_tenant() ((void) errcode(ERRCODE_INVALID_PARAMETER_VALUE), (void) hint_tenant())
 
 /* 22023: the scope of keys that are distributed by tenant */
 #define error_not_tenant(scope_, type_, written_) \
@@ -126,7 +126,7 @@
 			 errmsg("idempotency scope \"%s\" is not a tenant of type %s", \
 					key_text_display(scope_), format_type_be(type_)), \
 			 VARSIZE_ANY_EXHDR(scope_) == 0 \
-				 ? errhint("The keys are distributed by tenant: give the tenant as the scope.") \
+				 ? hint_tenant() \
 				 : errhint("Write the tenant as the server does: \"%s\".", (written_))))
 
 /* 22023: an element of keep_errors */

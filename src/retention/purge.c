@@ -77,6 +77,15 @@ typedef struct Progress
  * ------------------------------------------------------------------------
  */
 
+/* Start at random, so that purges with limits reach all pages eventually. */
+static uint64
+unknown_position(const Purge *purge)
+{
+	if (purge->max_rows < PG_INT64_MAX || !TIMESTAMP_IS_NOEND(purge->deadline))
+		return pg_prng_uint32(&pg_global_prng_state);
+	return 0;
+}
+
 static uint64
 get_position(const Purge *purge, int which)
 {
@@ -84,10 +93,7 @@ get_position(const Purge *purge, int which)
 
 	if (positions != NULL)
 		return pg_atomic_read_u64(&positions[which]);
-	/* unknown: start at random, so that purges with limits reach all pages eventually */
-	if (purge->max_rows < PG_INT64_MAX || !TIMESTAMP_IS_NOEND(purge->deadline))
-		return pg_prng_uint32(&pg_global_prng_state);
-	return 0;
+	return unknown_position(purge);
 }
 
 static void
@@ -252,13 +258,25 @@ is_subscribed(const char *name)
 	return found;
 }
 
-/* Purge all pages, from where the last purge ended, wrapping around.  False as above. */
+/* Purge all pages, from a position modulo their number, wrapping around.  False as above. */
+static bool
+purge_from(Purge *purge, Progress *progress, int table, Oid shard, uint64 position,
+		   BlockNumber pages)
+{
+	BlockNumber start = pages == 0 ? 0 : (BlockNumber) (position % pages);
+
+	progress->pages_read = 0;
+	progress->pages_left = pages;
+	return purge_pages(purge, progress, table, shard, start, pages) &&
+		purge_pages(purge, progress, table, shard, 0, start);
+}
+
+/* From where the last purge ended.  False as above. */
 static bool
 purge_table(Purge *purge, Progress *progress, int table)
 {
 	SweepTable member = {tables[table], InvalidOid};
 	BlockNumber pages;
-	BlockNumber start;
 	bool complete;
 
 	if (is_subscribed(tables[table]))
@@ -272,23 +290,10 @@ purge_table(Purge *purge, Progress *progress, int table)
 	purge->locked[table] = !sweep_pages(&member, purge->nowait, &pages);
 	if (purge->locked[table])
 		return true;
-	start = pages == 0 ? 0 : (BlockNumber) (get_position(purge, table) % pages);
-	progress->pages_read = 0;
-	progress->pages_left = pages;
-	complete = purge_pages(purge, progress, table, InvalidOid, start, pages) &&
-		purge_pages(purge, progress, table, InvalidOid, 0, start);
+	complete = purge_from(purge, progress, table, InvalidOid, get_position(purge, table), pages);
 	if (!purge->locked[table])
 		reclaim(purge, table);
 	return complete;
-}
-
-/* Where a purge of a shard ended is not remembered: it has a part of the keys only. */
-static BlockNumber
-start_in_shard(const Purge *purge, BlockNumber pages)
-{
-	if (purge->max_rows == PG_INT64_MAX && TIMESTAMP_IS_NOEND(purge->deadline))
-		return 0;
-	return pg_prng_uint32(&pg_global_prng_state) % Max(pages, 1);
 }
 
 /* The shards to purge, kept over the commits of a purge. */
@@ -307,11 +312,10 @@ list_shards(bool nowait)
 		return -1;
 	if (list_length(list) > max_shards)
 	{
-		if (shards != NULL)
-			pfree(shards);
-		shards = NULL;
-		max_shards = 0;
-		shards = MemoryContextAlloc(TopMemoryContext, list_length(list) * sizeof(Oid));
+		Size size = list_length(list) * sizeof(Oid);
+
+		shards =
+			shards == NULL ? MemoryContextAlloc(TopMemoryContext, size) : repalloc(shards, size);
 		max_shards = list_length(list);
 	}
 	foreach(lc, list)
@@ -323,7 +327,7 @@ list_shards(bool nowait)
 /*
  * If the keys are distributed, those of the shards that are on this node.  The shards need not
  * be locked against moves: a copy that is made meanwhile has expired rows of its own, which the
- * other node purges.
+ * other node purges.  Where a purge of one ended is not remembered: it has a part of the keys only.
  */
 static bool
 purge_shards(Purge *purge, Progress *progress)
@@ -336,15 +340,10 @@ purge_shards(Purge *purge, Progress *progress)
 	{
 		SweepTable table = {tables[PURGE_KEYS], shards[i]};
 		BlockNumber pages;
-		BlockNumber start;
 
 		if (!sweep_pages(&table, purge->nowait, &pages))
 			continue;
-		start = start_in_shard(purge, pages);
-		progress->pages_read = 0;
-		progress->pages_left = pages;
-		if (!purge_pages(purge, progress, PURGE_KEYS, table.shard, start, pages) ||
-			!purge_pages(purge, progress, PURGE_KEYS, table.shard, 0, start))
+		if (!purge_from(purge, progress, PURGE_KEYS, table.shard, unknown_position(purge), pages))
 			return false;
 	}
 	return true;

@@ -3,7 +3,7 @@
  * shard.c
  *	  Where the keys of a scope are, if Citus has distributed them.
  *
- * Of Citus this uses three catalogs (base/citus.h), the names of shards, and two SQL functions:
+ * Of Citus this uses the catalogs in base/citus.h, the names of shards, and two SQL functions:
  * get_shard_id_for_distribution_column() and lock_shard_metadata().  They have been the same since
  * Citus 10.  Both run as the owner of the table.
  *
@@ -358,8 +358,7 @@ lock_shard(int64 shard)
 static struct
 {
 	LocalTransactionId transaction;
-	int64 *shards;
-	Oid *tables;
+	Place *places;
 	int n;
 	int checked; /* at the commit */
 	int size;
@@ -374,27 +373,18 @@ note_written(int64 shard, Oid table)
 		written.n = written.checked = 0;
 	}
 	for (int i = 0; i < written.n; i++)
-		if (written.shards[i] == shard && written.tables[i] == table)
+		if (written.places[i].shard == shard && written.places[i].relid == table)
 			return;
 	if (written.n == written.size)
 	{
 		int size = Max(8, 2 * written.size);
-		int64 *shards = MemoryContextAlloc(TopMemoryContext, size * sizeof(int64));
-		Oid *tables = MemoryContextAlloc(TopMemoryContext, size * sizeof(Oid));
+		Size bytes = size * sizeof(Place);
 
-		if (written.n > 0)
-		{
-			memcpy(shards, written.shards, written.n * sizeof(int64));
-			memcpy(tables, written.tables, written.n * sizeof(Oid));
-			pfree(written.shards);
-			pfree(written.tables);
-		}
-		written.shards = shards;
-		written.tables = tables;
+		written.places = written.places == NULL ? MemoryContextAlloc(TopMemoryContext, bytes)
+												: repalloc(written.places, bytes);
 		written.size = size;
 	}
-	written.shards[written.n] = shard;
-	written.tables[written.n++] = table;
+	written.places[written.n++] = (Place){shard, table};
 }
 
 /*
@@ -524,12 +514,13 @@ shard_check_written(void)
 	owner_become(keys, &owner);
 	for (; written.checked < written.n; written.checked++)
 	{
-		lock_shard(written.shards[written.checked]);
+		const Place *place = &written.places[written.checked];
+
+		lock_shard(place->shard);
 		AcceptInvalidationMessages();
 		if (!shard_in_use(keys))
 			error_shards_gone();
-		if (find_place(keys, written.shards[written.checked], &was_here) !=
-			written.tables[written.checked])
+		if (find_place(keys, place->shard, &was_here) != place->relid)
 			error_written_shard_moved();
 	}
 	owner_leave(&owner);

@@ -264,6 +264,14 @@ open_and_check(LOCKMODE lockmode)
 	return heap;
 }
 
+static inline Relation
+open_keys(LOCKMODE lockmode)
+{
+	Relation heap = open_known(lockmode);
+
+	return heap != NULL ? heap : open_and_check(lockmode);
+}
+
 /* ------------------------------------------------------------------------
  * Shards
  * ------------------------------------------------------------------------
@@ -341,9 +349,7 @@ open_shard(Store *store, text *scope, ShardUse use, LOCKMODE lockmode)
 void
 store_open(Store *store, text *scope, ShardUse use, LOCKMODE lockmode)
 {
-	store->heap = open_known(lockmode);
-	if (store->heap == NULL)
-		store->heap = open_and_check(lockmode);
+	store->heap = open_keys(lockmode);
 	if (!shard_no_citus && shard_in_use(store->heap))
 		open_shard(store, scope, use, lockmode);
 	else
@@ -360,13 +366,10 @@ bool
 store_is_distributed(void)
 {
 	/* the lock of a claim, which comes next: one that is upgraded can deadlock */
-	Relation heap = open_known(RowExclusiveLock);
-	bool distributed;
+	Relation keys = open_keys(RowExclusiveLock);
+	bool distributed = !shard_no_citus && shard_in_use(keys);
 
-	if (heap == NULL)
-		heap = open_and_check(RowExclusiveLock);
-	distributed = !shard_no_citus && shard_in_use(heap);
-	table_close(heap, NoLock);
+	table_close(keys, NoLock);
 	return distributed;
 }
 
