@@ -30,7 +30,7 @@ sub start_bouncer
 	my $server = 'host=' . $node->host . ' port=' . $node->port . ' user=' . $node->safe_psql('postgres', 'SELECT current_user');
 
 	# as PgBouncer is before 1.21, which does not know of prepared statements
-	my ($version) = run_command([ $program, '-V' ]) =~ /^PgBouncer 1\.(\d+)/m;
+	my ($version) = (run_command([ $program, '-V' ]))[0] =~ /^PgBouncer 1\.(\d+)/m;
 	my $unknown = $version >= 21 ? 'max_prepared_statements = 0' : '';
 
 	append_to_file("$dir/users", qq("client" "$password"\n));
