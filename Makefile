@@ -3,7 +3,7 @@ EXTENSION = idempotency
 EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(srcdir)/$(EXTENSION).control)
 
 MODULE_big = idempotency
-# every source file; a folder for each subject, doc/internals.md has the map
+# every source file; a folder for each subject, doc/explanation/how-it-works.md has the map
 OBJS = $(patsubst $(srcdir)/%.c,%.o,$(sort $(wildcard $(srcdir)/src/*.c $(srcdir)/src/*/*.c)))
 # Released scripts are never edited; each version has an upgrade script from the one before.
 DATA = $(notdir $(wildcard $(srcdir)/$(EXTENSION)--*.sql))

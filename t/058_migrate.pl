@@ -1,5 +1,5 @@
 
-# The recipe of doc/migrate.md, as printed there, with its 200,000 keys, there and back, while clients
+# The recipe of doc/howto/migrate.md, as printed there, with its 200,000 keys, there and back, while clients
 # of two versions work on the same keys: each request has its effect once, and one answer.
 
 use strict;
@@ -17,7 +17,7 @@ my $keys = 200_000; # that are there before
 my $fresh = 200;    # more in each phase
 my $transactions = 250; # of each of four clients of a version
 
-my $page = "$FindBin::RealBin/../doc/migrate.md";
+my $page = "$FindBin::RealBin/../doc/howto/migrate.md";
 my @sql = map { $_->[1] } grep { $_->[0] eq 'sql' } blocks($page);
 
 # The one block that has it, without what it calls or shows.

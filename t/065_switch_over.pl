@@ -1,5 +1,5 @@
 
-# doc/switch-over.md, block by block, with clients that write until the old server is frozen and
+# doc/howto/switch-over.md, block by block, with clients that write until the old server is frozen and
 # then repeat all of their requests on the new one: nothing is done twice, and nothing is lost.
 
 use strict;
@@ -22,7 +22,7 @@ my %server = (
 my ($old, $new) = @server{qw(old new)};
 
 # Blocks in order; each begins with a comment that says where it runs.
-my @blocks = grep { $_->[0] =~ /^(sql|text)$/ } blocks("$FindBin::RealBin/../doc/switch-over.md");
+my @blocks = grep { $_->[0] =~ /^(sql|text)$/ } blocks("$FindBin::RealBin/../doc/howto/switch-over.md");
 
 sub run_block
 {

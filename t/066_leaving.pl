@@ -1,5 +1,5 @@
 
-# Leaving for a plain table, as doc/migrate.md has it, while clients write: every order has its
+# Leaving for a plain table, as doc/howto/migrate.md has it, while clients write: every order has its
 # key in the plain table, and clients that repeat all of their requests there do none twice.
 
 use strict;
@@ -20,7 +20,7 @@ $node->safe_psql('postgres', request_function());
 
 # The blocks under the heading: the count, the copy, a request afterwards.
 my ($count, $leave, $request) = map { $_->[1] } grep { $_->[0] eq 'sql' && $_->[1] =~ /plain_keys|FROM idem_keys WHERE expires_at > now/ }
-  blocks("$FindBin::RealBin/../doc/migrate.md");
+  blocks("$FindBin::RealBin/../doc/howto/migrate.md");
 like($count, qr/AS live/, 'a block that counts');
 like($leave, qr/DROP EXTENSION idempotency;\nCOMMIT/, 'a block that leaves');
 like($request, qr/ON CONFLICT DO NOTHING/, 'a block with a request afterwards');

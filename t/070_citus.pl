@@ -257,11 +257,11 @@ SQL
 }
 
 #
-# doc/scale.md, block by block, in a database of its own
+# doc/explanation/scale.md, block by block, in a database of its own
 #
 cluster_database('shop');
 {
-	my @blocks = blocks("$FindBin::RealBin/../doc/scale.md");
+	my @blocks = blocks("$FindBin::RealBin/../doc/explanation/scale.md");
 	my $start = sub {
 		my ($sql, $out, $err) = @_;
 
@@ -282,8 +282,8 @@ cluster_database('shop');
 		# a claim may have to run again when its shard moves, and is
 		$err =~ s/^.*could not serialize access.*\n(?:HINT|CONTEXT|PL|while).*\n//mg if $other;
 		s/^(?:NOTICE|DETAIL|CONTEXT|SQL statement).*\n//mg for $err, $other_err;
-		is($err . $other_err, '', "doc/scale.md:$line runs");
-		is(trimmed($out), trimmed($blocks[0][1]), "doc/scale.md:$line shows what is printed") if @blocks && $blocks[0][0] eq 'text';
+		is($err . $other_err, '', "doc/explanation/scale.md:$line runs");
+		is(trimmed($out), trimmed($blocks[0][1]), "doc/explanation/scale.md:$line shows what is printed") if @blocks && $blocks[0][0] eq 'text';
 	}
 }
 
