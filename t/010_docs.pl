@@ -58,8 +58,8 @@ for my $file ((grep { !/switch-over|scale/ } sort glob('doc/*.md doc/*/*.md')), 
 }
 cmp_ok($shown, '>', 0, 'some blocks have their output printed');
 
-# What the application of the README and the how-to pages runs, its role may; granting, purging and looking are the owner's.
-my %used = map { $_ => 1 } map { $_->[1] =~ /\b(idem_\w+)\(/g } grep { $_->[0] eq 'sql' } map { blocks($_) } 'README.md', glob('doc/howto/*.md');
+# What the application of the README and the how-to pages runs, its role may; granting, purging, looking and moving are the owner's.
+my %used = map { $_ => 1 } map { $_->[1] =~ /\b(idem_\w+)\(/g } grep { $_->[0] eq 'sql' } map { blocks($_) } 'README.md', grep { !/migrate/ } glob('doc/howto/*.md');
 my $may = q{SELECT bool_and(has_function_privilege('shop_api', oid, 'EXECUTE')) FROM pg_proc WHERE proname = '%s'};
 is($node->safe_psql('README_md', sprintf $may, $_), 't', "README: the role granted under Install may call $_")
   for grep { !/^idem_(grant|purge|lookup)$/ } sort keys %used;
