@@ -151,6 +151,8 @@ sub same_as_said
 
 # The same client behind PgBouncer, with each setting that the page gives, and, if it has to fail there, without.
 my @bouncer = start_bouncer($node);
+# one that keeps the prepared statements of its clients apart
+my @newer_bouncer = start_bouncer($node, 200);
 
 sub behind_bouncer
 {
@@ -167,6 +169,15 @@ sub behind_bouncer
 			note("$name, $setting: of 40 transactions $resolved did not fail, and $stored were stored");
 			is($stored, $resolved, "$name, $setting: what did not fail is stored");
 			ok($setting eq 'without' ? $resolved < 40 : $resolved == 40, "$name behind PgBouncer, $setting");
+		}
+		if ($fails && @newer_bouncer)
+		{
+			local @where = @newer_bouncer;
+			# without, too, but with keys of its own
+			my $resolved = said($name, @command, 'newer')->{resolved} // -1;
+
+			is($resolved, 40, "$name behind PgBouncer with max_prepared_statements, without");
+			is(stored($node, "$key newer"), 40, "$name behind PgBouncer with max_prepared_statements: all are stored");
 		}
 	}
 }
