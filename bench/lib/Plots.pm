@@ -25,7 +25,7 @@ my %colour = (floor => '#8a8a8a', map({ $_ => '#2f77b0' } qw(five hand lock uniq
 	map { $_ => '#c9740a' } @ours);
 my $gnuplot = grep { -x "$_/gnuplot" } File::Spec->path;
 
-# A text in lines of so many letters at most, each with where it stands: around 0, down.
+# A text in lines of so many letters at most (no word is longer), each with its place: downwards, around 0.
 sub broken
 {
 	my ($text, $most) = @_;
@@ -122,13 +122,13 @@ sub size_plot
 				my @points = grep { @$_ > 1 } map { [ $_, values_of("size.$kind->[0].$_.$what->[0]", $c, 'per_s') ] } @sizes or next;
 				$_ = [ $_->[0] * 1.12**(@lines - 1.5), median(@$_[ 1 .. $#$_ ]), min(@$_[ 1 .. $#$_ ]), max(@$_[ 1 .. $#$_ ]) ] for @points;
 				$most = max($most, map { $_->[3] } @points);
-				push @lines, { name => [ "$name{$c},", $kind->[1] ], look => "lc rgb '$colour{$c}' $kind->[2]", colour => $colour{$c}, points => \@points };
+				push @lines, { name => "$name{$c}, $kind->[1]", look => "lc rgb '$colour{$c}' $kind->[2]", colour => $colour{$c}, points => \@points };
 			}
 		}
 		next unless @lines;
 
 		my $step = 10**int(log($most) / log(10));
-		$step /= $most / $step < 2 ? 5 : $most / $step < 5 ? 2 : 1;
+		$step /= $most / $step < 2 ? 5 : $most / $step < 3 ? 2 : 1;
 		$script .= "unset arrow\nunset label\n" . heading($height, $what->[1], 'requests a second, median and spread, higher is better')
 			. 'set tmargin at screen ' . down($height + HEAD) . "\nset bmargin at screen " . down($height + HEAD + $tall) . "\n"
 			. "set yrange [0:$most * 1.05]\nset ytics textcolor 'black' (" . join(', ', map { "'" . number($_ * $step) . "' " . $_ * $step } 0 .. $most / $step) . ")\n";
@@ -147,7 +147,7 @@ sub size_plot
 			my $block = '$line' . @plots;
 			my $at = sub { return sprintf 'graph %s, %g', $_[0], ($line->{at} - $lower - $_[1]) / $tall };
 			$script .= "$block << E\n" . join('', map { "@$_\n" } @{ $line->{points} }) . "E\nset arrow from $x, $y to " . $at->(1.08, 0) . " nohead lc rgb '#bbbbbb'\n"
-				. join '', map { "set label '$line->{name}[$_]' at " . $at->(1.1, LINE * ($_ - 0.5)) . " tc rgb '$line->{colour}'\n" } 0, 1;
+				. join '', map { "set label '$_->[0]' at " . $at->(1.1, $_->[1]) . " tc rgb '$line->{colour}'\n" } broken($line->{name}, 21);
 			push @plots, "$block using 1:3:(0):(\$4-\$3) with vectors nohead lc rgb '$line->{colour}', $block using 1:2 with linespoints pt 7 ps 0.5 $line->{look}";
 		}
 		$script .= 'plot ' . join(', ', @plots) . "\n";
