@@ -36,7 +36,7 @@ sub wrapped
 {
 	my ($text) = @_;
 
-	return $text if $text =~ /^(?:[|#!]|```)/;
+	return $text if $text =~ /^(?:[|#]|```)/;
 	return join "\n", map { filled($_) } split /\n/, $text;
 }
 
