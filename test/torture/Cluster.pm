@@ -14,6 +14,8 @@ use Time::HiRes qw(sleep time);
 sub new
 {
 	my ($class, %self) = @_;
+	# The disk for WAL has 256 MB.  Half of it is for a standby that is behind: with asynchronous commits, the
+	# primary writes on while the standby is frozen.
 	my $conf = <<'CONF';
 listen_addresses = ''
 max_connections = 250
@@ -24,7 +26,7 @@ idempotency.guess_entries = 100000
 idempotency.purge_databases = 'postgres'
 idempotency.purge_interval = '1s'
 synchronous_standby_names = 'ANY 1 (a, b)'
-wal_keep_size = 32MB
+wal_keep_size = 128MB
 wal_retrieve_retry_interval = 100ms
 max_wal_size = 64MB
 min_wal_size = 32MB
