@@ -97,12 +97,18 @@ sub becomes
 }
 
 # a rate is seen between two looks: the first one finds zeros
-becomes($_, sub { $_[0] == 0 }, "$_, at first") for 'idem_started_total', 'idem_live_keys';
+becomes($_, sub { $_[0] == 0 }, "$_, at first") || die 'no metrics' for 'idem_started_total', 'idem_live_keys';
 
-for my $query (@$panels, @$alerts)
+for my $queries ($panels, $alerts)
 {
-	ask($query);
-	is($refused, '', "$query: Prometheus takes it");
+	my @taken;
+
+	for my $query (@$queries)
+	{
+		ask($query);
+		push @taken, $query if is($refused, '', "$query: Prometheus takes it");
+	}
+	$queries = \@taken;
 }
 for my $query (@$alerts)
 {
