@@ -206,7 +206,7 @@ ensure_packages()
 		-o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 \
 		"${missing[@]}" >"$T/apt.log" 2>&1 {lock}<&- || { tail -n 30 "$T/apt.log"; die "apt could not install them"; }
 	# a service that we brought in is not to start at the next boot either
-	for service in pgbouncer redis-server; do
+	for service in pgbouncer redis-server prometheus prometheus-postgres-exporter; do
 		if [[ " ${missing[*]} " == *" $service "* ]] && command -v systemctl >/dev/null; then
 			systemctl --quiet disable "$service" >/dev/null 2>&1 || true
 		fi

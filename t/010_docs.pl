@@ -32,7 +32,7 @@ for my $file ((grep { !/switch-over|scale/ } sort glob('doc/*.md doc/*/*.md')), 
 	}
 	$node->safe_psql('postgres', qq(CREATE DATABASE "$db"));
 	$node->safe_psql($db, 'CREATE EXTENSION idempotency')
-	  unless grep { $_->[0] eq 'sql' && $_->[1] =~ /^CREATE EXTENSION idempotency;/m } @blocks;
+	  unless grep { $_->[0] eq 'sql' && $_->[1] =~ /^CREATE EXTENSION idempotency\b/m } @blocks;
 	while (my $block = shift @blocks)
 	{
 		next unless $block->[0] eq 'sql';

@@ -10,6 +10,7 @@ use lib "$FindBin::RealBin/lib";
 use IdemDocs;
 use IdemStat;
 use IdemTest;
+use JSON::PP;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -106,9 +107,18 @@ for my $name (sort keys %$queries)
 }
 # and the queries that doc/howto/monitoring.md makes of the metrics
 my %metric = map { $_ => 1 } map { my $name = $_; map { map { "${name}_$_" } keys %$_ } @{ $queries->{$name}{metrics} } } keys %$queries;
-my @promql = map { $_->[1] =~ s/^#.*//mgr } grep { $_->[0] eq 'promql' } blocks("$FindBin::RealBin/../doc/howto/monitoring.md");
-is(scalar(@promql), 2, 'queries for panels, and for alerts');
+my @promql = map { @$_ } promql("$FindBin::RealBin/../doc/howto/monitoring.md");
+cmp_ok(scalar(@promql), '>', 10, 'queries for panels and alerts');
 is(join(' ', grep { !$metric{$_} } map { /\b(idem_\w+)/g } @promql), '', 'their metrics exist');
+# which are those of the dashboard; Grafana asks whom its user has chosen
+my $dashboard = decode_json(slurp_file("$FindBin::RealBin/../doc/grafana-dashboard.json"));
+my @panels = @{ $dashboard->{panels} };
+my @targets = map { @{ $_->{targets} } } @panels;
+is(join("\n", sort map { $_->{expr} } @targets), join("\n", sort @promql), 'the dashboard has these queries');
+is(join(' ', grep { $_ ne '${datasource}' } map { $_->{datasource}{uid} } @panels, @targets), '', 'of the data source that is chosen');
+is(join(' ', map { "$_->{name} $_->{query}" } @{ $dashboard->{templating}{list} }), 'datasource prometheus', 'among those of Prometheus');
+my %ids = map { $_->{id} => 1 } @panels;
+is(scalar(keys %ids), scalar(@panels), 'each panel has an id of its own');
 my ($exported) = exported($node, $queries->{idem}{query}, @as_monitor);
 my $now = counters($node, 'postgres');
 is(join(' ', map { $exported->{"${_}_total"} } @counters), join(' ', map { $now->{$_} } @counters), 'exported: all counters');

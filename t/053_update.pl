@@ -307,6 +307,8 @@ my $begin_all = $stays->query_safe(q{EXECUTE begin_all('finished')});
 
 my $holder = $node->background_psql('old');
 $holder->query_safe(q{BEGIN; SELECT idem_begin('open'); SELECT idem_begin('open lease', lease => '1 hour')});
+sql_fails($node, 'old', "SET lock_timeout = '100ms'; ALTER EXTENSION idempotency UPDATE", '55P03', 'the update waits no longer than lock_timeout for open claims');
+sql_is($node, 'old', q{SELECT extversion FROM pg_extension WHERE extname = 'idempotency'}, '0.1.0', 'and has changed nothing');
 my $updater = $node->background_psql('old');
 waiting($updater, 'ALTER EXTENSION idempotency UPDATE');
 $node->poll_query_until('old', q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND relation = 'idem_keys'::regclass AND NOT granted})

@@ -9,7 +9,7 @@ use warnings;
 use Exporter 'import';
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(blocks trimmed);
+our @EXPORT = qw(blocks trimmed promql);
 
 # Fenced blocks of a file: [language, text, line], indentation taken off.
 sub blocks
@@ -39,6 +39,19 @@ sub blocks
 	}
 	die "$file: unfinished block" if $block;
 	return @blocks;
+}
+
+# The queries of a document's blocks for Prometheus, a list for each block.  A query begins at the
+# margin; its further lines are indented.
+sub promql
+{
+	my ($file) = @_;
+
+	return map
+	{
+		my $text = $_->[1] =~ s/^#.*\n//mgr;
+		[ map { s/\s+/ /gr =~ s/ $//r } $text =~ /^(\S.*\n(?:[ \t]+\S.*\n)*)/mg ]
+	} grep { $_->[0] eq 'promql' } blocks($file);
 }
 
 # psql pads cells with blanks that an editor may have cut
