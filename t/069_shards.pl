@@ -187,23 +187,48 @@ for my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 	$node->safe_psql($db, $stay);
 }
 
-# Citus numbers its locks by the place of a shard in its table, and a split shifts them: a move that does not wait.
-for my $end ('COMMIT', "PREPARE TRANSACTION 'gone'")
+# Citus numbers its locks by the place of a shard in its table, and a split shifts them: a move or a split that does not wait.
+my $back = "INSERT INTO pg_dist_shard VALUES ('idem_tenant_keys', 1001); INSERT INTO pg_dist_placement VALUES (1001, 0)";
+for my $gone ([ 'moved', 'UPDATE pg_dist_placement SET groupid = 1 WHERE shardid = 1001', $stay ], [ 'been split', 'SELECT remove_shard(1001)', $back ])
 {
-	$one->query_safe("BEGIN; INSERT INTO orders VALUES (7, 'shifted'); SELECT idem_claim_for(7, 'shifted')");
-	$node->safe_psql($db, 'UPDATE pg_dist_placement SET groupid = 1 WHERE shardid = 1001');
-	like($one->query($end) . $one->{stderr}, qr/keys that the transaction has written have moved/, "$end: not after the shard has moved in spite of its lock");
-	$one->{stderr} = '';
-	$node->safe_psql($db, $stay);
-	session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
+	my ($how, $go, $return) = @$gone;
+
+	for my $end ('COMMIT', "PREPARE TRANSACTION 'gone'")
+	{
+		$one->query_safe("BEGIN; INSERT INTO orders VALUES (7, 'shifted'); SELECT idem_claim_for(7, 'shifted')");
+		$node->safe_psql($db, $go);
+		like($one->query($end) . $one->{stderr}, qr/keys that the transaction has written have moved/, "$end: not after the shard has $how in spite of its lock");
+		$one->{stderr} = '';
+		$node->safe_psql($db, $return);
+		session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
+	}
 }
 
-# LOCK TABLE keeps claims out while Citus makes the table anew.
+# The commit waits for one that has not ended.
+$node->safe_psql($db, "INSERT INTO fake_tenants VALUES ('7', 1001)");
+$one->query_safe("BEGIN; INSERT INTO orders VALUES (7, 'shifted'); SELECT idem_claim_for(7, 'shifted')");
+$node->safe_psql($db, 'SELECT add_shard(1000, 1)');
+$two->query_safe('BEGIN; SELECT move_shard(1001, 1)');
+waiting($one, 'COMMIT');
+wait_for_waiters($node, $db, 1);
+$two->query_safe('COMMIT');
+like($one->query("SELECT 'end'") . $one->{stderr}, qr/keys that the transaction has written have moved/, 'COMMIT: it waits for the lock that the move has, and then fails');
+$one->{stderr} = '';
+$node->safe_psql($db, "SELECT remove_shard(1000); $stay; DELETE FROM fake_tenants WHERE tenant = '7'");
+session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
+
+# LOCK TABLE keeps claims out while Citus makes the table anew, with other shards.
+sub wait_for_table { return $node->poll_query_until($db, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted") }
 $one->query_safe("BEGIN; SELECT idem_claim_for(7, 'locked')");
 waiting($two, "BEGIN; LOCK TABLE idem_tenant_keys IN EXCLUSIVE MODE");
-ok($node->poll_query_until($db, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted"), 'LOCK TABLE waits for claims');
+ok(wait_for_table(), 'LOCK TABLE waits for claims');
 $one->query_safe('ROLLBACK');
-$two->query_safe('ROLLBACK');
+waiting($one, "SELECT idem_claim_for(7, 'locked')");
+ok(wait_for_table(), 'and claims for it');
+$two->query_safe("SELECT add_shard(1004, 0), remove_shard(1001); INSERT INTO fake_tenants VALUES ('7', 1004); COMMIT");
+is($one->query_safe("SELECT 'end'"), "t\nend", 'which then find the other shard');
+session_says('SELECT count(*) FROM idem_tenant_keys_1001; SELECT count(*) FROM idem_tenant_keys_1004', '0 1', 'and write to it');
+$node->safe_psql($db, "DELETE FROM fake_tenants; SELECT remove_shard(1004); $back; INSERT INTO fake_tenants VALUES ('8', 1002)");
 
 # The tenant gets a shard of its own while a claim waits for the lock of the old one.
 $node->safe_psql($db, 'SELECT add_shard(1003, 0)');

@@ -233,27 +233,30 @@ for my $type ([ 'text', 'a b', "o''clock", 'ä' ], [ 'uuid', '11111111-2222-3333
 }
 
 #
-# The split of one shard shifts the numbers of Citus' locks, so a move does not wait for an open claim.
+# The split of one shard shifts the numbers of Citus' locks, so the move or the split of another one does
+# not wait for an open claim.
 #
+for my $then ('move', 'split')
 {
-	my $db = cluster_database('splits');
+	my $db = cluster_database("splits_$then");
 	my $in_db = sub { return $coordinator->safe_psql($db, $_[0]) };
 
 	$in_db->("CREATE EXTENSION idempotency; CREATE TABLE orders (tenant bigint, item text); SELECT create_distributed_table('orders', 'tenant', shard_count => 4); SELECT idem_distribute('orders')");
 	my @shards = split /\n/, $in_db->("SELECT shardid FROM pg_dist_shard WHERE logicalrelid = 'orders'::regclass ORDER BY shardminvalue::integer");
 	my ($first, $last) = map { $in_db->("SELECT min(t) FROM generate_series(1, 100) t WHERE get_shard_id_for_distribution_column('orders', t) = $_") } @shards[ 0, 2 ];
+	my $isolate = sub { return "SELECT isolate_tenant_to_new_shard('orders', $_[0], 'CASCADE', shard_transfer_mode => 'block_writes')" };
 	my $session = $coordinator->background_psql($db, on_error_stop => 0);
 
 	# all in one connection to the worker, which commits in one phase
 	$session->query_safe("BEGIN; SELECT idem_claim_for($last, 'split'); INSERT INTO orders VALUES ($last, 'tea')");
-	$in_db->("SELECT isolate_tenant_to_new_shard('orders', $first, 'CASCADE', shard_transfer_mode => 'block_writes')");
-	$in_db->(<<"SQL");
+	$in_db->($isolate->($first));
+	$in_db->($then eq 'split' ? $isolate->($last) : <<"SQL");
 SELECT citus_move_shard_placement(s.shardid, s.nodename, s.nodeport, n.nodename, n.nodeport, 'block_writes') FROM citus_shards s, pg_dist_node n
 WHERE s.shardid = $shards[2] AND n.shouldhaveshards AND n.nodeport <> s.nodeport
 SQL
-	like($session->query('COMMIT') . $session->{stderr}, qr/could not serialize access/, 'a split shifts the locks, and a shard moves from under a claim: its transaction fails');
+	like($session->query('COMMIT') . $session->{stderr}, qr/could not serialize access/, "$then: a split shifts the locks, and a shard goes from under a claim: its transaction fails");
 	$session->quit;
-	is($in_db->("SELECT idem_claim_for($last, 'split'); SELECT count(*) FROM orders"), "t\n0", 'it has left neither key nor order');
+	is($in_db->("SELECT idem_claim_for($last, 'split'); SELECT count(*) FROM orders"), "t\n0", "$then: it has left neither key nor order");
 }
 
 #
@@ -396,6 +399,14 @@ sub synchronous
 	my ($node, $standby) = @_;
 
 	return sql($node, "ALTER SYSTEM SET synchronous_standby_names = '$standby'; SELECT pg_reload_conf()");
+}
+
+# The storm may have left both tenants on one worker.
+for ([ $here, $workers[0] ], [ $there, $workers[1] ])
+{
+	my ($tenant, $to) = @$_;
+
+	ok(eventually(sub { node_of($tenant) == $to || try_sql($coordinator, move_sql($tenant, $to)) }), "tenant $tenant on worker " . $to->name);
 }
 
 my %outcome;
