@@ -11,6 +11,7 @@ use lib "$FindBin::RealBin/lib";
 use IdemCitus;
 use IdemTest;
 use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_node('main', conf => "max_connections = 50\n");
@@ -67,6 +68,20 @@ $node->safe_psql('later', 'CREATE EXTENSION idempotency');
 	$node->safe_psql('later', fake_citus() . $worker);
 	like($session->query("SELECT idem_claim('b')") . $session->{stderr}, qr/of a Citus worker/, 'that becomes a worker: refused in a session of before');
 	$session->quit;
+}
+
+# Citus goes while a claim waits for one of its catalogs.
+for my $table (qw(pg_dist_local_group pg_dist_partition))
+{
+	my $leaving = db("leaving_$table");
+	my ($claimer, $dropper) = map { $node->background_psql($leaving, on_error_stop => 0) } 1, 2;
+
+	$dropper->query_safe("SET allow_system_table_mods = on; BEGIN; DROP TABLE $table");
+	waiting($claimer, "SELECT idem_claim('a')");
+	ok($node->poll_query_until($leaving, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted"), "a claim waits for $table");
+	$dropper->query_safe('COMMIT');
+	is($claimer->query("SELECT 'end'") . $claimer->{stderr}, "t\nend", 'which is dropped: the claim goes on without it');
+	$_->quit for $claimer, $dropper;
 }
 
 #
@@ -284,8 +299,22 @@ $node->safe_psql($db, 'INSERT INTO idem_tenant_keys_1001 SELECT * FROM idem_tena
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\nidempotency.purge_interval = '1s'\nidempotency.purge_batch_size = 100\nidempotency.purge_databases = '$db'\n");
 $node->restart;
 ok($node->poll_query_until($db, 'SELECT (SELECT count(*) FROM idem_tenant_keys_1001) + (SELECT count(*) FROM idem_tenant_keys_1003) = 1'), 'the background worker purges shard by shard');
+# A shard that is locked: the next purge has looked at what the one before it has told.
+my $offset = -s $node->logfile;
+my $locker = session();
+$locker->query_safe('BEGIN; LOCK TABLE idem_tenant_keys_1001 IN SHARE MODE');
+for (1, 2)
+{
+	$node->safe_psql($db, 'INSERT INTO idem_tenant_keys_1003 SELECT * FROM idem_tenant_keys_1002');
+	ok($node->poll_query_until($db, 'SELECT count(*) = 0 FROM idem_tenant_keys_1003'), 'the worker passes over a shard that is locked');
+}
+$locker->query_safe('ROLLBACK');
+unlike(slurp_file($node->logfile, $offset), qr/is not purged while it is locked/, 'and does not take table idem_keys for locked');
+$locker->quit;
 $node->append_conf('postgresql.conf', "idempotency.purge_interval = 0\n");
 $node->reload;
 session_says("INSERT INTO idem_tenant_keys_1003 SELECT * FROM idem_tenant_keys_1002; CALL idem_purge(max_rows => 10)", '10|0|0', 'a purge with a limit');
+session_says("BEGIN; SELECT idem_claim_for(7, 'last'); SET client_min_messages = error; DROP EXTENSION idempotency CASCADE; COMMIT; SELECT count(*) FROM pg_extension WHERE extname = 'idempotency'", 't 0',
+	'DROP EXTENSION after a claim, in one transaction');
 
 done_testing();

@@ -525,12 +525,17 @@ void
 shard_check_written(void)
 {
 	Relation keys;
+	Oid relid;
 	OwnerContext owner;
 
 	/* the guard may run twice */
 	if (written.checked == written.n || written.transaction != idem_local_transaction())
 		return;
-	keys = table_open(relation_find("idem_keys"), AccessShareLock);
+	relid = relation_find_if_any("idem_keys");
+	/* this transaction has dropped the extension */
+	if (!OidIsValid(relid))
+		return;
+	keys = table_open(relid, AccessShareLock);
 	owner_become(keys, &owner);
 	for (; written.checked < written.n; written.checked++)
 	{
