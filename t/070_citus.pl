@@ -260,6 +260,26 @@ SQL
 }
 
 #
+# A claim that comes while the tables are made anew, as doc/explanation/scale.md says.  † Under a weaker
+# lock, it has one on the coordinator and waits for one on a worker, for ever.
+#
+{
+	my $db = cluster_database('anew');
+	my ($anew) = grep { /LOCK TABLE/ } map { $_->[1] } blocks("$FindBin::RealBin/../doc/explanation/scale.md");
+	my ($lock, $alter) = $anew =~ /(BEGIN;\nLOCK TABLE [^;]*;)\n(.*)/s;
+	my ($session, $claimer) = map { $coordinator->background_psql($db, on_error_stop => 0) } 1, 2;
+
+	$coordinator->safe_psql($db, "CREATE EXTENSION idempotency; CREATE TABLE orders (tenant bigint, item text); SELECT create_distributed_table('orders', 'tenant', shard_count => 8); SELECT idem_distribute('orders'); SELECT idem_claim_for(7, 'before')");
+	$session->query_safe("SET client_min_messages = warning; $lock");
+	waiting($claimer, "SELECT idem_claim_for(7, 'meanwhile')");
+	ok($coordinator->poll_query_until($db, "SELECT count(*) > 0 FROM pg_stat_activity WHERE query ~ 'meanwhile' AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()"), 'a claim waits on the coordinator while tables are made anew');
+	$session->query_safe($alter);
+	like($claimer->query("SELECT 'end'") . $claimer->{stderr}, qr/the keys of tenant "7" are on another node/, 'and then fails');
+	is($coordinator->safe_psql($db, "SELECT idem_claim_for(7, 'meanwhile'); SELECT idem_claim_for(7, 'before')"), "t\nf", 'sent again, it goes to the new shard, where the old keys are');
+	$_->quit for $session, $claimer;
+}
+
+#
 # doc/explanation/scale.md, block by block, in a database of its own
 #
 cluster_database('shop');
