@@ -11,6 +11,7 @@ use lib "$FindBin::RealBin/lib";
 use IdemCitus;
 use IdemTest;
 use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_node('main', conf => "max_connections = 50\n");
@@ -67,6 +68,20 @@ $node->safe_psql('later', 'CREATE EXTENSION idempotency');
 	$node->safe_psql('later', fake_citus() . $worker);
 	like($session->query("SELECT idem_claim('b')") . $session->{stderr}, qr/of a Citus worker/, 'that becomes a worker: refused in a session of before');
 	$session->quit;
+}
+
+# Citus goes while a claim waits for one of its catalogs.
+for my $table (qw(pg_dist_local_group pg_dist_partition))
+{
+	my $leaving = db("leaving_$table");
+	my ($claimer, $dropper) = map { $node->background_psql($leaving, on_error_stop => 0) } 1, 2;
+
+	$dropper->query_safe("SET allow_system_table_mods = on; BEGIN; DROP TABLE $table");
+	waiting($claimer, "SELECT idem_claim('a')");
+	ok($node->poll_query_until($leaving, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted"), "a claim waits for $table");
+	$dropper->query_safe('COMMIT');
+	is($claimer->query("SELECT 'end'") . $claimer->{stderr}, "t\nend", 'which is dropped: the claim goes on without it');
+	$_->quit for $claimer, $dropper;
 }
 
 #
@@ -187,23 +202,48 @@ for my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 	$node->safe_psql($db, $stay);
 }
 
-# Citus numbers its locks by the place of a shard in its table, and a split shifts them: a move that does not wait.
-for my $end ('COMMIT', "PREPARE TRANSACTION 'gone'")
+# Citus numbers its locks by the place of a shard in its table, and a split shifts them: a move or a split that does not wait.
+my $back = "INSERT INTO pg_dist_shard VALUES ('idem_tenant_keys', 1001); INSERT INTO pg_dist_placement VALUES (1001, 0)";
+for my $gone ([ 'moved', 'UPDATE pg_dist_placement SET groupid = 1 WHERE shardid = 1001', $stay ], [ 'been split', 'SELECT remove_shard(1001)', $back ])
 {
-	$one->query_safe("BEGIN; INSERT INTO orders VALUES (7, 'shifted'); SELECT idem_claim_for(7, 'shifted')");
-	$node->safe_psql($db, 'UPDATE pg_dist_placement SET groupid = 1 WHERE shardid = 1001');
-	like($one->query($end) . $one->{stderr}, qr/keys that the transaction has written have moved/, "$end: not after the shard has moved in spite of its lock");
-	$one->{stderr} = '';
-	$node->safe_psql($db, $stay);
-	session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
+	my ($how, $go, $return) = @$gone;
+
+	for my $end ('COMMIT', "PREPARE TRANSACTION 'gone'")
+	{
+		$one->query_safe("BEGIN; INSERT INTO orders VALUES (7, 'shifted'); SELECT idem_claim_for(7, 'shifted')");
+		$node->safe_psql($db, $go);
+		like($one->query($end) . $one->{stderr}, qr/keys that the transaction has written have moved/, "$end: not after the shard has $how in spite of its lock");
+		$one->{stderr} = '';
+		$node->safe_psql($db, $return);
+		session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
+	}
 }
 
-# LOCK TABLE keeps claims out while Citus makes the table anew.
+# The commit waits for one that has not ended.
+$node->safe_psql($db, "INSERT INTO fake_tenants VALUES ('7', 1001)");
+$one->query_safe("BEGIN; INSERT INTO orders VALUES (7, 'shifted'); SELECT idem_claim_for(7, 'shifted')");
+$node->safe_psql($db, 'SELECT add_shard(1000, 1)');
+$two->query_safe('BEGIN; SELECT move_shard(1001, 1)');
+waiting($one, 'COMMIT');
+wait_for_waiters($node, $db, 1);
+$two->query_safe('COMMIT');
+like($one->query("SELECT 'end'") . $one->{stderr}, qr/keys that the transaction has written have moved/, 'COMMIT: it waits for the lock that the move has, and then fails');
+$one->{stderr} = '';
+$node->safe_psql($db, "SELECT remove_shard(1000); $stay; DELETE FROM fake_tenants WHERE tenant = '7'");
+session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
+
+# LOCK TABLE keeps claims out while Citus makes the table anew, with other shards.
+sub wait_for_table { return $node->poll_query_until($db, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted") }
 $one->query_safe("BEGIN; SELECT idem_claim_for(7, 'locked')");
 waiting($two, "BEGIN; LOCK TABLE idem_tenant_keys IN EXCLUSIVE MODE");
-ok($node->poll_query_until($db, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted"), 'LOCK TABLE waits for claims');
+ok(wait_for_table(), 'LOCK TABLE waits for claims');
 $one->query_safe('ROLLBACK');
-$two->query_safe('ROLLBACK');
+waiting($one, "SELECT idem_claim_for(7, 'locked')");
+ok(wait_for_table(), 'and claims for it');
+$two->query_safe("SELECT add_shard(1004, 0), remove_shard(1001); INSERT INTO fake_tenants VALUES ('7', 1004); COMMIT");
+is($one->query_safe("SELECT 'end'"), "t\nend", 'which then find the other shard');
+session_says('SELECT count(*) FROM idem_tenant_keys_1001; SELECT count(*) FROM idem_tenant_keys_1004', '0 1', 'and write to it');
+$node->safe_psql($db, "DELETE FROM fake_tenants; SELECT remove_shard(1004); $back; INSERT INTO fake_tenants VALUES ('8', 1002)");
 
 # The tenant gets a shard of its own while a claim waits for the lock of the old one.
 $node->safe_psql($db, 'SELECT add_shard(1003, 0)');
@@ -259,8 +299,22 @@ $node->safe_psql($db, 'INSERT INTO idem_tenant_keys_1001 SELECT * FROM idem_tena
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'idempotency'\nidempotency.purge_interval = '1s'\nidempotency.purge_batch_size = 100\nidempotency.purge_databases = '$db'\n");
 $node->restart;
 ok($node->poll_query_until($db, 'SELECT (SELECT count(*) FROM idem_tenant_keys_1001) + (SELECT count(*) FROM idem_tenant_keys_1003) = 1'), 'the background worker purges shard by shard');
+# A shard that is locked: the next purge has looked at what the one before it has told.
+my $offset = -s $node->logfile;
+my $locker = session();
+$locker->query_safe('BEGIN; LOCK TABLE idem_tenant_keys_1001 IN SHARE MODE');
+for (1, 2)
+{
+	$node->safe_psql($db, 'INSERT INTO idem_tenant_keys_1003 SELECT * FROM idem_tenant_keys_1002');
+	ok($node->poll_query_until($db, 'SELECT count(*) = 0 FROM idem_tenant_keys_1003'), 'the worker passes over a shard that is locked');
+}
+$locker->query_safe('ROLLBACK');
+unlike(slurp_file($node->logfile, $offset), qr/is not purged while it is locked/, 'and does not take table idem_keys for locked');
+$locker->quit;
 $node->append_conf('postgresql.conf', "idempotency.purge_interval = 0\n");
 $node->reload;
 session_says("INSERT INTO idem_tenant_keys_1003 SELECT * FROM idem_tenant_keys_1002; CALL idem_purge(max_rows => 10)", '10|0|0', 'a purge with a limit');
+session_says("BEGIN; SELECT idem_claim_for(7, 'last'); SET client_min_messages = error; DROP EXTENSION idempotency CASCADE; COMMIT; SELECT count(*) FROM pg_extension WHERE extname = 'idempotency'", 't 0',
+	'DROP EXTENSION after a claim, in one transaction');
 
 done_testing();

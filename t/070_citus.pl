@@ -233,27 +233,50 @@ for my $type ([ 'text', 'a b', "o''clock", 'ä' ], [ 'uuid', '11111111-2222-3333
 }
 
 #
-# The split of one shard shifts the numbers of Citus' locks, so a move does not wait for an open claim.
+# The split of one shard shifts the numbers of Citus' locks, so the move or the split of another one does
+# not wait for an open claim.
 #
+for my $then ('move', 'split')
 {
-	my $db = cluster_database('splits');
+	my $db = cluster_database("splits_$then");
 	my $in_db = sub { return $coordinator->safe_psql($db, $_[0]) };
 
 	$in_db->("CREATE EXTENSION idempotency; CREATE TABLE orders (tenant bigint, item text); SELECT create_distributed_table('orders', 'tenant', shard_count => 4); SELECT idem_distribute('orders')");
 	my @shards = split /\n/, $in_db->("SELECT shardid FROM pg_dist_shard WHERE logicalrelid = 'orders'::regclass ORDER BY shardminvalue::integer");
 	my ($first, $last) = map { $in_db->("SELECT min(t) FROM generate_series(1, 100) t WHERE get_shard_id_for_distribution_column('orders', t) = $_") } @shards[ 0, 2 ];
+	my $isolate = sub { return "SELECT isolate_tenant_to_new_shard('orders', $_[0], 'CASCADE', shard_transfer_mode => 'block_writes')" };
 	my $session = $coordinator->background_psql($db, on_error_stop => 0);
 
 	# all in one connection to the worker, which commits in one phase
 	$session->query_safe("BEGIN; SELECT idem_claim_for($last, 'split'); INSERT INTO orders VALUES ($last, 'tea')");
-	$in_db->("SELECT isolate_tenant_to_new_shard('orders', $first, 'CASCADE', shard_transfer_mode => 'block_writes')");
-	$in_db->(<<"SQL");
+	$in_db->($isolate->($first));
+	$in_db->($then eq 'split' ? $isolate->($last) : <<"SQL");
 SELECT citus_move_shard_placement(s.shardid, s.nodename, s.nodeport, n.nodename, n.nodeport, 'block_writes') FROM citus_shards s, pg_dist_node n
 WHERE s.shardid = $shards[2] AND n.shouldhaveshards AND n.nodeport <> s.nodeport
 SQL
-	like($session->query('COMMIT') . $session->{stderr}, qr/could not serialize access/, 'a split shifts the locks, and a shard moves from under a claim: its transaction fails');
+	like($session->query('COMMIT') . $session->{stderr}, qr/could not serialize access/, "$then: a split shifts the locks, and a shard goes from under a claim: its transaction fails");
 	$session->quit;
-	is($in_db->("SELECT idem_claim_for($last, 'split'); SELECT count(*) FROM orders"), "t\n0", 'it has left neither key nor order');
+	is($in_db->("SELECT idem_claim_for($last, 'split'); SELECT count(*) FROM orders"), "t\n0", "$then: it has left neither key nor order");
+}
+
+#
+# A claim that comes while the tables are made anew, as doc/explanation/scale.md says.  † Under a weaker
+# lock, it has one on the coordinator and waits for one on a worker, for ever.
+#
+{
+	my $db = cluster_database('anew');
+	my ($anew) = grep { /LOCK TABLE/ } map { $_->[1] } blocks("$FindBin::RealBin/../doc/explanation/scale.md");
+	my ($lock, $alter) = $anew =~ /(BEGIN;\nLOCK TABLE [^;]*;)\n(.*)/s;
+	my ($session, $claimer) = map { $coordinator->background_psql($db, on_error_stop => 0) } 1, 2;
+
+	$coordinator->safe_psql($db, "CREATE EXTENSION idempotency; CREATE TABLE orders (tenant bigint, item text); SELECT create_distributed_table('orders', 'tenant', shard_count => 8); SELECT idem_distribute('orders'); SELECT idem_claim_for(7, 'before')");
+	$session->query_safe("SET client_min_messages = warning; $lock");
+	waiting($claimer, "SELECT idem_claim_for(7, 'meanwhile')");
+	ok($coordinator->poll_query_until($db, "SELECT count(*) > 0 FROM pg_stat_activity WHERE query ~ 'meanwhile' AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()"), 'a claim waits on the coordinator while tables are made anew');
+	$session->query_safe($alter);
+	like($claimer->query("SELECT 'end'") . $claimer->{stderr}, qr/the keys of tenant "7" are on another node/, 'and then fails');
+	is($coordinator->safe_psql($db, "SELECT idem_claim_for(7, 'meanwhile'); SELECT idem_claim_for(7, 'before')"), "t\nf", 'sent again, it goes to the new shard, where the old keys are');
+	$_->quit for $session, $claimer;
 }
 
 #
@@ -396,6 +419,14 @@ sub synchronous
 	my ($node, $standby) = @_;
 
 	return sql($node, "ALTER SYSTEM SET synchronous_standby_names = '$standby'; SELECT pg_reload_conf()");
+}
+
+# The storm may have left both tenants on one worker.
+for ([ $here, $workers[0] ], [ $there, $workers[1] ])
+{
+	my ($tenant, $to) = @$_;
+
+	ok(eventually(sub { node_of($tenant) == $to || try_sql($coordinator, move_sql($tenant, $to)) }), "tenant $tenant on worker " . $to->name);
 }
 
 my %outcome;

@@ -49,6 +49,23 @@ citus_group_catalog(void)
 	return find_catalog(GROUP_CATALOG);
 }
 
+/* NULL: it is not there, or has just been dropped with Citus. */
+static Relation
+open_catalog(const char *name)
+{
+	Relation catalog = NULL;
+
+	while (catalog == NULL)
+	{
+		Oid relid = find_catalog(name);
+
+		if (!OidIsValid(relid))
+			return NULL;
+		catalog = try_table_open(relid, AccessShareLock);
+	}
+	return catalog;
+}
+
 /* A column of one of the catalogs; 55000 if it has not the type that all versions gave it. */
 static AttrNumber
 find_column(Relation catalog, const char *name, Oid type)
@@ -86,16 +103,14 @@ get_group(Relation catalog, HeapTuple tuple, AttrNumber column)
 int32
 citus_group(void)
 {
-	Oid relid = citus_group_catalog();
-	Relation catalog;
+	Relation catalog = open_catalog(GROUP_CATALOG);
 	AttrNumber column;
 	SysScanDesc scan;
 	HeapTuple tuple;
 	int32 group = 0;
 
-	if (!OidIsValid(relid))
+	if (catalog == NULL)
 		return 0;
-	catalog = table_open(relid, AccessShareLock);
 	column = find_column(catalog, "groupid", INT4OID);
 	scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
 	tuple = systable_getnext(scan);
@@ -122,15 +137,13 @@ begin_scan(Relation catalog, const char *index_name, AttrNumber column, RegProce
 static bool
 find_table(Oid table, bool hashed)
 {
-	Oid relid = find_catalog(TABLE_CATALOG);
-	Relation catalog;
+	Relation catalog = open_catalog(TABLE_CATALOG);
 	SysScanDesc scan;
 	HeapTuple tuple;
 	bool found;
 
-	if (!OidIsValid(relid))
+	if (catalog == NULL)
 		return false;
-	catalog = table_open(relid, AccessShareLock);
 	scan = begin_scan(catalog, TABLE_INDEX, find_column(catalog, "logicalrelid", REGCLASSOID),
 					  F_OIDEQ, ObjectIdGetDatum(table));
 	tuple = systable_getnext(scan);
@@ -158,16 +171,14 @@ citus_hashes_table(Oid table)
 List *
 citus_shards(Oid table)
 {
-	Oid relid = find_catalog(SHARD_CATALOG);
-	Relation catalog;
+	Relation catalog = open_catalog(SHARD_CATALOG);
 	AttrNumber column;
 	SysScanDesc scan;
 	HeapTuple tuple;
 	List *shards = NIL;
 
-	if (!OidIsValid(relid))
+	if (catalog == NULL)
 		return NIL;
-	catalog = table_open(relid, AccessShareLock);
 	column = find_column(catalog, "shardid", INT8OID);
 	scan = begin_scan(catalog, SHARD_INDEX, find_column(catalog, "logicalrelid", REGCLASSOID),
 					  F_OIDEQ, ObjectIdGetDatum(table));
@@ -197,7 +208,6 @@ citus_is_shard(Relation rel)
 {
 	const char *name = RelationGetRelationName(rel);
 	const char *number = strrchr(name, '_');
-	Oid relid = find_catalog(SHARD_CATALOG);
 	Relation catalog;
 	AttrNumber column;
 	SysScanDesc scan;
@@ -206,12 +216,14 @@ citus_is_shard(Relation rel)
 	int64 shard;
 	bool found = false;
 
-	if (!OidIsValid(relid) || number == NULL)
+	if (number == NULL)
 		return false;
 	shard = strtoi64(number + 1, &end, 10);
 	if (end == number + 1 || *end != '\0')
 		return false;
-	catalog = table_open(relid, AccessShareLock);
+	catalog = open_catalog(SHARD_CATALOG);
+	if (catalog == NULL)
+		return false;
 	column = find_column(catalog, "logicalrelid", REGCLASSOID);
 	scan = begin_scan(catalog, SHARD_ID_INDEX, find_column(catalog, "shardid", INT8OID), F_INT8EQ,
 					  Int64GetDatum(shard));
@@ -230,17 +242,15 @@ citus_is_shard(Relation rel)
 bool
 citus_has_shard(int64 shard)
 {
-	Oid relid = find_catalog(PLACEMENT_CATALOG);
 	int32 group = citus_group();
-	Relation catalog;
+	Relation catalog = open_catalog(PLACEMENT_CATALOG);
 	AttrNumber column;
 	SysScanDesc scan;
 	HeapTuple tuple;
 	bool found = false;
 
-	if (!OidIsValid(relid))
+	if (catalog == NULL)
 		return false;
-	catalog = table_open(relid, AccessShareLock);
 	column = find_column(catalog, "groupid", INT4OID);
 	scan = begin_scan(catalog, PLACEMENT_INDEX, find_column(catalog, "shardid", INT8OID), F_INT8EQ,
 					  Int64GetDatum(shard));

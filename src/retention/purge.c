@@ -197,7 +197,8 @@ purge_pages(Purge *purge, Progress *progress, int table, Oid shard, BlockNumber 
 		PopActiveSnapshot();
 		if (!swept)
 		{
-			purge->locked[table] = true;
+			/* a shard may be gone as well, and the log is to name tables of the extension */
+			purge->locked[table] |= !OidIsValid(shard);
 			return true;
 		}
 		stats_count(STAT_PURGED, batch.deleted);

@@ -389,14 +389,15 @@ note_written(int64 shard, Oid table)
 
 /*
  * Which shard has the tenant can change as well: tenants are isolated, and shards split.  So after
- * the lock we look again, until we hold the lock of the shard that has the tenant.  The lock of
- * the distributed table itself is for LOCK TABLE, before commands that make the table anew.
+ * each wait we look again, until we hold the lock of the shard that has the tenant.  The lock of
+ * the distributed table itself is for LOCK TABLE, before commands that make the table anew.  It
+ * comes first: to lock a shard that is gone is an internal error of Citus.
  */
 static void
 find_and_lock(Relation keys, text *scope, ShardUse use)
 {
-	int64 locked = 0;
 	Oid locked_table = InvalidOid;
+	int64 locked = 0; /* of that table */
 
 	for (;;)
 	{
@@ -407,10 +408,17 @@ find_and_lock(Relation keys, text *scope, ShardUse use)
 		if (!shard_is_written(use) || (locked == known.shard && locked_table == known.table))
 			return;
 		CHECK_FOR_INTERRUPTS();
-		locked_table = known.table;
-		LockRelationOid(locked_table, RowExclusiveLock);
-		locked = known.shard;
-		lock_shard(locked);
+		if (locked_table != known.table)
+		{
+			locked_table = known.table;
+			locked = 0;
+			LockRelationOid(locked_table, RowExclusiveLock);
+		}
+		else
+		{
+			locked = known.shard;
+			lock_shard(locked);
+		}
 	}
 }
 
@@ -496,32 +504,46 @@ shard_find(Relation keys, text *scope, ShardUse use, Datum *tenant)
 	return relid;
 }
 
+static void
+check_place(Relation keys, const Place *place)
+{
+	bool was_here;
+
+	AcceptInvalidationMessages();
+	if (!shard_in_use(keys))
+		error_shards_gone();
+	if (find_place(keys, place->shard, &was_here) != place->relid)
+		error_written_shard_moved();
+}
+
 /*
  * The number of a lock is the place of the shard among those of its table.  A split of another
- * shard shifts it, and moves no longer wait for those who hold the old one.
+ * shard shifts it, and moves and splits no longer wait for those who hold the old one.  One that
+ * is gone is not to be locked, as above.
  */
 void
 shard_check_written(void)
 {
 	Relation keys;
+	Oid relid;
 	OwnerContext owner;
-	bool was_here;
 
 	/* the guard may run twice */
 	if (written.checked == written.n || written.transaction != idem_local_transaction())
 		return;
-	keys = table_open(relation_find("idem_keys"), AccessShareLock);
+	relid = relation_find_if_any("idem_keys");
+	/* this transaction has dropped the extension */
+	if (!OidIsValid(relid))
+		return;
+	keys = table_open(relid, AccessShareLock);
 	owner_become(keys, &owner);
 	for (; written.checked < written.n; written.checked++)
 	{
 		const Place *place = &written.places[written.checked];
 
+		check_place(keys, place);
 		lock_shard(place->shard);
-		AcceptInvalidationMessages();
-		if (!shard_in_use(keys))
-			error_shards_gone();
-		if (find_place(keys, place->shard, &was_here) != place->relid)
-			error_written_shard_moved();
+		check_place(keys, place);
 	}
 	owner_leave(&owner);
 	table_close(keys, NoLock);

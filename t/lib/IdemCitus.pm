@@ -59,6 +59,12 @@ BEGIN
 	INSERT INTO pg_catalog.pg_dist_shard VALUES ('public.idem_tenant_keys', shard);
 	INSERT INTO pg_catalog.pg_dist_placement VALUES (shard, grp);
 END \$\$;
+-- A shard goes, as when it is split.  Its table stays for a while.
+CREATE FUNCTION remove_shard(shard bigint) RETURNS void LANGUAGE plpgsql AS \$\$
+BEGIN
+	DELETE FROM pg_catalog.pg_dist_placement p WHERE p.shardid = shard;
+	DELETE FROM pg_catalog.pg_dist_shard s WHERE s.shardid = shard;
+END \$\$;
 -- A move, or its end: waits for writers as Citus does.  Returns how many rows it would copy.
 CREATE FUNCTION move_shard(shard bigint, grp integer) RETURNS bigint LANGUAGE plpgsql AS \$\$
 DECLARE

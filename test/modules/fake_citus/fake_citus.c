@@ -71,7 +71,12 @@ get_shard_id_for_distribution_column(PG_FUNCTION_ARGS)
 		2, types, values));
 }
 
-/* lock_shard_metadata(integer, bigint[]) RETURNS void; as in Citus, only for the table's owner */
+/*
+ * lock_shard_metadata(integer, bigint[]) RETURNS void
+ *
+ * As in Citus: only for the table's owner; the number of the lock is the place of the shard among
+ * those of its table; and an internal error if there is no such shard.
+ */
 Datum
 lock_shard_metadata(PG_FUNCTION_ARGS)
 {
@@ -87,17 +92,22 @@ lock_shard_metadata(PG_FUNCTION_ARGS)
 			(Oid) run_query("SELECT s.logicalrelid::oid::bigint FROM pg_catalog.pg_dist_shard s"
 							" WHERE s.shardid = $1",
 							1, types, &shards[i]);
-		int64 shard = DatumGetInt64(shards[i]);
+		int64 place = run_query("SELECT count(*) FROM pg_catalog.pg_dist_shard s"
+								" JOIN pg_catalog.pg_dist_shard o USING (logicalrelid)"
+								" WHERE s.shardid = $1 AND o.shardid < s.shardid",
+								1, types, &shards[i]);
 		LOCKTAG tag;
 
+		if (!OidIsValid(table))
+			elog(ERROR, "could not find valid entry for shard " INT64_FORMAT,
+				 DatumGetInt64(shards[i]));
 #if PG_VERSION_NUM >= 160000
-		if (OidIsValid(table) && !object_ownercheck(RelationRelationId, table, GetUserId()))
+		if (!object_ownercheck(RelationRelationId, table, GetUserId()))
 #else
-		if (OidIsValid(table) && !pg_class_ownercheck(table, GetUserId()))
+		if (!pg_class_ownercheck(table, GetUserId()))
 #endif
 			aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(table));
-		SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (shard >> 32), (uint32) shard,
-							 SHARD_METADATA);
+		SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, table, (uint32) place, SHARD_METADATA);
 		(void) LockAcquire(&tag, PG_GETARG_INT32(0), false, false);
 	}
 	PG_RETURN_VOID();
