@@ -118,18 +118,19 @@ my $pid = $purger->query_safe('SELECT pg_backend_pid()');
 # the table is taken away from it in between
 my $locker = $node->background_psql('postgres');
 
-# within one statement: a look by another client could come after the purge has ended
-sub lock_once_fewer_than
+# within one statement, which begins before the purge: a look by another client could come after the purge has ended
+sub purge_and_lock_once_fewer_than
 {
 	my ($rows) = @_;
 
-	$locker->query_safe("BEGIN; DO \$\$ BEGIN WHILE (SELECT count(*) FROM idem_keys) >= $rows LOOP NULL; END LOOP; LOCK TABLE idem_keys; END \$\$");
+	$locker->query_until(qr/looking/,
+		"\\echo looking\nBEGIN; DO \$\$ BEGIN WHILE (SELECT count(*) FROM idem_keys) >= $rows LOOP NULL; END LOOP; LOCK TABLE idem_keys; END \$\$;\n");
+	$purger->query_until(qr/started/, "\\echo started\nCALL idem_purge(3);\n");
+	$node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid")
+	  or die 'the purge does not wait';
 }
 
-$purger->query_until(qr/started/, "\\echo started\nCALL idem_purge(3);\n");
-lock_once_fewer_than(100000);
-$node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid")
-  or die 'the purge does not wait';
+purge_and_lock_once_fewer_than(100000);
 my $before = $locker->query_safe('SELECT count(*) FROM idem_keys');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
 $locker->query_safe('COMMIT');
@@ -143,8 +144,7 @@ is((100000 - $before) % 3, 0, 'whole batches');
 #
 # Progress, every few seconds
 #
-$purger->query_until(qr/again/, "\\echo again\nCALL idem_purge(3);\n");
-lock_once_fewer_than($before);
+purge_and_lock_once_fewer_than($before);
 $node->poll_query_until('postgres', "SELECT clock_timestamp() - query_start > interval '5.2 s' FROM pg_stat_activity WHERE pid = $pid") or die;
 $locker->query_safe('COMMIT');
 $purger->query('SELECT 1');

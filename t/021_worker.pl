@@ -64,8 +64,10 @@ $node->safe_psql('postgres', 'CALL fill(100000)');
 ok( $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'idempotency purge worker' AND datname = 'postgres' AND query = 'idempotency: purging expired rows'"),
 	'a worker has its own name');
 is_purged('postgres', 'a lot is purged');
-# more than one worker can do, and the next is not due for long
+# more than one worker can do, and the next is not due for long; without the empty pages of before, since a worker
+# that has removed fewer rows than it has read pages leaves the rest to that one
 configure("idempotency.purge_batch_size = 1\n");
+$node->safe_psql('postgres', 'VACUUM FULL idem_keys');
 $node->safe_psql('postgres', 'CALL fill(100000)');
 $node->poll_query_until('postgres', 'SELECT count(*) < 100000 FROM idem_keys WHERE expires_at <= now()') or die;
 configure("idempotency.purge_interval = '1 h'\n");
