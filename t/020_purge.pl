@@ -123,9 +123,8 @@ sub purge_and_lock_once_fewer_than
 {
 	my ($rows) = @_;
 
-	$locker->query_until(qr/looking/,
-		"\\echo looking\nBEGIN; DO \$\$ BEGIN WHILE (SELECT count(*) FROM idem_keys) >= $rows LOOP NULL; END LOOP; LOCK TABLE idem_keys; END \$\$;\n");
-	$purger->query_until(qr/started/, "\\echo started\nCALL idem_purge(3);\n");
+	waiting($locker, "BEGIN; DO \$\$ BEGIN WHILE (SELECT count(*) FROM idem_keys) >= $rows LOOP NULL; END LOOP; LOCK TABLE idem_keys; END \$\$");
+	waiting($purger, 'CALL idem_purge(3)');
 	$node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid")
 	  or die 'the purge does not wait';
 }

@@ -70,6 +70,14 @@ $node->safe_psql('later', 'CREATE EXTENSION idempotency');
 	$session->quit;
 }
 
+# Until one session of the database waits for a table.
+sub wait_for_table
+{
+	my ($db) = @_;
+
+	return $node->poll_query_until($db, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted");
+}
+
 # Citus goes while a claim waits for one of its catalogs.
 for my $table (qw(pg_dist_local_group pg_dist_partition))
 {
@@ -78,7 +86,7 @@ for my $table (qw(pg_dist_local_group pg_dist_partition))
 
 	$dropper->query_safe("SET allow_system_table_mods = on; BEGIN; DROP TABLE $table");
 	waiting($claimer, "SELECT idem_claim('a')");
-	ok($node->poll_query_until($leaving, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted"), "a claim waits for $table");
+	ok(wait_for_table($leaving), "a claim waits for $table");
 	$dropper->query_safe('COMMIT');
 	is($claimer->query("SELECT 'end'") . $claimer->{stderr}, "t\nend", 'which is dropped: the claim goes on without it');
 	$_->quit for $claimer, $dropper;
@@ -233,13 +241,12 @@ $node->safe_psql($db, "SELECT remove_shard(1000); $stay; DELETE FROM fake_tenant
 session_says("SELECT count(*) FROM orders WHERE item = 'shifted'", '0', 'its work is undone');
 
 # LOCK TABLE keeps claims out while Citus makes the table anew, with other shards.
-sub wait_for_table { return $node->poll_query_until($db, "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND NOT granted") }
 $one->query_safe("BEGIN; SELECT idem_claim_for(7, 'locked')");
 waiting($two, "BEGIN; LOCK TABLE idem_tenant_keys IN EXCLUSIVE MODE");
-ok(wait_for_table(), 'LOCK TABLE waits for claims');
+ok(wait_for_table($db), 'LOCK TABLE waits for claims');
 $one->query_safe('ROLLBACK');
 waiting($one, "SELECT idem_claim_for(7, 'locked')");
-ok(wait_for_table(), 'and claims for it');
+ok(wait_for_table($db), 'and claims for it');
 $two->query_safe("SELECT add_shard(1004, 0), remove_shard(1001); INSERT INTO fake_tenants VALUES ('7', 1004); COMMIT");
 is($one->query_safe("SELECT 'end'"), "t\nend", 'which then find the other shard');
 session_says('SELECT count(*) FROM idem_tenant_keys_1001; SELECT count(*) FROM idem_tenant_keys_1004', '0 1', 'and write to it');
